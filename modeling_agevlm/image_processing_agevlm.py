@@ -1,0 +1,196 @@
+# Copyright 2026 The AGE-VLM authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Image processor of AGE-VLM: pictures to pixel values, and masks to the visual tokens' grid through the same geometry."""
+
+import math
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+import torch
+
+from transformers.image_processing_backends import TorchvisionBackend
+from transformers.image_processing_utils import BatchFeature
+from transformers.image_transforms import group_images_by_shape, reorder_images
+from transformers.image_utils import (
+    OPENAI_CLIP_MEAN,
+    OPENAI_CLIP_STD,
+    ImageInput,
+    PILImageResampling,
+    SizeDict,
+    make_nested_list_of_images,
+)
+from transformers.processing_utils import ImagesKwargs, Unpack
+from transformers.utils import TensorType, auto_docstring
+
+
+class AgeVlmImageProcessorKwargs(ImagesKwargs, total=False):
+    r"""
+    patch_size (`int`, *optional*, defaults to `self.patch_size`):
+        Side in pixels of the square that one visual token stands for.
+    """
+
+    patch_size: int
+
+
+@auto_docstring
+class AgeVlmImageProcessor(TorchvisionBackend):
+    r"""
+    Brings every picture to `size`. By default a picture is stretched to it, so that there is no padding for the
+    attention to fall on (appendix D of the paper); `do_pad` keeps the aspect ratio and pads evenly on both sides,
+    `do_center_crop` keeps it and cuts the longer side.
+    """
+
+    _auto_class = "AutoImageProcessor"
+    valid_kwargs = AgeVlmImageProcessorKwargs
+    model_input_names = ["pixel_values", "pixel_attention_mask"]
+
+    do_convert_rgb = True
+    do_resize = True
+    size = {"height": 768, "width": 768}
+    default_to_square = True
+    resample = PILImageResampling.BICUBIC
+    do_pad = False
+    do_center_crop = False
+    do_rescale = True
+    rescale_factor = 1 / 255
+    do_normalize = True
+    image_mean = OPENAI_CLIP_MEAN
+    image_std = OPENAI_CLIP_STD
+    patch_size = 32
+
+    def __init__(self, **kwargs: Unpack[AgeVlmImageProcessorKwargs]) -> None:
+        super().__init__(**kwargs)
+
+    def _validate_preprocess_kwargs(self, **kwargs) -> None:
+        size, patch_size = kwargs["size"], kwargs["patch_size"]
+        if not size.height or not size.width or size.height % patch_size or size.width % patch_size:
+            raise ValueError(
+                f"`size` needs a height and a width that are multiples of `patch_size` ({patch_size}), but is {size}."
+            )
+        if kwargs["do_pad"] and kwargs["do_center_crop"]:
+            raise ValueError(
+                "`do_pad` and `do_center_crop` exclude each other: a picture is padded or cropped, not both."
+            )
+        if not kwargs["do_resize"]:
+            raise ValueError("`do_resize=False` is not supported: all pictures of a batch share one size.")
+
+    def _prepare_images_structure(self, images: ImageInput, expected_ndims: int = 3) -> list[list[ImageInput]]:
+        return make_nested_list_of_images(self.fetch_images(images), expected_ndims=expected_ndims)
+
+    def process_image(self, image: ImageInput, **kwargs) -> torch.Tensor:
+        if isinstance(image, PIL.Image.Image):
+            image = PIL.ImageOps.exif_transpose(image)
+        return super().process_image(image, **kwargs)
+
+    @staticmethod
+    def placement(
+        height: int, width: int, size: SizeDict, do_pad: bool, do_center_crop: bool
+    ) -> tuple[int, int, int, int]:
+        """
+        Where a picture of `height` x `width` pixels lies on the canvas of `size`, in canvas pixels:
+        `(resized_height, resized_width, top, left)`. The offsets are positive under padding, negative under cropping.
+        """
+        if not (do_pad or do_center_crop):
+            return size.height, size.width, 0, 0
+        scales = (size.height / height, size.width / width)
+        scale = min(scales) if do_pad else max(scales)
+        resized_height, resized_width = max(1, round(height * scale)), max(1, round(width * scale))
+        return (
+            resized_height,
+            resized_width,
+            (size.height - resized_height) // 2,
+            (size.width - resized_width) // 2,
+        )
+
+    def _preprocess(
+        self,
+        images: list[list[torch.Tensor]],
+        size: SizeDict,
+        resample: "PILImageResampling | int | None",
+        do_pad: bool,
+        do_center_crop: bool,
+        do_rescale: bool,
+        rescale_factor: float,
+        do_normalize: bool,
+        image_mean: float | list[float] | None,
+        image_std: float | list[float] | None,
+        disable_grouping: bool | None,
+        return_tensors: str | TensorType | None,
+        **kwargs,
+    ) -> BatchFeature:
+        flat_images = [image for row in images for image in row]
+        grouped_images, index = group_images_by_shape(flat_images, disable_grouping=disable_grouping)
+        canvases, masks = {}, {}
+        for shape, stack in grouped_images.items():
+            height, width, top, left = self.placement(*stack.shape[-2:], size, do_pad, do_center_crop)
+            stack = self.resize(stack, SizeDict(height=height, width=width), resample=resample)
+            stack = self.rescale_and_normalize(stack, do_rescale, rescale_factor, do_normalize, image_mean, image_std)
+            # Padding comes after the normalization: a padded pixel has the mean color.
+            source = (slice(max(0, -top), size.height - top), slice(max(0, -left), size.width - left))
+            target = (slice(max(0, top), top + height), slice(max(0, left), left + width))
+            canvases[shape] = stack.new_zeros((*stack.shape[:2], size.height, size.width))
+            canvases[shape][..., target[0], target[1]] = stack[..., source[0], source[1]]
+            masks[shape] = torch.zeros((stack.shape[0], size.height, size.width), dtype=torch.long)
+            masks[shape][..., target[0], target[1]] = 1
+
+        data = {"pixel_values": self._fill_rows(reorder_images(canvases, index), images)}
+        if do_pad:
+            data["pixel_attention_mask"] = self._fill_rows(reorder_images(masks, index), images)
+        return BatchFeature(data=data, tensor_type=return_tensors)
+
+    @staticmethod
+    def _fill_rows(flat: list[torch.Tensor], images: list[list[torch.Tensor]]) -> torch.Tensor:
+        """Per-image tensors into one `(batch_size, num_images, ...)`; rows with fewer images end in zeros."""
+        rows = flat[0].new_zeros((len(images), max(len(row) for row in images), *flat[0].shape))
+        position = 0
+        for row, row_images in zip(rows, images, strict=True):
+            for n in range(len(row_images)):
+                row[n] = flat[position]
+                position += 1
+        return rows
+
+    def mask_coverage(self, mask: np.ndarray) -> torch.Tensor:
+        """
+        The share of every visual token's cell that a mask covers, after the geometry that the picture goes through.
+
+        Args:
+            mask (`np.ndarray` of shape `(height, width)`):
+                Boolean mask in the pixels of the picture as it is shown (after its EXIF rotation).
+
+        Returns:
+            `torch.FloatTensor` of shape `(h, w)` in [0, 1], computed exactly from the areas: greater than 0 as soon as
+            any part of a pixel of the mask lies in the cell.
+        """
+        size, do_pad, do_center_crop = self.size, self.do_pad, self.do_center_crop
+        resized_height, resized_width, top, left = self.placement(*mask.shape, size, do_pad, do_center_crop)
+        integral = np.pad(np.cumsum(np.cumsum(mask, axis=0, dtype=np.float64), axis=1), ((1, 0), (1, 0)))
+        scales = (resized_height / mask.shape[0], resized_width / mask.shape[1])
+        for axis, (canvas, offset) in enumerate(((size.height, top), (size.width, left))):
+            edges = (np.arange(0, canvas + 1, self.patch_size) - offset) / scales[axis]
+            integral = self._sample(integral, edges.clip(0, mask.shape[axis]), axis)
+        area = np.diff(np.diff(integral, axis=0), axis=1)  # pixels of the mask in each cell
+        coverage = area * math.prod(scales) / self.patch_size**2
+        coverage[area < 1e-6] = 0  # the sums above are exact to about 1e-9 pixels
+        return torch.from_numpy(coverage.clip(0, 1)).float()
+
+    @staticmethod
+    def _sample(integral: np.ndarray, edges: np.ndarray, axis: int) -> np.ndarray:
+        """`integral` at fractional positions `edges` of `axis`; it is linear between pixel edges, so this is exact."""
+        low = np.minimum(edges.astype(np.int64), integral.shape[axis] - 2)
+        weight = np.expand_dims(edges - low, 1 - axis)
+        return integral.take(low, axis) * (1 - weight) + integral.take(low + 1, axis) * weight
+
+
+__all__ = ["AgeVlmImageProcessor"]

@@ -1,0 +1,860 @@
+# Copyright 2026 The AGE-VLM authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""AGE-VLM: a LLaMA whose interleaved cross-attention layers read the feature map of a ConvNeXt.
+
+Paper: Attention Guided Alignment in Efficient Vision-Language Models, https://huggingface.co/papers/2511.17793
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
+from transformers.generation import GenerationMixin
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel, slice_logits_to_keep
+from transformers.models.llama.modeling_llama import (
+    LlamaAttention,
+    LlamaDecoderLayer,
+    LlamaRMSNorm,
+    LlamaRotaryEmbedding,
+    eager_attention_forward,
+    repeat_kv,
+)
+from transformers.processing_utils import Unpack
+from transformers.utils import (
+    TransformersKwargs,
+    auto_docstring,
+    can_return_tuple,
+    is_timm_available,
+    is_torchdynamo_compiling,
+    logging,
+    requires_backends,
+)
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .configuration_agevlm import AgeVlmConfig, AgeVlmTextConfig, AgeVlmVisionConfig
+
+
+if is_timm_available():
+    import timm
+
+
+logger = logging.get_logger(__name__)
+
+# timm's ConvNeXt draws its layer scale at this value; a checkpoint without vision weights has to get it as well.
+LAYER_SCALE_INIT = 1e-6
+
+
+@auto_docstring(custom_intro="Output of the text stack and of the whole model without its language modeling head.")
+@dataclass
+class AgeVlmModelOutputWithPast(BaseModelOutputWithPast):
+    r"""
+    image_hidden_states (`torch.FloatTensor` of shape `(batch_size, num_images, num_image_tokens, hidden_size)`, *optional*):
+        The projected visual tokens of this call's images; zero where a row has fewer images.
+    grounding_maps (`tuple(torch.FloatTensor)`, *optional*, returned when `query_masks` is passed):
+        One tensor of shape `(batch_size, num_regions, num_images * num_image_tokens)` per cross-attention layer, in
+        float32: the layer's attention averaged over its heads and over the tokens of each query. Each map sums to 1,
+        or is 0 throughout for a query without a token that sees an image.
+    """
+
+    cross_attentions: tuple[torch.FloatTensor, ...] | None = None
+    image_hidden_states: torch.FloatTensor | None = None
+    grounding_maps: tuple[torch.FloatTensor, ...] | None = None
+
+
+@auto_docstring(custom_intro="Output of the model with its language modeling head.")
+@dataclass
+class AgeVlmCausalLMOutputWithPast(CausalLMOutputWithPast):
+    r"""
+    loss (`torch.FloatTensor` of shape `(1,)`, *optional*, returned when `labels` is provided):
+        Language modeling loss (for next-token prediction), in nats per token.
+    logits (`torch.FloatTensor` of shape `(batch_size, sequence_length, vocab_size)`):
+        Prediction scores of the language modeling head (before the softmax).
+    image_hidden_states (`torch.FloatTensor` of shape `(batch_size, num_images, num_image_tokens, hidden_size)`, *optional*):
+        The projected visual tokens of this call's images; zero where a row has fewer images.
+    grounding_maps (`tuple(torch.FloatTensor)`, *optional*, returned when `query_masks` is passed):
+        One map per cross-attention layer, see [`AgeVlmModelOutputWithPast`].
+    """
+
+    cross_attentions: tuple[torch.FloatTensor, ...] | None = None
+    image_hidden_states: torch.FloatTensor | None = None
+    grounding_maps: tuple[torch.FloatTensor, ...] | None = None
+
+
+class AgeVlmCrossAttentionCacheLayer(CacheLayerMixin):
+    """
+    Visual keys and values of one cross-attention layer, and which of them a row sees.
+
+    It grows with the images, never with the text: cropping the text (assisted decoding) leaves it alone. `visible`
+    of shape `(batch_size, num_image_tokens)` is False for the padding of rows with fewer images and for padded cells;
+    whatever is cached stands before the next token, so that token sees all that is visible.
+    """
+
+    is_compileable = True
+    is_croppable = True
+    is_sliding = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.visible: torch.Tensor | None = None
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.is_initialized = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, visible: torch.Tensor, *args, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.get_seq_length() == 0:
+            self.lazy_initialization(key_states, value_states)
+            self.keys, self.values, self.visible = key_states, value_states, visible
+        else:
+            self.keys = torch.cat([self.keys, key_states], dim=-2)
+            self.values = torch.cat([self.values, value_states], dim=-2)
+            self.visible = torch.cat([self.visible, visible], dim=-1)
+        return self.keys, self.values
+
+    def get_seq_length(self) -> int:
+        return self.keys.shape[-2] if self.is_initialized else 0
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.get_seq_length(), 0
+
+    def get_max_length(self) -> int:
+        return -1
+
+    def crop(self, tokens_to_remove: int) -> None:
+        pass
+
+    def reset(self) -> None:
+        self.keys = self.values = self.visible = None
+        self.is_initialized = False
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        self.batch_select_indices(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        if self.is_initialized:
+            self.keys = self.keys.repeat_interleave(repeats, dim=0)
+            self.values = self.values.repeat_interleave(repeats, dim=0)
+            self.visible = self.visible.repeat_interleave(repeats, dim=0)
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        if self.is_initialized:
+            self.keys = self.keys[indices.to(self.keys.device)]
+            self.values = self.values[indices.to(self.values.device)]
+            self.visible = self.visible[indices.to(self.visible.device)]
+
+
+def cross_attention_cache_layer(past_key_values: Cache, layer_idx: int) -> AgeVlmCrossAttentionCacheLayer:
+    """The cache layer of cross-attention layer `layer_idx`, put into the cache's place for it on first use."""
+    layers = past_key_values.layers
+    while len(layers) <= layer_idx:  # a `DynamicCache()` that was made without a config grows layer by layer
+        layers.append(past_key_values.layer_class_to_replicate())
+    if not isinstance(layers[layer_idx], AgeVlmCrossAttentionCacheLayer):
+        layers[layer_idx] = AgeVlmCrossAttentionCacheLayer()
+    return layers[layer_idx]
+
+
+def sincos_position_code(height: int, width: int, dim: int, device: torch.device) -> torch.Tensor:
+    """2-D sine-cosine code of shape `(height * width, dim)`: one half of the channels for rows, one for columns."""
+    frequencies = 10000.0 ** -(torch.arange(dim // 4, device=device, dtype=torch.float32) / (dim // 4))
+    rows, columns = torch.meshgrid(
+        torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij"
+    )
+    angles = [axis.reshape(-1, 1) * frequencies for axis in (rows, columns)]  # 2 x (height * width, dim / 4)
+    return torch.cat([f(angle) for angle in angles for f in (torch.sin, torch.cos)], dim=-1)
+
+
+class AgeVlmMultiModalProjector(nn.Module):
+    """The paper's adapter: two linear layers from the feature map's channels to the LLM's hidden size."""
+
+    def __init__(self, config: AgeVlmConfig) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(config.vision_config.hidden_size, config.text_config.hidden_size)
+        self.act = ACT2FN[config.projector_hidden_act]
+        self.linear_2 = nn.Linear(config.text_config.hidden_size, config.text_config.hidden_size)
+
+    def forward(self, image_features: torch.Tensor) -> torch.Tensor:
+        return self.linear_2(self.act(self.linear_1(image_features)))
+
+
+class AgeVlmCrossAttention(nn.Module):
+    """Attention of text tokens to visual tokens (Eq. 2), with grouped key/value heads and normalized queries and keys."""
+
+    def __init__(self, config: AgeVlmTextConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.head_dim = config.head_dim
+        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
+        self.scaling = self.head_dim**-0.5
+        self.attention_dropout = config.attention_dropout
+        self.is_causal = False  # without it SDPA would mask the visual tokens causally
+
+        self.q_proj = nn.Linear(config.hidden_size, config.num_attention_heads * self.head_dim, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, config.num_key_value_heads * self.head_dim, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, config.num_key_value_heads * self.head_dim, bias=False)
+        self.o_proj = nn.Linear(config.num_attention_heads * self.head_dim, config.hidden_size, bias=False)
+        self.q_norm = LlamaRMSNorm(self.head_dim, eps=config.rms_norm_eps)
+        self.k_norm = LlamaRMSNorm(self.head_dim, eps=config.rms_norm_eps)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        cross_attention_states: torch.Tensor | None,
+        cross_attention_positions: torch.Tensor | None,
+        cross_attention_mask: torch.Tensor,
+        visible: torch.Tensor | None,
+        query_weights: torch.Tensor | None,
+        past_key_values: Cache | None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        hidden_shape = (*hidden_states.shape[:-1], -1, self.head_dim)
+        query_states = self.q_norm(self.q_proj(hidden_states).view(hidden_shape).transpose(1, 2))
+        key_states, value_states = self.project_visual_tokens(
+            cross_attention_states, cross_attention_positions, visible, past_key_values
+        )
+
+        # Flash attention takes a 2-D text mask and would cut the visual keys to the text's length: eager or SDPA.
+        implementation = "eager" if self.config._attn_implementation == "eager" else "sdpa"
+        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+        mask = cross_attention_mask
+        if implementation == "eager":
+            hidden = torch.finfo(query_states.dtype).min
+            mask = torch.zeros_like(mask, dtype=query_states.dtype).masked_fill(~mask, hidden)
+        attn_output, attn_weights = attention_interface(
+            self,
+            query_states,
+            key_states,
+            value_states,
+            mask,
+            dropout=self.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            is_causal=False,
+        )
+        attn_output = self.o_proj(attn_output.reshape(*hidden_states.shape[:-1], -1))
+
+        grounding_map = None
+        if query_weights is not None:
+            grounding_map = self.grounding_map(query_states, key_states, cross_attention_mask, query_weights)
+        return attn_output, attn_weights, grounding_map
+
+    def project_visual_tokens(
+        self,
+        cross_attention_states: torch.Tensor | None,
+        cross_attention_positions: torch.Tensor | None,
+        visible: torch.Tensor | None,
+        past_key_values: Cache | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values, each `(batch_size, num_key_value_heads, num_image_tokens, head_dim)`, cached ones first."""
+        if cross_attention_states is None:
+            cache_layer = cross_attention_cache_layer(past_key_values, self.layer_idx)
+            return cache_layer.keys, cache_layer.values
+        hidden_shape = (*cross_attention_states.shape[:-1], -1, self.head_dim)
+        key_input = cross_attention_states
+        if cross_attention_positions is not None:
+            key_input = key_input + cross_attention_positions
+        key_states = self.k_norm(self.k_proj(key_input).view(hidden_shape).transpose(1, 2))
+        value_states = self.v_proj(cross_attention_states).view(hidden_shape).transpose(1, 2)
+        if past_key_values is None:
+            return key_states, value_states
+        return cross_attention_cache_layer(past_key_values, self.layer_idx).update(key_states, value_states, visible)
+
+    def grounding_map(
+        self,
+        query_states: torch.Tensor,
+        key_states: torch.Tensor,
+        cross_attention_mask: torch.Tensor,
+        query_weights: torch.Tensor,
+    ) -> torch.Tensor:
+        """
+        The softmax of `forward` averaged over heads and over each query's tokens, in float32 and differentiable,
+        whichever backend computes `forward`. Shape `(batch_size, num_regions, num_image_tokens)`.
+        """
+        key_states = repeat_kv(key_states, self.num_key_value_groups)
+        scores = torch.matmul(query_states, key_states.transpose(2, 3)).float() * self.scaling
+        scores = scores.masked_fill(~cross_attention_mask, torch.finfo(scores.dtype).min)
+        weights = scores.softmax(dim=-1).mean(dim=1)  # (batch_size, sequence_length, num_image_tokens)
+        return torch.matmul(query_weights, weights)
+
+
+class AgeVlmCrossAttentionMLP(nn.Module):
+    """LLaMA's gated MLP at the width of the cross-attention layers."""
+
+    def __init__(self, config: AgeVlmTextConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.cross_attention_intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.cross_attention_intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.cross_attention_intermediate_size, config.hidden_size, bias=False)
+        self.act_fn = ACT2FN[config.hidden_act]
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(self.act_fn(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
+
+
+class AgeVlmCrossAttentionDecoderLayer(GradientCheckpointingLayer):
+    """
+    Cross-attention and an MLP, each with a pre-norm and a residual (Eq. 2).
+
+    Both output projections start at zero, so that at initialization the model is its LLM. A token that sees no image
+    leaves the layer exactly as it entered it.
+    """
+
+    def __init__(self, config: AgeVlmTextConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.cross_attn = AgeVlmCrossAttention(config, layer_idx)
+        self.post_attention_layernorm = None
+        self.mlp = None
+        if config.cross_attention_intermediate_size > 0:
+            self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+            self.mlp = AgeVlmCrossAttentionMLP(config)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        sees_image: torch.Tensor,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        attn_output, _, grounding_map = self.cross_attn(self.input_layernorm(hidden_states), **kwargs)
+        hidden_states = torch.where(sees_image, hidden_states + attn_output, hidden_states)
+        if self.mlp is not None:
+            mlp_output = self.mlp(self.post_attention_layernorm(hidden_states))
+            hidden_states = torch.where(sees_image, hidden_states + mlp_output, hidden_states)
+        return hidden_states, grounding_map
+
+
+@auto_docstring
+class AgeVlmPreTrainedModel(PreTrainedModel):
+    config: AgeVlmConfig
+    base_model_prefix = "model"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["LlamaDecoderLayer", "AgeVlmCrossAttentionDecoderLayer", "AgeVlmVisionModel"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_sdpa = True
+    _supports_flash_attn = True  # of the self-attention; cross-attention stays on SDPA then
+    _can_compile_fullgraph = True
+    _supports_attention_backend = False
+    _can_record_outputs = {
+        "hidden_states": [LlamaDecoderLayer, AgeVlmCrossAttentionDecoderLayer],
+        "attentions": LlamaAttention,
+        "cross_attentions": OutputRecorder(AgeVlmCrossAttention, index=1),
+    }
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, AgeVlmCrossAttention):
+            init.zeros_(module.o_proj.weight)
+        elif isinstance(module, AgeVlmCrossAttentionMLP):
+            init.zeros_(module.down_proj.weight)
+        elif isinstance(getattr(module, "gamma", None), nn.Parameter):  # timm's ConvNeXtBlock
+            init.constant_(module.gamma, LAYER_SCALE_INIT)
+
+    def _set_gradient_checkpointing(self, enable: bool = True, *args, **kwargs) -> None:
+        super()._set_gradient_checkpointing(enable, *args, **kwargs)
+        for module in self.modules():
+            if isinstance(module, AgeVlmVisionModel):
+                module.timm_model.set_grad_checkpointing(enable)  # timm's stages do it themselves
+
+
+@auto_docstring(custom_intro="The vision tower: a timm ConvNeXt without its head.")
+class AgeVlmVisionModel(AgeVlmPreTrainedModel):
+    config: AgeVlmVisionConfig
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    _can_record_outputs = {}
+
+    def __init__(self, config: AgeVlmVisionConfig) -> None:
+        requires_backends(self, ["timm"])
+        super().__init__(config)
+        self.timm_model = timm.create_model(
+            config.architecture,
+            pretrained=False,
+            num_classes=0,
+            in_chans=config.num_channels,
+            **config.model_args or {},
+        )
+        self.timm_model.head = nn.Identity()
+        stride = self.timm_model.feature_info[-1]["reduction"]
+        if (self.timm_model.num_features, stride) != (config.hidden_size, config.patch_size):
+            raise ValueError(
+                f"The last stage of timm's `{config.architecture}` has {self.timm_model.num_features} channels at "
+                f"stride {stride}, but `vision_config` says hidden_size={config.hidden_size} and "
+                f"patch_size={config.patch_size}. Set both to what the architecture has."
+            )
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.timm_model.stem
+
+    @property
+    def stages(self) -> nn.ModuleList:
+        """The four stages of the ConvNeXt; the last one is what the paper calls its final block."""
+        return self.timm_model.stages
+
+    @merge_with_config_defaults
+    @capture_outputs
+    @auto_docstring
+    def forward(
+        self, pixel_values: torch.FloatTensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> BaseModelOutputWithPooling:
+        r"""
+        pixel_values (`torch.FloatTensor` of shape `(num_images, num_channels, height, width)`):
+            Normalized images.
+
+        Returns:
+            `last_hidden_state` of shape `(num_images, num_image_tokens, hidden_size)`: the last stage's feature map,
+            row by row.
+        """
+        # ConvNeXt normalizes over channels: with channels last it never has to copy (4 times as fast on a CPU).
+        pixel_values = pixel_values.to(self.dtype).contiguous(memory_format=torch.channels_last)
+        feature_map = self.timm_model.forward_features(pixel_values)  # (num_images, hidden_size, h, w)
+        return BaseModelOutputWithPooling(last_hidden_state=feature_map.flatten(2).transpose(1, 2))
+
+
+@auto_docstring(custom_intro="The text stack: LLaMA's decoder layers with cross-attention layers in between.")
+class AgeVlmTextModel(AgeVlmPreTrainedModel):
+    config: AgeVlmTextConfig
+    input_modalities = ("text",)
+
+    def __init__(self, config: AgeVlmTextConfig) -> None:
+        super().__init__(config)
+        self.padding_idx = config.pad_token_id
+        self.vocab_size = config.vocab_size
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
+        self.layers = nn.ModuleList(
+            [
+                (AgeVlmCrossAttentionDecoderLayer if idx in config.cross_attention_layers else LlamaDecoderLayer)(
+                    config, idx
+                )
+                for idx in range(config.num_hidden_layers)
+            ]
+        )
+        self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.rotary_emb = LlamaRotaryEmbedding(config=config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    @auto_docstring
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        cross_attention_states: torch.FloatTensor | None = None,
+        cross_attention_positions: torch.FloatTensor | None = None,
+        cross_attention_mask: torch.BoolTensor | None = None,
+        visible: torch.BoolTensor | None = None,
+        query_masks: torch.BoolTensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> AgeVlmModelOutputWithPast:
+        r"""
+        cross_attention_states (`torch.FloatTensor` of shape `(batch_size, num_image_tokens, hidden_size)`, *optional*):
+            Projected visual tokens of the images that come with this call, all images of a row one after another.
+        cross_attention_positions (`torch.FloatTensor` of shape `(num_image_tokens, hidden_size)`, *optional*):
+            Position code added to what the keys are made from.
+        cross_attention_mask (`torch.BoolTensor` of shape `(batch_size, sequence_length, num_image_tokens)`, *optional*):
+            True where a text token of this call sees a visual token of this call.
+        visible (`torch.BoolTensor` of shape `(batch_size, num_image_tokens)`, *optional*):
+            True for the visual tokens of this call that every later token sees; kept in the cache.
+        query_masks (`torch.BoolTensor` of shape `(batch_size, num_regions, sequence_length)`, *optional*):
+            True for the tokens whose attention `grounding_maps` averages, one query per region.
+        """
+        if (input_ids is None) ^ (inputs_embeds is not None):
+            raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
+
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        if position_ids is None:
+            past_seen_tokens = past_key_values.get_seq_length() if past_key_values is not None else 0
+            position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + past_seen_tokens
+            position_ids = position_ids.unsqueeze(0)
+        causal_mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
+        )
+        position_embeddings = self.rotary_emb(inputs_embeds, position_ids=position_ids)
+        cross_attention_kwargs = self.prepare_cross_attention(
+            inputs_embeds.shape[1], past_key_values, cross_attention_mask, query_masks
+        )
+
+        hidden_states = inputs_embeds
+        grounding_maps = []
+        for idx, decoder_layer in enumerate(self.layers):
+            if idx not in self.config.cross_attention_layers:
+                hidden_states = decoder_layer(
+                    hidden_states,
+                    attention_mask=causal_mask,
+                    position_embeddings=position_embeddings,
+                    position_ids=position_ids,
+                    past_key_values=past_key_values,
+                    use_cache=use_cache,
+                    **kwargs,
+                )
+            elif cross_attention_kwargs is not None:
+                hidden_states, grounding_map = decoder_layer(
+                    hidden_states,
+                    cross_attention_states=cross_attention_states,
+                    cross_attention_positions=cross_attention_positions,
+                    visible=visible,
+                    past_key_values=past_key_values,
+                    **cross_attention_kwargs,
+                    **kwargs,
+                )
+                grounding_maps.append(grounding_map)
+
+        return AgeVlmModelOutputWithPast(
+            last_hidden_state=self.norm(hidden_states),
+            past_key_values=past_key_values,
+            grounding_maps=tuple(grounding_maps) if query_masks is not None else None,
+        )
+
+    def prepare_cross_attention(
+        self,
+        sequence_length: int,
+        past_key_values: Cache | None,
+        cross_attention_mask: torch.Tensor | None,
+        query_masks: torch.Tensor | None,
+    ) -> dict[str, torch.Tensor | None] | None:
+        """
+        What all cross-attention layers share, or None when there is no image, neither in this call nor in the cache:
+        `cross_attention_mask` of shape `(batch_size, 1, sequence_length, num_image_tokens)` over the cached and the
+        new visual tokens, `sees_image` `(batch_size, sequence_length, 1)` and the normalized `query_weights`.
+        """
+        masks = []
+        if past_key_values is not None and self.config.cross_attention_layers:
+            cache_layer = cross_attention_cache_layer(past_key_values, self.config.cross_attention_layers[0])
+            if cache_layer.is_initialized:
+                masks.append(cache_layer.visible.unsqueeze(1).expand(-1, sequence_length, -1))
+        if cross_attention_mask is not None:
+            masks.append(cross_attention_mask)
+        if not masks:
+            if query_masks is not None:
+                raise ValueError(
+                    "`query_masks` asks for grounding maps, but no row of the batch has an image. Leave `query_masks` "
+                    "out of batches without images."
+                )
+            return None
+        mask = torch.cat(masks, dim=-1)
+        sees_image = mask.any(dim=-1, keepdim=True)
+        query_weights = None
+        if query_masks is not None:
+            if query_masks.shape[-1] != sequence_length:
+                raise ValueError(
+                    f"`query_masks` marks {query_masks.shape[-1]} tokens per row, but the text has {sequence_length}."
+                )
+            query_weights = (query_masks & sees_image.transpose(1, 2)).float()
+            query_weights = query_weights / query_weights.sum(dim=-1, keepdim=True).clamp(min=1)
+        # A token that sees nothing attends to everything, which keeps the softmax finite; its output is dropped.
+        return {
+            "cross_attention_mask": (mask | ~sees_image).unsqueeze(1),
+            "sees_image": sees_image,
+            "query_weights": query_weights,
+        }
+
+
+@auto_docstring(custom_intro="AGE-VLM without its language modeling head.")
+class AgeVlmModel(AgeVlmPreTrainedModel):
+    def __init__(self, config: AgeVlmConfig) -> None:
+        super().__init__(config)
+        self.vision_tower = AgeVlmVisionModel._from_config(config.vision_config)
+        self.multi_modal_projector = AgeVlmMultiModalProjector(config)
+        self.language_model = AgeVlmTextModel._from_config(config.text_config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    @can_return_tuple
+    @auto_docstring
+    def get_image_features(
+        self, pixel_values: torch.FloatTensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> BaseModelOutputWithPooling:
+        r"""
+        pixel_values (`torch.FloatTensor` of shape `(num_images, num_channels, height, width)` or `(batch_size, num_images, num_channels, height, width)`):
+            Normalized images.
+
+        Returns:
+            The tower's output; `pooler_output` of shape `(num_images, num_image_tokens, hidden_size)` holds the
+            projected visual tokens.
+        """
+        outputs = self.vision_tower(pixel_values.flatten(0, -4), **kwargs)
+        outputs.pooler_output = self.multi_modal_projector(outputs.last_hidden_state)
+        return outputs
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        pixel_attention_mask: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        query_masks: torch.BoolTensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> AgeVlmModelOutputWithPast:
+        r"""
+        pixel_values (`torch.FloatTensor` of shape `(batch_size, num_images, num_channels, height, width)`, *optional*):
+            Normalized images; rows with fewer images are filled up at the end with anything. Image `n` of a row
+            belongs to its placeholder `n`, and the tokens at and after that placeholder see it. With `inputs_embeds`
+            there are no placeholders and every token sees every image of its row.
+        pixel_attention_mask (`torch.Tensor` of shape `(batch_size, num_images, height, width)`, *optional*):
+            1 for pixels of the picture, 0 for padding. Cells without a pixel of the picture are not attended to.
+        query_masks (`torch.BoolTensor` of shape `(batch_size, num_regions, sequence_length)`, *optional*):
+            True for the tokens whose attention `grounding_maps` averages, one query per region.
+        """
+        self._check_placeholders(input_ids, pixel_values, past_key_values)
+        image_hidden_states = cross_attention_states = positions = cross_attention_mask = visible = None
+        if pixel_values is None and self._needs_dummy_image():
+            text = input_ids if input_ids is not None else inputs_embeds
+            vision_config = self.config.vision_config
+            pixel_values = torch.zeros(
+                (text.shape[0], 1, vision_config.num_channels, vision_config.image_size, vision_config.image_size),
+                dtype=self.dtype,
+                device=text.device,
+            )
+            pixel_attention_mask = pixel_values[:, :, 0]
+        if pixel_values is not None:
+            sequence_length = input_ids.shape[1] if input_ids is not None else inputs_embeds.shape[1]
+            seen = self._seen_images(input_ids, sequence_length, pixel_values)
+            image_hidden_states = self._image_hidden_states(pixel_values, seen[:, -1])
+            cells = self._cell_mask(pixel_values, pixel_attention_mask)
+            # (batch_size, sequence_length, num_images, num_image_tokens) -> all images of a row in one axis
+            cross_attention_mask = (seen.unsqueeze(-1) & cells.unsqueeze(1)).flatten(2)
+            visible = (seen[:, -1].unsqueeze(-1) & cells).flatten(1)
+            cross_attention_states = image_hidden_states.flatten(1, 2)
+            positions = self._visual_positions(pixel_values, image_hidden_states)
+
+        outputs = self.language_model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            cross_attention_states=cross_attention_states,
+            cross_attention_positions=positions,
+            cross_attention_mask=cross_attention_mask,
+            visible=visible,
+            query_masks=query_masks,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        outputs.image_hidden_states = image_hidden_states
+        return outputs
+
+    def _check_placeholders(
+        self, input_ids: torch.Tensor | None, pixel_values: torch.Tensor | None, past_key_values: Cache | None
+    ) -> None:
+        """Raises `ValueError` if a row has more placeholders than images (checked at prefill, not in a decoding step)."""
+        if input_ids is None or input_ids.shape[1] == 1 or is_torchdynamo_compiling():
+            return
+        if pixel_values is not None and pixel_values.dim() != 5:
+            raise ValueError(
+                "`pixel_values` has to be of shape (batch_size, num_images, num_channels, height, width), but has "
+                f"shape {tuple(pixel_values.shape)}."
+            )
+        num_images = 0 if pixel_values is None else pixel_values.shape[1]
+        num_placeholders = (input_ids == self.config.image_token_id).sum(dim=1)
+        if (num_placeholders > num_images).any():
+            row = int(num_placeholders.argmax())
+            raise ValueError(
+                f"Row {row} has {int(num_placeholders[row])} image placeholders (token id "
+                f"{self.config.image_token_id}), but `pixel_values` holds {num_images} images per row. Pass one image "
+                "per placeholder."
+            )
+
+    def _needs_dummy_image(self) -> bool:
+        """
+        Whether a batch without images has to run through the tower all the same: on several processes a parameter
+        that takes part on one and not on another makes ZeRO-3 and FSDP hang.
+        """
+        return self.training and torch.distributed.is_available() and torch.distributed.is_initialized()
+
+    def _seen_images(
+        self, input_ids: torch.Tensor | None, sequence_length: int, pixel_values: torch.Tensor
+    ) -> torch.Tensor:
+        """True where the placeholder of image `n` stands at or before token `t`: `(batch_size, sequence_length, num_images)`."""
+        batch_size, num_images = pixel_values.shape[:2]
+        if input_ids is None:
+            return torch.ones((batch_size, sequence_length, num_images), dtype=torch.bool, device=pixel_values.device)
+        counts = (input_ids == self.config.image_token_id).cumsum(dim=1)
+        return torch.arange(num_images, device=input_ids.device) < counts.unsqueeze(-1)
+
+    def _image_hidden_states(self, pixel_values: torch.Tensor, is_image: torch.Tensor) -> torch.Tensor:
+        """Projected visual tokens `(batch_size, num_images, num_image_tokens, hidden_size)`; only images run, fillers are 0."""
+        if is_torchdynamo_compiling():  # the number of images is data; fillers run too and are masked
+            return self.get_image_features(pixel_values).pooler_output.unflatten(0, pixel_values.shape[:2])
+        runs = is_image.clone()
+        if not runs.any():  # the dummy image
+            runs[0, 0] = True
+        features = self.get_image_features(pixel_values[runs]).pooler_output
+        if runs.all():
+            return features.unflatten(0, pixel_values.shape[:2])
+        hidden_states = features.new_zeros(*pixel_values.shape[:2], *features.shape[1:])
+        hidden_states[runs] = features
+        return hidden_states
+
+    def _cell_mask(self, pixel_values: torch.Tensor, pixel_attention_mask: torch.Tensor | None) -> torch.Tensor:
+        """True for cells that hold a pixel of the picture: `(batch_size, num_images, num_image_tokens)`."""
+        patch_size = self.config.vision_config.patch_size
+        batch_size, num_images, _, height, width = pixel_values.shape
+        if pixel_attention_mask is None:
+            num_image_tokens = (height // patch_size) * (width // patch_size)
+            return torch.ones((batch_size, num_images, num_image_tokens), dtype=torch.bool, device=pixel_values.device)
+        cells = nn.functional.max_pool2d(pixel_attention_mask.flatten(0, 1).float(), patch_size)
+        return (cells > 0).flatten(1).unflatten(0, (batch_size, num_images))
+
+    def _visual_positions(self, pixel_values: torch.Tensor, image_hidden_states: torch.Tensor) -> torch.Tensor | None:
+        if not self.config.use_visual_positions:
+            return None
+        num_images, hidden_size = image_hidden_states.shape[1], image_hidden_states.shape[-1]
+        height, width = (side // self.config.vision_config.patch_size for side in pixel_values.shape[-2:])
+        code = sincos_position_code(height, width, hidden_size, image_hidden_states.device)
+        return code.to(image_hidden_states.dtype).repeat(num_images, 1)
+
+
+@auto_docstring(custom_intro="AGE-VLM with its language modeling head.")
+class AgeVlmForConditionalGeneration(AgeVlmPreTrainedModel, GenerationMixin):
+    _auto_class = "AutoModelForImageTextToText"
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+
+    def __init__(self, config: AgeVlmConfig) -> None:
+        super().__init__(config)
+        self.model = AgeVlmModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.model.set_input_embeddings(value)
+
+    @auto_docstring
+    def get_image_features(
+        self, pixel_values: torch.FloatTensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple | BaseModelOutputWithPooling:
+        return self.model.get_image_features(pixel_values, **kwargs)
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        pixel_attention_mask: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        query_masks: torch.BoolTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple | AgeVlmCausalLMOutputWithPast:
+        r"""
+        pixel_values (`torch.FloatTensor` of shape `(batch_size, num_images, num_channels, height, width)`, *optional*):
+            Normalized images, see [`AgeVlmModel`].
+        pixel_attention_mask (`torch.Tensor` of shape `(batch_size, num_images, height, width)`, *optional*):
+            1 for pixels of the picture, 0 for padding.
+        query_masks (`torch.BoolTensor` of shape `(batch_size, num_regions, sequence_length)`, *optional*):
+            True for the tokens whose attention `grounding_maps` averages, one query per region.
+
+        Example:
+
+        ```python
+        >>> from PIL import Image
+        >>> from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        >>> model = AutoModelForImageTextToText.from_pretrained("runs/demo/age-vlm", trust_remote_code=True)
+        >>> processor = AutoProcessor.from_pretrained("runs/demo/age-vlm", trust_remote_code=True)
+        >>> question = {"type": "text", "text": "Is there a cup in the image?"}
+        >>> messages = [{"role": "user", "content": [{"type": "image", "image": Image.open("cup.png")}, question]}]
+        >>> inputs = processor.apply_chat_template(
+        ...     messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        ... )
+        >>> output = model.generate(**inputs, max_new_tokens=32)
+        >>> processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        'Yes, there is a cup in the image. It is on the left.'
+        ```
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            pixel_attention_mask=pixel_attention_mask,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            query_masks=query_masks,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(
+                logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
+            )
+        return AgeVlmCausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            cross_attentions=outputs.cross_attentions,
+            image_hidden_states=outputs.image_hidden_states,
+            grounding_maps=outputs.grounding_maps,
+        )
+
+
+__all__ = [
+    "AgeVlmForConditionalGeneration",
+    "AgeVlmModel",
+    "AgeVlmPreTrainedModel",
+    "AgeVlmTextModel",
+    "AgeVlmVisionModel",
+]
