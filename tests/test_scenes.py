@@ -1,0 +1,343 @@
+# Copyright 2026 The AGE-VLM authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+import colorsys
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+
+from recipes import scenes
+from recipes.scenes import CLASSES, CONTEXTS, draw_object, load_questions, load_scenes, sample_scene, scene_texts
+
+
+SINGULAR = {scenes._plural(name): name for name in CLASSES} | {name: name for name in CLASSES}
+THINGS = "|".join(sorted(SINGULAR, key=len, reverse=True))
+COUNT_WORDS = {"a": 1, "an": 1, "one": 1, "two": 2, "three": 3, "four": 4}
+
+
+@pytest.fixture(scope="module")
+def questions() -> list[dict]:
+    return load_questions()
+
+
+@pytest.fixture(scope="module", params=[("train", "caption"), ("train", "instruction"), ("test", "instruction")])
+def rows(request: pytest.FixtureRequest) -> tuple[str, list[dict]]:
+    split, task = request.param
+    return split, [scenes._row(split, task, index, 96, 0) for index in range(60)]
+
+
+def counts_of(scene: scenes.Scene) -> Counter:
+    return Counter(thing.name for thing in scene.objects)
+
+
+def decode(mask: dict) -> np.ndarray:
+    return coco_mask.decode({"size": mask["size"], "counts": mask["counts"].encode("ascii")}).astype(bool)
+
+
+def center(scene: scenes.Scene, name: str) -> tuple[float, float]:
+    """Center of the only object of a class, in shares of the picture's side."""
+    (box,) = [thing.bbox for thing in scene.objects if thing.name == name]
+    return (box[0] + box[2]) / 2 / scene.image.width, (box[1] + box[3]) / 2 / scene.image.height
+
+
+def side_holds(scene: scenes.Scene, name: str, side: str, other: str) -> bool:
+    (x, y), (other_x, other_y) = center(scene, name), center(scene, other)
+    return {"left": x < other_x, "right": x > other_x, "above": y < other_y, "below": y > other_y}[side]
+
+
+def test_classes_have_a_context_and_a_drawing():
+    assert len(CLASSES) == len(set(CLASSES)) >= 50 and len(CONTEXTS) == 5
+    assert all(scenes._drawings(name, "train") for name in CLASSES)
+
+
+def test_rows_depend_on_their_index_alone():
+    forward = [scenes._row("train", "instruction", index, 96, 3) for index in range(6)]
+    backward = [scenes._row("train", "instruction", index, 96, 3) for index in reversed(range(6))]
+    assert forward == backward[::-1]
+    assert forward[0] != scenes._row("train", "instruction", 0, 96, 4)
+    assert forward[0]["images"] != scenes._row("test", "instruction", 0, 96, 3)["images"]
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ValueError, match="split"):
+        sample_scene("validation", 0)
+    with pytest.raises(ValueError, match="task"):
+        load_scenes("train", "captions", 1)
+
+
+@pytest.mark.parametrize("split", scenes.SPLITS)
+def test_masks_are_disjoint_exact_and_mostly_visible(split: str):
+    for index in range(100):
+        scene = sample_scene(split, index)
+        masks = np.stack([thing.mask for thing in scene.objects])
+        assert masks.shape[1:] == (192, 192) and masks.sum(axis=0).max() == 1
+        assert 2 <= len(masks) <= 5 and all(0.4 <= thing.visible <= 1 for thing in scene.objects)
+        for thing in scene.objects:
+            x0, y0, x1, y1 = thing.bbox
+            assert 0 <= x0 < x1 <= 192 and 0 <= y0 < y1 <= 192
+            assert thing.mask.sum() == thing.mask[y0:y1, x0:x1].sum() > 0
+        empty = scenes._background(scenes._generator(split, index, 0, "background"), split, 192)
+        outside = ~masks.any(axis=0)
+        assert np.array_equal(np.asarray(scene.image)[outside], empty[outside])
+
+
+def test_a_scene_is_the_same_at_every_size():
+    small, large = sample_scene("train", 5), sample_scene("train", 5, image_size=768)
+    assert large.image.size == (768, 768) and counts_of(small) == counts_of(large)
+    for a, b in zip(small.objects, large.objects, strict=True):
+        assert np.allclose(np.array(a.bbox) * 4, b.bbox, atol=8)
+        assert abs(a.mask.mean() - b.mask.mean()) < 0.02
+
+
+def test_renderings_of_the_splits_are_disjoint():
+    looks = scenes._LOOKS
+    for field in ("sizes", "hues", "lights"):
+        for low, high in getattr(looks["train"], field):
+            assert all(high <= start or end <= low for start, end in getattr(looks["test"], field))
+    assert not set(looks["train"].angles) & set(looks["test"].angles)
+    plans = {split: [scenes._plan(split, index, 0) for index in range(400)] for split in scenes.SPLITS}
+    shown = {split: {item.sprite for plan in plans[split] for item in plan.items} for split in plans}
+    assert not any("_test" in sprite for sprite in shown["train"])
+    assert sum("_test" in sprite for sprite in shown["test"]) >= 20
+    for split in plans:
+        for item in (item for plan in plans[split] for item in plan.items):
+            assert any(low <= item.hue <= high for low, high in looks[split].hues)
+            assert any(low <= item.light <= high for low, high in looks[split].lights)
+
+
+def test_backgrounds_of_the_splits_are_disjoint():
+    assert not scenes._FAMILIES["train"].keys() & scenes._FAMILIES["test"].keys()
+    for parity, split in enumerate(scenes.SPLITS):
+        rng = np.random.default_rng(0)
+        hues = [colorsys.rgb_to_hsv(*(scenes._color(rng, split) / 255))[0] for _ in range(200)]
+        assert {int(hue * 12) % 2 for hue in hues} == {parity}
+
+
+@pytest.mark.parametrize("split", scenes.SPLITS)
+def test_grammar(split: str):
+    assert scenes._counted("sheep", 2) == "two sheep" and scenes._counted("knife", 3) == "three knives"
+    assert scenes._counted("umbrella", 1) == "an umbrella" and scenes._some("person", 2) == "some people"
+    text = " ".join(message["content"] for messages in scene_texts(split, 600) for message in messages)
+    assert not re.search(r"\b[Aa] [aeiou]|\b[Aa]n [^aeiou]|  |\{|\(", text)
+    for number, thing in re.findall(rf"\b(an?|one|two|three|four) ({THINGS})\b", text):
+        expected = SINGULAR[thing] if COUNT_WORDS[number] == 1 else scenes._plural(SINGULAR[thing])
+        assert thing == expected
+    assert re.search(r"\btwo [a-z]+s\b", text) and text.isascii()
+
+
+def test_regions_fit_their_messages_and_masks(rows: tuple[str, list[dict]]):
+    split, made = rows
+    for index, row in enumerate(made):
+        scene = sample_scene(split, index, image_size=96)
+        for region in row["regions"]:
+            content, mask = row["messages"][region["message"]]["content"], decode(region["mask"])
+            assert region["image"] == 0 and mask.shape == (96, 96) and mask.any()
+            phrase = region["text"]
+            if phrase is None:
+                assert region["span"] is None
+                continue
+            assert (region["span"] is None) == (content.count(phrase) == 1)
+            if region["span"]:
+                assert content[slice(*region["span"])] == phrase
+            name = SINGULAR[re.sub(r"^(an?|one|two|three|four|some) ", "", phrase)]
+            assert np.array_equal(mask, np.logical_or.reduce([o.mask for o in scene.objects if o.name == name]))
+
+
+def test_captions_name_every_object_and_are_masked():
+    for index in range(100):
+        row, scene = scenes._row("test", "caption", index, 96, 0), sample_scene("test", index, image_size=96)
+        caption = row["messages"][1]["content"]
+        listed = caption.split(" with ")[1].split(".")[0]
+        said = re.findall(rf"\b(an?|two|three|four) ({THINGS})\b", listed)
+        assert {SINGULAR[thing]: COUNT_WORDS[number] for number, thing in said} == counts_of(scene)
+        for name, side, other in re.findall(rf"The ({THINGS}) is (?:to the )?(\w+)(?: of)? the ({THINGS})", caption):
+            assert side_holds(scene, name, side, other)
+        whole = [region for region in row["regions"] if region["text"] is None]
+        assert len(whole) == 1 and np.array_equal(
+            decode(whole[0]["mask"]), np.logical_or.reduce([o.mask for o in scene.objects])
+        )
+
+
+def existence_is_true(scene: scenes.Scene, name: str, answer: str) -> bool:
+    counts = counts_of(scene)
+    if answer.startswith("No, "):
+        shown = re.findall(rf"({THINGS})\b", answer.split("shows ")[1])
+        return name not in counts and all(SINGULAR[thing] in counts for thing in shown)
+    if "some " in answer:
+        return counts[name] > 1
+    x, y = center(scene, name)
+    places = {"left": x < 0.45, "right": x > 0.55, "top": y < 0.45, "bottom": y > 0.55, "middle": abs(x - 0.5) < 0.2}
+    return counts[name] == 1 and places[re.search(r"(\w+)\.$", answer)[1]]
+
+
+@pytest.mark.parametrize("split", scenes.SPLITS)
+def test_answers_are_true(split: str):
+    kinds = Counter()
+    for index in range(150):
+        scene = sample_scene(split, index)
+        dialog = scenes._dialog(scenes._plan(split, index, 0), "instruction", split, index, 0)
+        assert 8 <= len(dialog) <= 12
+        for question, answer in zip(dialog[::2], dialog[1::2], strict=True):
+            things = [SINGULAR[thing] for thing in re.findall(rf"\b({THINGS})\b", question.content)]
+            if answer.content[:3] in ("Yes", "No,"):
+                kinds[answer.content[:3]] += 1
+                assert existence_is_true(scene, things[0], answer.content)
+                assert bool(question.items) == answer.content.startswith("Yes")
+            elif question.content.startswith("How many"):
+                number = COUNT_WORDS[answer.content.split()[2]]
+                assert counts_of(scene)[things[0]] == number
+            else:
+                side = re.search(r"left|right|above|below", answer.content)[0]
+                assert side_holds(scene, things[0], side, things[1])
+    assert abs(kinds["Yes"] / kinds.total() - 0.5) < 0.08
+
+
+def test_texts_are_those_of_the_rows():
+    for index, messages in enumerate(scene_texts("train", 6)):
+        assert messages == scenes._row("train", scenes.TASKS[index % 2], index, 48, 0)["messages"]
+
+
+def asked_object(question: str) -> str:
+    return re.search(rf"\b({THINGS})\b", question)[1]
+
+
+def majority_answers() -> dict[str, str]:
+    """For each class, the answer that the training texts give most often."""
+    votes: dict[str, Counter] = defaultdict(Counter)
+    for messages in scene_texts("train", 2000):
+        for question, answer in zip(messages[::2], messages[1::2], strict=True):
+            if answer["content"][:3] in ("Yes", "No,"):
+                votes[asked_object(question["content"])][answer["content"].split(",")[0]] += 1
+    return {name: vote.most_common(1)[0][0] for name, vote in votes.items()}
+
+
+def blind_models() -> dict[str, Callable[[str], str]]:
+    majority, rng = majority_answers(), np.random.default_rng(0)
+    coins = {name: str(rng.choice(["Yes", "No"])) for name in CLASSES}
+    return {
+        "always yes": lambda question: "Yes",
+        "always no": lambda question: "No, there is not.",
+        "majority": lambda question: majority.get(asked_object(question), "No"),
+        "coin": lambda question: coins[asked_object(question)],
+    }
+
+
+def test_blind_models_are_at_chance(questions: list[dict]):
+    pope = [row for row in questions if row["kind"] in scenes.POPE_KINDS]
+    groups = {"all": pope}
+    groups |= {kind: [row for row in pope if row["kind"] == kind] for kind in scenes.POPE_KINDS}
+    groups |= {context: [row for row in pope if row["context"] == context] for context in CONTEXTS}
+    for model in blind_models().values():
+        for group in groups.values():
+            said = [model(row["question"]) for row in group]
+            assert scenes.score_pope([row["answer"] for row in group], said)["accuracy"] == 0.5
+
+
+def test_question_numbers_and_balance(questions: list[dict]):
+    kinds = Counter(row["kind"] for row in questions)
+    assert all(kinds[kind] >= 190 for kind in scenes.POPE_KINDS) and kinds["count"] == 200
+    sides = Counter(row["answer"] for row in questions if row["kind"] == "relation")
+    assert len(sides) == 4 and len(set(sides.values())) == 1 and sides["left"] >= 40
+    numbers = Counter(row["answer"] for row in questions if row["kind"] == "count")
+    assert numbers.keys() == {"one", "two", "three", "four"} and max(numbers.values()) <= 80
+
+
+def test_questions_are_true_of_their_pictures(questions: list[dict]):
+    made = [sample_scene("test", index) for index in range(300)]
+    by_picture = {scene.image.tobytes(): scene for scene in made}
+    for row in questions:
+        scene = by_picture[row["image"].tobytes()]
+        things = [SINGULAR[thing] for thing in re.findall(rf"\b({THINGS})\b", row["question"])]
+        assert things[0] == row["object"] and scene.context == row["context"]
+        union = np.logical_or.reduce([thing.mask & (thing.name in things) for thing in scene.objects])
+        assert (row["mask"] is None and not union.any()) or np.array_equal(decode(row["mask"]), union)
+        if row["kind"] == "relation":
+            assert side_holds(scene, things[0], row["answer"], things[1])
+        elif row["kind"] == "count":
+            assert COUNT_WORDS[row["answer"]] == counts_of(scene)[row["object"]]
+        else:
+            assert (row["answer"] == "yes") == (row["object"] in counts_of(scene))
+
+
+def test_negatives_differ_by_kind(questions: list[dict]):
+    frequency, _ = scenes._habits()
+    asked = defaultdict(list)
+    for row in questions:
+        if row["answer"] == "no":
+            asked[row["kind"]].append(frequency[CLASSES.index(row["object"])])
+    assert np.mean(asked["popular"]) > np.mean(asked["adversarial"]) > np.mean(asked["random"])
+
+
+@pytest.mark.parametrize(
+    ("text", "says_no"),
+    [
+        ("Yes. No.", False),
+        ("", False),
+        ("There is not a cup", True),
+        ("no, there is none", True),
+        ("No", True),
+        ("NO", False),
+        ("Yes, there is no doubt", True),
+        ("Nothing like that", False),
+        ("I see a cup.\nnot here", False),
+    ],
+)
+def test_pope_rule(text: str, says_no: bool):
+    assert scenes.score_pope(["no"], [text])["accuracy"] == float(says_no)
+
+
+def test_pope_scores():
+    scores = scenes.score_pope(["yes", "yes", "no", "no"], ["Yes", "No", "Yes", "No"])
+    assert scores == {"accuracy": 0.5, "precision": 0.5, "recall": 0.5, "f1": 0.5, "yes_ratio": 0.5}
+    assert scenes.score_pope(["yes"], ["no"])["f1"] == 0
+
+
+def test_count_and_relation_scores():
+    assert scenes.score_count("two", "There are two cups.") and scenes.score_count("two", "2 cups, not three")
+    assert not scenes.score_count("two", "Many") and not scenes.score_count("two", "12")
+    assert not scenes.score_count("one", "There is none") and not scenes.score_count("two", "three or two")
+    assert scenes.score_relation("left", "The cup is to the left of the apple, not right.")
+    assert not scenes.score_relation("left", "Right, left") and not scenes.score_relation("above", "")
+
+
+def test_map_style_and_streaming_give_the_same_rows(tmp_path):
+    stored = load_scenes("train", "instruction", 20, image_size=48, cache_dir=str(tmp_path))
+    streamed = load_scenes("train", "instruction", 20, image_size=48, streaming=True)
+    assert stored.features == streamed.features == scenes.FEATURES and len(stored) == 20
+    assert streamed.num_shards > 8
+    rows = list(streamed)
+    for a, b in zip(stored, rows, strict=True):
+        assert a["messages"] == b["messages"] and a["regions"] == b["regions"]
+        assert a["images"][0].tobytes() == b["images"][0].tobytes()
+
+
+def test_streaming_resumes():
+    stream = load_scenes("train", "caption", 40, image_size=48, streaming=True)
+    iterator = iter(stream)
+    for _ in range(11):
+        next(iterator)
+    state, expected = stream.state_dict(), next(iterator)["messages"]
+    again = load_scenes("train", "caption", 40, image_size=48, streaming=True)
+    again.load_state_dict(state)
+    assert next(iter(again))["messages"] == expected
+
+
+def test_single_objects():
+    pictures = [draw_object("train", index) for index in range(300)]
+    assert all(image.size == (64, 64) and image.mode == "RGB" for image, _ in pictures)
+    assert len({label for _, label in pictures}) > 50
+    assert draw_object("train", 7)[0].tobytes() == pictures[7][0].tobytes()
