@@ -14,7 +14,6 @@
 """Configuration of AGE-VLM (https://huggingface.co/papers/2511.17793). The defaults are the paper's model."""
 
 from huggingface_hub.dataclasses import strict
-
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.llama.configuration_llama import LlamaConfig
 from transformers.utils import auto_docstring
@@ -23,6 +22,14 @@ from transformers.utils import auto_docstring
 # Every fifth layer of the combined stack, as in the paper: 2, 7, 12 and 17 of LLaMA-3.2-1B's 16 + 4 layers.
 FIRST_CROSS_ATTENTION_LAYER = 2
 CROSS_ATTENTION_PERIOD = 5
+
+
+def default_cross_attention_layers(num_self_attention_layers: int) -> list[int]:
+    """Every fifth layer of the combined stack around an LLM of so many layers: 16 layers get 2, 7, 12 and 17."""
+    total = num_self_attention_layers
+    while total - len(range(FIRST_CROSS_ATTENTION_LAYER, total, CROSS_ATTENTION_PERIOD)) < num_self_attention_layers:
+        total += 1
+    return list(range(FIRST_CROSS_ATTENTION_LAYER, total, CROSS_ATTENTION_PERIOD))
 
 
 @auto_docstring(checkpoint="meta-llama/Llama-3.2-1B-Instruct")
@@ -153,6 +160,9 @@ class AgeVlmConfig(PreTrainedConfig):
     use_visual_positions (`bool`, *optional*, defaults to `False`):
         Whether a fixed 2-D sine-cosine position code is added to what the keys of the cross-attention are made from.
         The paper says nothing of positions, so the default leaves them to the convolutions.
+    training_stage (`int`, *optional*, defaults to 0):
+        The last training stage that the weights have been through, or are in; 0 if none. A stage starts only from a
+        checkpoint of the one before it.
 
     Example:
 
@@ -178,6 +188,7 @@ class AgeVlmConfig(PreTrainedConfig):
     image_token_id: int = 128002
     projector_hidden_act: str = "gelu"
     use_visual_positions: bool = False
+    training_stage: int = 0
     tie_word_embeddings: bool = True
 
     def __post_init__(self, **kwargs):

@@ -19,7 +19,6 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 import torch
-
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_transforms import group_images_by_shape, reorder_images
@@ -83,8 +82,6 @@ class AgeVlmImageProcessor(TorchvisionBackend):
             raise ValueError(
                 "`do_pad` and `do_center_crop` exclude each other: a picture is padded or cropped, not both."
             )
-        if not kwargs["do_resize"]:
-            raise ValueError("`do_resize=False` is not supported: all pictures of a batch share one size.")
 
     def _prepare_images_structure(self, images: ImageInput, expected_ndims: int = 3) -> list[list[ImageInput]]:
         return make_nested_list_of_images(self.fetch_images(images), expected_ndims=expected_ndims)
@@ -117,6 +114,7 @@ class AgeVlmImageProcessor(TorchvisionBackend):
     def _preprocess(
         self,
         images: list[list[torch.Tensor]],
+        do_resize: bool,
         size: SizeDict,
         resample: "PILImageResampling | int | None",
         do_pad: bool,
@@ -135,7 +133,13 @@ class AgeVlmImageProcessor(TorchvisionBackend):
         canvases, masks = {}, {}
         for shape, stack in grouped_images.items():
             height, width, top, left = self.placement(*stack.shape[-2:], size, do_pad, do_center_crop)
-            stack = self.resize(stack, SizeDict(height=height, width=width), resample=resample)
+            if do_resize:
+                stack = self.resize(stack, SizeDict(height=height, width=width), resample=resample)
+            elif stack.shape[-2:] != (height, width):
+                raise ValueError(
+                    f"`do_resize=False` needs pictures that already fit `size` ({size.height} x {size.width}), but one "
+                    f"has {stack.shape[-2]} x {stack.shape[-1]} pixels."
+                )
             stack = self.rescale_and_normalize(stack, do_rescale, rescale_factor, do_normalize, image_mean, image_std)
             # Padding comes after the normalization: a padded pixel has the mean color.
             source = (slice(max(0, -top), size.height - top), slice(max(0, -left), size.width - left))

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
@@ -30,9 +29,11 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel, slice_logits_to_keep
+from transformers.models.auto import AutoConfig
 from transformers.models.llama.modeling_llama import (
     LlamaAttention,
     LlamaDecoderLayer,
+    LlamaForCausalLM,
     LlamaRMSNorm,
     LlamaRotaryEmbedding,
     eager_attention_forward,
@@ -51,7 +52,12 @@ from transformers.utils import (
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .configuration_agevlm import AgeVlmConfig, AgeVlmTextConfig, AgeVlmVisionConfig
+from .configuration_agevlm import (
+    AgeVlmConfig,
+    AgeVlmTextConfig,
+    AgeVlmVisionConfig,
+    default_cross_attention_layers,
+)
 
 
 if is_timm_available():
@@ -60,6 +66,8 @@ if is_timm_available():
 
 logger = logging.get_logger(__name__)
 
+# Whatever else runs the self-attention (flash, flex), cross-attention runs on SDPA.
+CROSS_ATTENTION_BACKENDS = {"eager": "eager"}
 # timm's ConvNeXt draws its layer scale at this value; a checkpoint without vision weights has to get it as well.
 LAYER_SCALE_INIT = 1e-6
 
@@ -185,6 +193,24 @@ def sincos_position_code(height: int, width: int, dim: int, device: torch.device
     return torch.cat([f(angle) for angle in angles for f in (torch.sin, torch.cos)], dim=-1)
 
 
+def timm_pretrained_config(vision: str) -> tuple[dict, str, dict | None]:
+    """
+    What timm knows of a pretrained model: its data configuration (`mean`, `std`, ...), architecture and arguments.
+
+    Args:
+        vision (`str`): Name with a pretrained tag, `hf-hub:` id or `local-dir:` folder.
+    """
+    source, name = timm.models.parse_model_name(vision)
+    if source is None:
+        pretrained_config = timm.get_pretrained_cfg(name).to_dict()
+        return pretrained_config, pretrained_config["architecture"], None
+    load_config = {
+        "local-dir": timm.models._hub.load_model_config_from_path,
+        "hf-hub": timm.models._hub.load_model_config_from_hf,
+    }[source]
+    return load_config(name)
+
+
 class AgeVlmMultiModalProjector(nn.Module):
     """The paper's adapter: two linear layers from the feature map's channels to the LLM's hidden size."""
 
@@ -235,19 +261,15 @@ class AgeVlmCrossAttention(nn.Module):
             cross_attention_states, cross_attention_positions, visible, past_key_values
         )
 
-        # Flash attention takes a 2-D text mask and would cut the visual keys to the text's length: eager or SDPA.
-        implementation = "eager" if self.config._attn_implementation == "eager" else "sdpa"
-        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
-        mask = cross_attention_mask
-        if implementation == "eager":
-            hidden = torch.finfo(query_states.dtype).min
-            mask = torch.zeros_like(mask, dtype=query_states.dtype).masked_fill(~mask, hidden)
+        # Flash attention takes a 2-D text mask and would cut the visual keys to the text's length.
+        backend = CROSS_ATTENTION_BACKENDS.get(self.config._attn_implementation, "sdpa")
+        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(backend, eager_attention_forward)
         attn_output, attn_weights = attention_interface(
             self,
             query_states,
             key_states,
             value_states,
-            mask,
+            cross_attention_mask,
             dropout=self.attention_dropout if self.training else 0.0,
             scaling=self.scaling,
             is_causal=False,
@@ -293,8 +315,9 @@ class AgeVlmCrossAttention(nn.Module):
         """
         key_states = repeat_kv(key_states, self.num_key_value_groups)
         scores = torch.matmul(query_states, key_states.transpose(2, 3)).float() * self.scaling
-        scores = scores.masked_fill(~cross_attention_mask, torch.finfo(scores.dtype).min)
-        weights = scores.softmax(dim=-1).mean(dim=1)  # (batch_size, sequence_length, num_image_tokens)
+        weights = (
+            (scores + cross_attention_mask).softmax(dim=-1).mean(dim=1)
+        )  # (batch_size, sequence_length, num_image_tokens)
         return torch.matmul(query_weights, weights)
 
 
@@ -326,6 +349,7 @@ class AgeVlmCrossAttentionDecoderLayer(GradientCheckpointingLayer):
         self.cross_attn = AgeVlmCrossAttention(config, layer_idx)
         self.post_attention_layernorm = None
         self.mlp = None
+        # CODEPATH: 0 for checkpoints whose cross-attention layers have no MLP (ablation), the LLM's width by default
         if config.cross_attention_intermediate_size > 0:
             self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
             self.mlp = AgeVlmCrossAttentionMLP(config)
@@ -445,14 +469,9 @@ class AgeVlmTextModel(AgeVlmPreTrainedModel):
         self.padding_idx = config.pad_token_id
         self.vocab_size = config.vocab_size
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
-        self.layers = nn.ModuleList(
-            [
-                (AgeVlmCrossAttentionDecoderLayer if idx in config.cross_attention_layers else LlamaDecoderLayer)(
-                    config, idx
-                )
-                for idx in range(config.num_hidden_layers)
-            ]
-        )
+        layer_classes = dict.fromkeys(range(config.num_hidden_layers), LlamaDecoderLayer)
+        layer_classes.update(dict.fromkeys(config.cross_attention_layers, AgeVlmCrossAttentionDecoderLayer))
+        self.layers = nn.ModuleList([layer_class(config, idx) for idx, layer_class in layer_classes.items()])
         self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary_emb = LlamaRotaryEmbedding(config=config)
         self.gradient_checkpointing = False
@@ -508,13 +527,13 @@ class AgeVlmTextModel(AgeVlmPreTrainedModel):
         )
         position_embeddings = self.rotary_emb(inputs_embeds, position_ids=position_ids)
         cross_attention_kwargs = self.prepare_cross_attention(
-            inputs_embeds.shape[1], past_key_values, cross_attention_mask, query_masks
+            inputs_embeds.shape[1], inputs_embeds.dtype, past_key_values, cross_attention_mask, query_masks
         )
 
         hidden_states = inputs_embeds
         grounding_maps = []
-        for idx, decoder_layer in enumerate(self.layers):
-            if idx not in self.config.cross_attention_layers:
+        for decoder_layer in self.layers:
+            if isinstance(decoder_layer, LlamaDecoderLayer):
                 hidden_states = decoder_layer(
                     hidden_states,
                     attention_mask=causal_mask,
@@ -545,16 +564,19 @@ class AgeVlmTextModel(AgeVlmPreTrainedModel):
     def prepare_cross_attention(
         self,
         sequence_length: int,
+        dtype: torch.dtype,
         past_key_values: Cache | None,
         cross_attention_mask: torch.Tensor | None,
         query_masks: torch.Tensor | None,
     ) -> dict[str, torch.Tensor | None] | None:
         """
         What all cross-attention layers share, or None when there is no image, neither in this call nor in the cache:
-        `cross_attention_mask` of shape `(batch_size, 1, sequence_length, num_image_tokens)` over the cached and the
-        new visual tokens, `sees_image` `(batch_size, sequence_length, 1)` and the normalized `query_weights`.
+        the additive `cross_attention_mask` of shape `(batch_size, 1, sequence_length, num_image_tokens)` over the
+        cached and the new visual tokens, `sees_image` of shape `(batch_size, sequence_length, 1)` and the
+        `query_weights` of shape `(batch_size, num_regions, sequence_length)`, which sum to 1 for each query.
         """
         masks = []
+        # CODEPATH: an empty list is the plain LLM; all AGE-VLM checkpoints have cross-attention layers
         if past_key_values is not None and self.config.cross_attention_layers:
             cache_layer = cross_attention_cache_layer(past_key_values, self.config.cross_attention_layers[0])
             if cache_layer.is_initialized:
@@ -579,8 +601,9 @@ class AgeVlmTextModel(AgeVlmPreTrainedModel):
             query_weights = (query_masks & sees_image.transpose(1, 2)).float()
             query_weights = query_weights / query_weights.sum(dim=-1, keepdim=True).clamp(min=1)
         # A token that sees nothing attends to everything, which keeps the softmax finite; its output is dropped.
+        hidden = ~(mask | ~sees_image).unsqueeze(1)
         return {
-            "cross_attention_mask": (mask | ~sees_image).unsqueeze(1),
+            "cross_attention_mask": torch.zeros_like(hidden, dtype=dtype).masked_fill_(hidden, torch.finfo(dtype).min),
             "sees_image": sees_image,
             "query_weights": query_weights,
         }
@@ -745,6 +768,7 @@ class AgeVlmModel(AgeVlmPreTrainedModel):
         return (cells > 0).flatten(1).unflatten(0, (batch_size, num_images))
 
     def _visual_positions(self, pixel_values: torch.Tensor, image_hidden_states: torch.Tensor) -> torch.Tensor | None:
+        # CODEPATH: False for the paper's checkpoints, True for checkpoints trained with position codes (ablation)
         if not self.config.use_visual_positions:
             return None
         num_images, hidden_size = image_hidden_states.shape[1], image_hidden_states.shape[-1]
@@ -764,6 +788,93 @@ class AgeVlmForConditionalGeneration(AgeVlmPreTrainedModel, GenerationMixin):
         self.model = AgeVlmModel(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.post_init()
+
+    @classmethod
+    def from_vision_text_pretrained(
+        cls,
+        vision: str,
+        text: str,
+        image_size: int = 768,
+        cross_attention_layers: list[int] | None = None,
+        cross_attention_intermediate_size: int | None = None,
+        use_visual_positions: bool = False,
+        dtype: torch.dtype = torch.float32,
+    ) -> "AgeVlmForConditionalGeneration":
+        r"""
+        Builds the model from a pretrained ConvNeXt and a pretrained LLaMA. The projector and the cross-attention layers
+        are new; the latter start as the identity, so that the model answers as its LLM does. Set
+        `config.image_token_id` to the placeholder of the tokenizer.
+
+        Args:
+            vision (`str`):
+                A timm ConvNeXt: name with a pretrained tag, `hf-hub:` id or `local-dir:` folder.
+            text (`str`):
+                A checkpoint of LLaMA architecture: Hub id or folder.
+            image_size (`int`, *optional*, defaults to 768):
+                Height and width of the images in pixels.
+            cross_attention_layers (`list[int]`, *optional*):
+                Indices in the combined stack. Defaults to every fifth layer from layer 2 on.
+            cross_attention_intermediate_size (`int`, *optional*):
+                Width of the MLP in the cross-attention layers; 0 leaves it out. Defaults to the LLM's.
+            use_visual_positions (`bool`, *optional*, defaults to `False`):
+                Whether the keys get a 2-D position code.
+            dtype (`torch.dtype`, *optional*, defaults to `torch.float32`):
+                Dtype of all parameters.
+
+        Raises:
+            ValueError: If `text` is not of LLaMA architecture, or tensors are missing or left over.
+        """
+        llama_config = AutoConfig.from_pretrained(text)
+        if llama_config.model_type != "llama":
+            raise ValueError(
+                f"{text} is a {llama_config.model_type!r} checkpoint, but AGE-VLM is built around LLaMA-architecture "
+                "models ('llama')."
+            )
+        llama = LlamaForCausalLM.from_pretrained(text, dtype=dtype)
+        tower = timm.create_model(vision, pretrained=True, num_classes=0)
+        _, architecture, model_args = timm_pretrained_config(vision)
+        vision_config = {
+            "architecture": architecture,
+            "model_args": model_args,
+            "hidden_size": tower.num_features,
+            "image_size": image_size,
+            "patch_size": tower.feature_info[-1]["reduction"],
+        }
+        if cross_attention_layers is None:
+            cross_attention_layers = default_cross_attention_layers(llama_config.num_hidden_layers)
+        text_config = llama_config.to_dict() | {
+            "model_type": AgeVlmTextConfig.model_type,
+            "num_hidden_layers": llama_config.num_hidden_layers + len(cross_attention_layers),
+            "cross_attention_layers": cross_attention_layers,
+            "cross_attention_intermediate_size": cross_attention_intermediate_size,
+        }
+        config = cls.config_class(
+            text_config=text_config,
+            vision_config=vision_config,
+            image_token_id=0,
+            use_visual_positions=use_visual_positions,
+            tie_word_embeddings=llama_config.tie_word_embeddings,
+        )
+        model = cls._from_config(config, dtype=dtype)
+        model.generation_config = llama.generation_config
+        tower.head = nn.Identity()
+        model.model.vision_tower.timm_model.load_state_dict(tower.state_dict())
+        layers = config.text_config.self_attention_layers
+        state_dict = {}
+        for key, value in llama.state_dict().items():
+            if key.startswith("model.layers."):
+                _, _, index, rest = key.split(".", 3)
+                key = f"model.layers.{layers[int(index)]}.{rest}"
+            state_dict[key.replace("model.", "model.language_model.", 1)] = value
+        keys = model.load_state_dict(state_dict, strict=False)
+        new = ("model.vision_tower.", "model.multi_modal_projector.")
+        new += tuple(f"model.language_model.layers.{i}." for i in config.text_config.cross_attention_layers)
+        missing = [key for key in keys.missing_keys if not key.startswith(new)]
+        if missing or keys.unexpected_keys:
+            raise ValueError(
+                f"{text} does not fit LLaMA's architecture: missing {missing}, left over {keys.unexpected_keys}."
+            )
+        return model
 
     def get_input_embeddings(self) -> nn.Module:
         return self.model.get_input_embeddings()

@@ -1,0 +1,161 @@
+# Copyright 2026 The AGE-VLM authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What the four stage recipes share: command line, data, model, training, saving."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow.compute as pc
+from datasets import Dataset, IterableDataset, load_dataset, load_from_disk
+from transformers import PreTrainedModel, ProcessorMixin
+from trl import TrlParser
+
+from modeling_agevlm import AgeVlmForConditionalGeneration, AgeVlmProcessor
+from recipes.init import PartsArguments, build
+from recipes.scenes import load_scenes
+from trainers import GuidedSFTConfig, GuidedSFTTrainer, Stage, Variant, apply_stage, get_stage, parameter_table
+
+
+@dataclass
+class ModelArguments(PartsArguments):
+    """The model that a stage starts from. Stage 1 may build it from `--vision` and `--text`."""
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Checkpoint of the stage before (folder or Hub id)."}
+    )
+    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of a Hub id."})
+    attn_implementation: str = field(default="sdpa", metadata={"help": "Attention of the LLM's own layers."})
+    variant: Variant = field(default="age-vlm", metadata={"help": "Which of the four final models is made."})
+    vision_training: str | None = field(
+        default=None,
+        metadata={
+            "help": "What of the vision tower trains, if not what the stage says.",
+            "choices": ["none", "last_block", "last_stage", "all"],
+        },
+    )
+
+
+@dataclass
+class DataArguments:
+    """The rows that a stage trains on."""
+
+    dataset_name: str = field(
+        default="scenes",
+        metadata={
+            "help": "`scenes` (made on the spot), a folder written by `datasets`' `save_to_disk`, a folder of parquet "
+            "files, or a Hub id; rows of `images`, `messages` and `regions`."
+        },
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
+    dataset_split: str = field(default="train", metadata={"help": "Split to train on."})
+    streaming: bool = field(default=False, metadata={"help": "Read rows as they come. Needs `--max_steps`."})
+    num_scenes: int = field(default=10000, metadata={"help": "Rows to make of `scenes`."})
+    scenes_seed: int = field(default=0, metadata={"help": "Seed of `scenes`."})
+
+
+def load_rows(data: DataArguments, stage: Stage, image_size: int) -> Dataset | IterableDataset:
+    """The rows of a stage: captions in stages 1 to 3, instructions in stage 4 where the data set is `scenes`."""
+    if data.dataset_name == "scenes":
+        task = "instruction" if stage.number == 4 else "caption"
+        return load_scenes(
+            data.dataset_split, task, data.num_scenes, image_size, data.scenes_seed, streaming=data.streaming
+        )
+    folder = Path(data.dataset_name)
+    if (folder / "dataset_info.json").exists() or (folder / "dataset_dict.json").exists():
+        rows = load_from_disk(data.dataset_name)
+        rows = rows[data.dataset_split] if (folder / "dataset_dict.json").exists() else rows
+        return rows.to_iterable_dataset() if data.streaming else rows
+    return load_dataset(data.dataset_name, data.dataset_config, split=data.dataset_split, streaming=data.streaming)
+
+
+def check_regions(rows: Dataset | IterableDataset, stage: Stage, guidance_weight: float) -> None:
+    """Raises `ValueError` if a guided stage would train on rows without a single region."""
+    if not stage.guided or guidance_weight == 0:
+        return
+    columns = rows.column_names or []
+    lengths = (
+        pc.list_value_length(rows.data.column("regions"))
+        if isinstance(rows, Dataset) and "regions" in columns
+        else None
+    )
+    if "regions" not in columns or (lengths is not None and not (pc.max(lengths).as_py() or 0)):
+        raise ValueError(
+            f"Stage {stage.number} adds the guidance loss, but no row of the data set has a region. Make masks first, or "
+            "train an unguided variant (`--variant ca-baseline-frozen` or `ca-baseline`)."
+        )
+
+
+def load_model(arguments: ModelArguments, stage: Stage) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """
+    The model of the stage before, in float32 (mixed precision keeps float32 weights), and its processor.
+
+    Raises:
+        ValueError: If there is no checkpoint of the stage before.
+    """
+    name = arguments.model_name_or_path
+    if name is None:
+        if stage.number > 1:
+            raise ValueError(
+                f"Stage {stage.number} starts from a checkpoint of stage {stage.number - 1}: pass its folder or Hub id "
+                "as `--model_name_or_path`."
+            )
+        return build(arguments)
+    if Path(name).is_dir() and not (Path(name) / "config.json").exists():
+        raise ValueError(f"{name} is not a checkpoint folder: it has no config.json.")
+    model = AgeVlmForConditionalGeneration.from_pretrained(
+        name, revision=arguments.model_revision, attn_implementation=arguments.attn_implementation, dtype="float32"
+    )
+    if model.config.training_stage != stage.number - 1:
+        raise ValueError(
+            f"Stage {stage.number} starts from a checkpoint of stage {stage.number - 1}, but {name} is one of stage "
+            f"{model.config.training_stage}. Run the stages in order."
+        )
+    return model, AgeVlmProcessor.from_pretrained(name, revision=arguments.model_revision)
+
+
+def run_stage(
+    number: int, arguments: ModelArguments, data: DataArguments, training: GuidedSFTConfig, **trainer_kwargs
+) -> GuidedSFTTrainer:
+    """
+    Trains stage `number` and saves model, processor, code and log to `training.output_dir`.
+
+    Raises:
+        ValueError: If the stage cannot start from what it is given.
+    """
+    stage = get_stage(number, arguments.variant)
+    if arguments.vision_training is not None:
+        stage = Stage(stage.number, arguments.vision_training, stage.language_model, stage.guided)
+    if not stage.guided:
+        training.guidance_weight = 0.0
+    model, processor = load_model(arguments, stage)
+    rows = load_rows(data, stage, model.config.vision_config.image_size)
+    check_regions(rows, stage, training.guidance_weight)
+    apply_stage(model, stage)
+    model.config.training_stage = number
+    trainer = GuidedSFTTrainer(model, training, processor, rows, **trainer_kwargs)
+    if trainer.accelerator.is_main_process:
+        print(f"Stage {number} of {arguments.variant}\n{parameter_table(model)}", flush=True)
+    resume = training.resume_from_checkpoint
+    trainer.train(resume_from_checkpoint={"true": True, "True": True}.get(resume, resume))
+    trainer.save_model()
+    trainer.save_state()
+    return trainer
+
+
+def main(number: int, **defaults) -> None:
+    """Command line of stage `number`: every field of the three argument classes, or `--config file.yaml`."""
+    parser = TrlParser((ModelArguments, DataArguments, GuidedSFTConfig))
+    parser.set_defaults(**defaults)
+    arguments, data, training = parser.parse_args_and_config()
+    run_stage(number, arguments, data, training)

@@ -1,0 +1,146 @@
+# Copyright 2026 The AGE-VLM authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Draws what people would rather look at than read: attention over pictures, training curves, tables."""
+
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import PIL.Image
+import torch
+
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402 (the backend has to be chosen first)
+
+
+def attention_grid(attention: torch.Tensor) -> np.ndarray:
+    """A square grid `(h, w)` scaled to a maximum of 1, from the attention `(h * w,)` over one picture's cells."""
+    side = round(attention.numel() ** 0.5)
+    grid = attention.reshape(side, side).float().numpy()
+    return grid / grid.max()
+
+
+def draw_attention(axes: plt.Axes, picture: PIL.Image.Image, attention: torch.Tensor) -> None:
+    """The picture, dimmed where the attention is low. The picture has to have been stretched, not padded or cropped."""
+    height, width = picture.height, picture.width
+    axes.imshow(picture.convert("L").convert("RGB"), extent=(0, width, height, 0))
+    grid = attention_grid(attention)
+    axes.imshow(
+        grid,
+        extent=(0, width, height, 0),
+        cmap="inferno",
+        alpha=0.25 + 0.5 * grid,
+        vmin=0,
+        vmax=1,
+        interpolation="nearest",
+    )
+    axes.set_axis_off()
+
+
+def save_attention(path: Path, picture: PIL.Image.Image, attentions: dict[str, torch.Tensor]) -> None:
+    """
+    One picture and beside it where each text looks.
+
+    Args:
+        path (`Path`): PNG file.
+        picture (`PIL.Image.Image`): The picture.
+        attentions (`dict`): Attention `(num_image_tokens,)` by text.
+    """
+    figure, grid = plt.subplots(1, 1 + len(attentions), figsize=(3.6 * (1 + len(attentions)), 4.2))
+    grid[0].imshow(picture)
+    grid[0].set_axis_off()
+    for ax, (text, attention) in zip(grid[1:], attentions.items(), strict=True):
+        draw_attention(ax, picture, attention)
+        ax.set_title(textwrap.fill(textwrap.shorten(text, 120, placeholder=" ..."), 40), fontsize=9, loc="left")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def save_attention_sheet(path: Path, rows: list[dict[str, Any]], columns: list[str]) -> None:
+    """
+    A sheet like the paper's Table 4: picture, question, and for each model its answer and attention.
+
+    Args:
+        path (`Path`): PNG file.
+        rows (`list[dict]`): Each with `image`, `question`, `truth`, and under every name of `columns` a pair of
+            prediction and attention `(num_image_tokens,)`.
+        columns (`list[str]`): Names of the models.
+    """
+    figure, grid = plt.subplots(
+        len(rows), 1 + len(columns), figsize=(2.6 * (1 + len(columns)), 3.2 * len(rows)), squeeze=False
+    )
+    for axes, row in zip(grid, rows, strict=True):
+        axes[0].imshow(row["image"])
+        axes[0].set_axis_off()
+        question = textwrap.fill(row["question"], 34)
+        axes[0].set_title(f"{question}\ntruth: {row['truth']}", fontsize=8, loc="left")
+        for ax, name in zip(axes[1:], columns, strict=True):
+            prediction, attention = row[name]
+            draw_attention(ax, row["image"], attention)
+            answer = textwrap.shorten(prediction, 70, placeholder=" ...")
+            ax.set_title(f"{name}\n{textwrap.fill(answer, 36)}", fontsize=8, loc="left")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def save_curves(path: Path, histories: dict[str, list[dict[str, float]]]) -> None:
+    """
+    Language modeling loss, guidance loss and in-mask attention of every run over its stages' steps.
+
+    Args:
+        path (`Path`): PNG file.
+        histories (`dict`): For every run the log entries in order, each with `step` counted through all stages, `stage`
+            and the logged values.
+    """
+    panels = {
+        "lm_loss": "language modeling loss (nats per token)",
+        "guidance_loss": "guidance loss (nats)",
+        "in_mask_mass": "attention inside the masks",
+    }
+    figure, grid = plt.subplots(1, len(panels), figsize=(5 * len(panels), 3.6))
+    for ax, (key, title) in zip(grid, panels.items(), strict=True):
+        for name, history in histories.items():
+            points = [(entry["step"], entry[key]) for entry in history if key in entry]
+            if points:
+                ax.plot(*zip(*points, strict=True), label=name, linewidth=1.2, alpha=0.8)
+        if key == "in_mask_mass":
+            points = [(e["step"], e["uniform_mass"]) for h in histories.values() for e in h if "uniform_mass" in e]
+            ax.plot(
+                *zip(*sorted(points), strict=True), label="even attention", color="gray", linewidth=0.8, linestyle=":"
+            )
+        longest = max(histories.values(), key=len)
+        for before, after in zip(longest, longest[1:], strict=False):
+            if before["stage"] != after["stage"]:
+                ax.axvline(before["step"], color="lightgray", linewidth=0.8)
+        ax.set_title(title, fontsize=10)
+        ax.set_xlabel("optimizer step, stage after stage", fontsize=8)
+        ax.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def table(metrics: dict[str, dict[str, float]]) -> str:
+    """A table of metrics, one row per metric and one column per model."""
+    models = list(metrics)
+    names = list(next(iter(metrics.values())))
+    width = max(map(len, models)) + 2
+    lines = [" " * 28 + "".join(f"{model:>{width}}" for model in models)]
+    lines += [f"{name:<28}" + "".join(f"{metrics[model][name]:>{width}.3f}" for model in models) for name in names]
+    return "\n".join(lines)

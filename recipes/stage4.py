@@ -1,0 +1,28 @@
+# Copyright 2026 The AGE-VLM authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+Stage 4: instruction tuning. Trains the whole vision tower, and with `--variant age-vlm-lm` or `ca-baseline` the LLM.
+
+    accelerate launch recipes/stage4.py --output_dir runs/stage4 \\
+        --model_name_or_path runs/stage3 \\
+        --dataset_name FOLDER_OR_HUB_ID
+
+Defaults are the paper's (https://huggingface.co/papers/2511.17793, appendix C); `--help` lists every option.
+"""
+
+from recipes.common import main
+
+
+if __name__ == "__main__":
+    main(4, guidance_query="question")

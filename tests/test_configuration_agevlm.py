@@ -1,0 +1,134 @@
+# Copyright 2026 The AGE-VLM authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+from pathlib import Path
+
+import pytest
+import torch
+from testing_utils import tiny_config
+from torch import nn
+
+from modeling_agevlm import AgeVlmConfig, AgeVlmForConditionalGeneration, AgeVlmTextConfig, AgeVlmVisionConfig
+from modeling_agevlm.configuration_agevlm import default_cross_attention_layers
+
+
+@pytest.fixture(scope="module")
+def paper_model() -> AgeVlmForConditionalGeneration:
+    """The paper's model without storage."""
+    with torch.device("meta"):
+        return AgeVlmForConditionalGeneration(AgeVlmConfig())
+
+
+def size_of(*modules: nn.Module) -> int:
+    return sum(parameter.numel() for module in modules for parameter in module.parameters())
+
+
+def test_the_defaults_are_the_paper():
+    config = AgeVlmConfig()
+    assert config.text_config.num_hidden_layers == 20
+    assert config.text_config.cross_attention_layers == [2, 7, 12, 17]
+    assert config.text_config.self_attention_layers == [0, 1, 3, 4, 5, 6, 8, 9, 10, 11, 13, 14, 15, 16, 18, 19]
+    assert (config.vision_config.architecture, config.vision_config.image_size) == ("convnext_large", 768)
+    assert (config.vision_config.num_image_tokens, config.vision_config.hidden_size) == (576, 1536)
+    assert not config.use_visual_positions and config.tie_word_embeddings and config.image_token_id == 128002
+
+
+@pytest.mark.parametrize(
+    ("num_layers", "expected"),
+    [(2, []), (3, [2]), (6, [2]), (7, [2, 7]), (12, [2, 7, 12]), (16, [2, 7, 12, 17])],
+)
+def test_default_layers_go_around_the_llm(num_layers: int, expected: list[int]):
+    layers = default_cross_attention_layers(num_layers)
+    assert layers == expected
+    text_config = AgeVlmTextConfig(num_hidden_layers=num_layers + len(layers), cross_attention_layers=layers)
+    assert len(text_config.self_attention_layers) == num_layers
+
+
+def test_language_model_has_llama_3_2_1b_parameters(paper_model: AgeVlmForConditionalGeneration):
+    language_model, config = paper_model.model.language_model, paper_model.config.text_config
+    own = [language_model.layers[i] for i in config.self_attention_layers]
+    assert size_of(language_model.embed_tokens, *own, language_model.norm) == 1_235_814_400
+    assert paper_model.lm_head.weight is language_model.embed_tokens.weight
+
+
+def test_cross_attention_parameters(paper_model: AgeVlmForConditionalGeneration):
+    language_model = paper_model.model.language_model
+    layers = [language_model.layers[i] for i in (2, 7, 12, 17)]
+    hidden, key_value, intermediate, head = 2048, 512, 8192, 64
+    attention = 2 * hidden * hidden + 2 * hidden * key_value + 2 * head
+    expected = 4 * (attention + 3 * hidden * intermediate + 2 * hidden)
+    assert size_of(*layers) == expected == 243_286_528
+
+
+def test_projector_parameters(paper_model: AgeVlmForConditionalGeneration):
+    expected = (1536 + 1) * 2048 + (2048 + 1) * 2048
+    assert size_of(paper_model.model.multi_modal_projector) == expected == 7_344_128
+
+
+def test_tower_has_convnext_large_parameters_without_a_head(paper_model: AgeVlmForConditionalGeneration):
+    depths, dims = (3, 3, 27, 3), (192, 384, 768, 1536)
+    expected = 4 * 4 * 3 * dims[0] + 3 * dims[0]  # stem: patches, then a norm
+    for depth, dim in zip(depths, dims, strict=True):
+        # depthwise 7 x 7, norm, two linear layers, layer scale; biases everywhere
+        expected += depth * ((49 + 1) * dim + 2 * dim + (dim + 1) * 4 * dim + (4 * dim + 1) * dim + dim)
+    for dim, next_dim in zip(dims, dims[1:], strict=False):
+        expected += 2 * dim + (4 * dim + 1) * next_dim
+    assert size_of(paper_model.model.vision_tower) == expected == 196_227_264
+
+
+def test_parts_are_the_whole(paper_model: AgeVlmForConditionalGeneration):
+    assert size_of(paper_model) == 1_235_814_400 + 243_286_528 + 7_344_128 + 196_227_264
+
+
+def test_round_trip_keeps_everything(tmp_path: Path):
+    config = tiny_config(
+        {"cross_attention_intermediate_size": 16},
+        use_visual_positions=True,
+        training_stage=3,
+        projector_hidden_act="relu",
+    )
+    config.save_pretrained(tmp_path)
+    again = AgeVlmConfig.from_pretrained(tmp_path)
+    assert again.to_dict() == config.to_dict()
+    assert again.text_config.cross_attention_layers == [1, 3]
+    assert again.text_config.cross_attention_intermediate_size == 16
+    assert isinstance(again.text_config, AgeVlmTextConfig) and isinstance(again.vision_config, AgeVlmVisionConfig)
+    assert again.vision_config.model_args == config.vision_config.model_args
+    assert (again.use_visual_positions, again.training_stage, again.projector_hidden_act) == (True, 3, "relu")
+    assert again.auto_map == {
+        "AutoConfig": "configuration_agevlm.AgeVlmConfig",
+        "AutoModel": "modeling_agevlm.AgeVlmForConditionalGeneration",
+        "AutoModelForImageTextToText": "modeling_agevlm.AgeVlmForConditionalGeneration",
+    }
+
+
+@pytest.mark.parametrize("layers", [[5], [0], [-1], [1, 1], [1, 3, 7]])
+def test_impossible_cross_attention_layers_are_refused(layers: list[int]):
+    with pytest.raises(Exception, match=r"`cross_attention_layers` has to hold distinct indices between 1 and .* 4"):
+        tiny_config({"cross_attention_layers": layers})
+
+
+def test_image_size_that_is_no_multiple_is_refused():
+    with pytest.raises(Exception, match=r"`image_size` \(100\) has to be a multiple of `patch_size` \(32\)"):
+        tiny_config(vision_config={"image_size": 100})
+
+
+@pytest.mark.parametrize("token", [320, -1])
+def test_placeholder_outside_the_vocabulary_is_refused(token: int):
+    with pytest.raises(Exception, match=rf"`image_token_id` \({token}\) is not in the vocabulary"):
+        tiny_config(image_token_id=token)
+
+
+def test_channels_that_the_architecture_does_not_have_are_refused():
+    with pytest.raises(ValueError, match="24 channels at stride 32, but `vision_config` says hidden_size=48"):
+        AgeVlmForConditionalGeneration(tiny_config(vision_config={"hidden_size": 48}))

@@ -1,0 +1,534 @@
+# Copyright 2026 The AGE-VLM authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from testing_utils import EOT, IMAGE, NUM_CELLS, PAD, TEXT, VISION, llama_twin, tiny_batch, tiny_model
+from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from modeling_agevlm import AgeVlmForConditionalGeneration
+from modeling_agevlm.modeling_agevlm import AgeVlmCrossAttention
+
+
+BACKENDS = pytest.mark.parametrize("backend", ["sdpa", "eager"])
+NEW_TOKENS = {"min_new_tokens": 8, "max_new_tokens": 8, "pad_token_id": PAD}
+
+
+@pytest.fixture(scope="module")
+def model() -> AgeVlmForConditionalGeneration:
+    return tiny_model().requires_grad_(False)
+
+
+def some_queries(batch: dict[str, torch.Tensor], num_regions: int = 3) -> torch.Tensor:
+    """Random queries, each with the last token, which sees every image of its row."""
+    batch_size, length = batch["input_ids"].shape
+    queries = torch.rand(batch_size, num_regions, length, generator=torch.Generator().manual_seed(1)) < 0.4
+    queries[..., -1] = True
+    return queries
+
+
+def sees_image(input_ids: torch.Tensor) -> torch.Tensor:
+    return (input_ids == IMAGE).cumsum(-1) > 0
+
+
+def left_padded(rows: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    length = max(map(len, rows))
+    pad = torch.nn.functional.pad
+    return {
+        "input_ids": torch.stack([pad(row, (length - len(row), 0), value=PAD) for row in rows]),
+        "attention_mask": torch.stack([pad(torch.ones_like(row), (length - len(row), 0)) for row in rows]),
+    }
+
+
+# The language model is untouched where there is no image
+
+
+@BACKENDS
+def test_text_only_logits_are_those_of_the_llm_to_the_bit(backend: str):
+    model = tiny_model(attn_implementation=backend)
+    batch = tiny_batch(placeholders=((), ()))
+    batch["attention_mask"][0, -3:] = 0
+    assert torch.equal(model(**batch).logits, llama_twin(model)(**batch).logits)
+
+
+@BACKENDS
+def test_at_initialization_the_model_is_its_llm_with_images_too(backend: str):
+    model = tiny_model(redrawn=False, attn_implementation=backend)
+    batch = tiny_batch()
+    text = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    assert torch.equal(model(**batch).logits, llama_twin(model)(**text).logits)
+
+
+def test_text_only_row_of_a_mixed_batch_is_untouched(model: AgeVlmForConditionalGeneration):
+    batch = tiny_batch(placeholders=((), (2,)))
+    text = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    logits = model(**batch).logits
+    other = model(**batch | {"pixel_values": batch["pixel_values"] + 1}).logits
+    assert torch.equal(logits[0], llama_twin(model)(**text).logits[0])
+    assert torch.equal(logits[0], other[0]) and not torch.equal(logits[1], other[1])
+
+
+def test_tokens_before_the_placeholder_do_not_see_the_image(model: AgeVlmForConditionalGeneration):
+    batch = tiny_batch(placeholders=((4,), (4,)))
+    logits = model(**batch).logits
+    other = model(**batch | {"pixel_values": batch["pixel_values"].flip(0)}).logits
+    assert torch.equal(logits[:, :4], other[:, :4])
+    assert (logits[:, 4:] - other[:, 4:]).abs().amax(dim=-1).min() > 1e-3
+
+
+def test_second_image_is_seen_from_its_placeholder_on(model: AgeVlmForConditionalGeneration):
+    batch = tiny_batch(placeholders=((1, 6),))
+    logits = model(**batch).logits
+    pixel_values = batch["pixel_values"].clone()
+    pixel_values[:, 1] += 1
+    other = model(**batch | {"pixel_values": pixel_values}).logits
+    assert torch.equal(logits[:, :6], other[:, :6])
+    assert (logits[:, 6:] - other[:, 6:]).abs().amax(dim=-1).min() > 1e-3
+
+
+def test_images_belong_to_the_placeholders_in_order(model: AgeVlmForConditionalGeneration):
+    batch = tiny_batch(placeholders=((1, 6),))
+    first_only = model(
+        input_ids=batch["input_ids"][:, :6], pixel_values=batch["pixel_values"][:, :1], use_cache=False
+    ).logits
+    torch.testing.assert_close(model(**batch).logits[:, :6], first_only, atol=1e-5, rtol=1e-5)
+
+
+def test_input_embeddings_see_every_image(model: AgeVlmForConditionalGeneration):
+    batch = tiny_batch(placeholders=((1, 6),))
+    embeddings = model.get_input_embeddings()(batch["input_ids"])
+    logits = model(inputs_embeds=embeddings, pixel_values=batch["pixel_values"]).logits
+    for image in range(2):
+        pixel_values = batch["pixel_values"].clone()
+        pixel_values[:, image] += 1
+        other = model(inputs_embeds=embeddings, pixel_values=pixel_values).logits
+        assert (logits - other).abs().amax(dim=-1).min() > 1e-3
+
+
+# Attention backends
+
+
+def test_eager_and_sdpa_agree(model: AgeVlmForConditionalGeneration):
+    batch = tiny_batch(placeholders=((1, 6), (3,), ()))
+    eager = tiny_model(attn_implementation="eager")
+    torch.testing.assert_close(model(**batch).logits, eager(**batch).logits, atol=1e-5, rtol=1e-5)
+
+
+def first_token_reads_the_last_cell(model: AgeVlmForConditionalGeneration) -> bool:
+    batch = tiny_batch(placeholders=((0,),))
+    shift = torch.zeros(NUM_CELLS, 1)
+    shift[-1] = 5
+    logits = model(**batch).logits
+    hook = model.model.multi_modal_projector.register_forward_hook(lambda module, args, output: output + shift)
+    other = model(**batch).logits
+    hook.remove()
+    return not torch.equal(logits[:, 0], other[:, 0])
+
+
+@BACKENDS
+def test_cross_attention_is_not_causal(backend: str):
+    assert first_token_reads_the_last_cell(tiny_model(attn_implementation=backend))
+
+
+def test_causal_cross_attention_would_be_noticed(
+    model: AgeVlmForConditionalGeneration, monkeypatch: pytest.MonkeyPatch
+):
+    sdpa = ALL_ATTENTION_FUNCTIONS["sdpa"]
+
+    def causal(module, query, key, value, attention_mask, **kwargs):
+        if isinstance(module, AgeVlmCrossAttention):
+            attention_mask, kwargs["is_causal"] = None, True
+        return sdpa(module, query, key, value, attention_mask, **kwargs)
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", causal)
+    assert not first_token_reads_the_last_cell(model)
+
+
+def test_visual_positions_change_the_logits():
+    batch = tiny_batch()
+    torch.manual_seed(0)
+    plain, coded = tiny_model(), tiny_model(use_visual_positions=True)
+    coded.load_state_dict(plain.state_dict())
+    assert (plain(**batch).logits - coded(**batch).logits).abs().max() > 1e-3
+
+
+def test_cross_attention_without_an_mlp():
+    model = tiny_model(text_config={"cross_attention_intermediate_size": 0})
+    assert not any(".1.mlp" in name or ".3.mlp" in name for name, _ in model.named_parameters())
+    batch = tiny_batch()
+    logits = model(**batch).logits
+    assert logits.isfinite().all()
+    assert not torch.equal(logits, model(**batch | {"pixel_values": batch["pixel_values"].flip(0)}).logits)
+
+
+# Grounding maps
+
+
+@BACKENDS
+def test_maps_are_the_averaged_softmax(backend: str):
+    batch = tiny_batch(placeholders=((1, 6), (3,)))
+    queries = some_queries(batch)
+    eager = tiny_model(attn_implementation="eager")
+    softmax = eager(**batch, output_attentions=True).cross_attentions
+    maps = tiny_model(attn_implementation=backend)(**batch, query_masks=queries).grounding_maps
+    sees = sees_image(batch["input_ids"])
+    assert len(maps) == len(softmax) == 2
+    for layer_map, attention in zip(maps, softmax, strict=True):
+        assert layer_map.shape == (2, 3, 2 * NUM_CELLS) and layer_map.dtype == torch.float32
+        for b in range(2):
+            for k in range(3):
+                by_hand = attention[b].mean(dim=0)[queries[b, k] & sees[b]].mean(dim=0)
+                torch.testing.assert_close(layer_map[b, k], by_hand, atol=1e-6, rtol=1e-5)
+
+
+def test_maps_are_distributions_and_not_uniform(model: AgeVlmForConditionalGeneration):
+    batch = tiny_batch(placeholders=((1, 6), (3,)))
+    for layer_map in model(**batch, query_masks=some_queries(batch)).grounding_maps:
+        torch.testing.assert_close(layer_map.sum(-1), torch.ones(2, 3))
+        assert (layer_map.amax(dim=-1) > 1.2 / NUM_CELLS / 2).all()
+
+
+def test_maps_are_zero_on_images_not_yet_seen(model: AgeVlmForConditionalGeneration):
+    batch = tiny_batch(placeholders=((1, 6), (3,)))
+    queries = torch.zeros(2, 1, 10, dtype=torch.bool)
+    queries[:, 0, 3:6] = True
+    for layer_map in model(**batch, query_masks=queries).grounding_maps:
+        assert (layer_map[..., :NUM_CELLS] > 0).all()
+        assert (layer_map[..., NUM_CELLS:] == 0).all()
+        torch.testing.assert_close(layer_map.sum(-1), torch.ones(2, 1))
+
+
+def test_maps_are_zero_on_padded_cells(model: AgeVlmForConditionalGeneration):
+    batch = tiny_batch()
+    pixel_attention_mask = torch.zeros(2, 1, 96, 96, dtype=torch.long)
+    pixel_attention_mask[..., 31:64, :] = (
+        1  # one row of pixels in the first row of cells, the second row, not the third
+    )
+    batch["pixel_attention_mask"] = pixel_attention_mask
+    for layer_map in model(**batch, query_masks=some_queries(batch)).grounding_maps:
+        assert (layer_map[..., :6] > 0).all() and (layer_map[..., 6:] == 0).all()
+        torch.testing.assert_close(layer_map.sum(-1), torch.ones(2, 3))
+
+
+def test_padded_cells_do_not_reach_the_logits(model: AgeVlmForConditionalGeneration):
+    batch = tiny_batch()
+    batch["pixel_attention_mask"] = torch.ones(2, 1, 96, 96, dtype=torch.long)
+    batch["pixel_attention_mask"][..., 64:, :] = 0
+    shift = torch.zeros(NUM_CELLS, 1)
+    shift[6:] = 5
+    logits = model(**batch).logits
+    hook = model.model.multi_modal_projector.register_forward_hook(lambda module, args, output: output + shift)
+    other = model(**batch).logits
+    hook.remove()
+    assert torch.equal(logits, other)
+
+
+def test_query_without_a_seeing_token_has_a_map_of_zeros(model: AgeVlmForConditionalGeneration):
+    batch = tiny_batch(placeholders=((4,), ()))
+    queries = torch.zeros(2, 3, 10, dtype=torch.bool)
+    queries[0, 0, :4] = True  # before the placeholder
+    queries[0, 1, :5] = True
+    queries[1, 0] = True  # a row without an image
+    for layer_map in model(**batch, query_masks=queries).grounding_maps:
+        torch.testing.assert_close(layer_map.sum(-1), torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 0.0]]))
+
+
+@BACKENDS
+def test_gradient_of_the_maps_reaches_queries_and_keys(backend: str):
+    model = tiny_model(attn_implementation=backend)
+    batch = tiny_batch()
+    maps = model(**batch, query_masks=some_queries(batch)).grounding_maps
+    for layer, layer_map in zip((1, 3), maps, strict=True):
+        model.zero_grad()
+        layer_map[..., 0].sum().backward(retain_graph=True)
+        attention = model.model.language_model.layers[layer].cross_attn
+        assert attention.q_proj.weight.grad.abs().max() > 1e-5
+        assert attention.k_proj.weight.grad.abs().max() > 1e-5
+
+
+def test_no_maps_unless_asked_for(model: AgeVlmForConditionalGeneration):
+    assert model(**tiny_batch()).grounding_maps is None
+
+
+# Gradient checkpointing
+
+
+def losses_and_gradients(model: AgeVlmForConditionalGeneration) -> dict[str, torch.Tensor]:
+    batch = tiny_batch(placeholders=((1, 6), (3,), ()))
+    outputs = model(**batch, labels=batch["input_ids"], query_masks=some_queries(batch), use_cache=False)
+    (outputs.loss + sum(layer_map[..., 0].sum() for layer_map in outputs.grounding_maps)).backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    assert all(gradient is not None for gradient in gradients.values())
+    return gradients | {"loss": outputs.loss, "maps": torch.stack(outputs.grounding_maps)}
+
+
+def test_gradient_checkpointing_changes_nothing():
+    plain = tiny_model().train()
+    checkpointed = copy.deepcopy(plain)
+    checkpointed.gradient_checkpointing_enable({"use_reentrant": False})
+    calls = []
+    checkpointed.model.language_model.layers[1].cross_attn.q_proj.register_forward_hook(lambda *_: calls.append("q"))
+    checkpointed.model.vision_tower.stages[0].blocks[0].register_forward_hook(lambda *_: calls.append("block"))
+    expected, found = losses_and_gradients(plain), losses_and_gradients(checkpointed)
+    assert sorted(calls) == ["block", "block", "q", "q"]  # each ran again in the backward pass
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], msg=lambda text, name=name: f"{name}: {text}")
+
+
+# Generation and the cache
+
+
+@pytest.mark.parametrize(
+    "arguments", [{}, {"num_beams": 3}, {"do_sample": True}, {"num_beams": 2, "num_return_sequences": 2}]
+)
+def test_cached_generation_is_uncached_generation(model: AgeVlmForConditionalGeneration, arguments: dict):
+    batch = tiny_batch(placeholders=((1, 6), (3,), ()))
+    results = []
+    for use_cache in (True, False):
+        torch.manual_seed(0)
+        results.append(model.generate(**batch, **NEW_TOKENS, **{"do_sample": False} | arguments, use_cache=use_cache))
+    assert torch.equal(*results)
+    assert results[0].shape == (3 * arguments.get("num_return_sequences", 1), 18)
+
+
+def test_generation_depends_on_the_picture(model: AgeVlmForConditionalGeneration):
+    batch = tiny_batch()
+    flipped = batch | {"pixel_values": batch["pixel_values"].flip(0)}
+    outputs = [model.generate(**inputs, **NEW_TOKENS, do_sample=False) for inputs in (batch, flipped)]
+    assert not torch.equal(*outputs)
+
+
+def test_static_cache_is_the_dynamic_cache(model: AgeVlmForConditionalGeneration):
+    batch = tiny_batch(placeholders=((1, 6), (3,)))
+    dynamic = model.generate(**batch, **NEW_TOKENS, do_sample=False)
+    static = model.generate(
+        **batch, **NEW_TOKENS, do_sample=False, cache_implementation="static", disable_compile=True
+    )
+    assert torch.equal(static, dynamic)
+
+
+def test_left_padded_rows_generate_as_alone(model: AgeVlmForConditionalGeneration):
+    alone = [tiny_batch(((1,),), length=9, seed=1), tiny_batch(((2, 5),), length=12, seed=2)]
+    alone.append(tiny_batch(((),), length=6, seed=3))
+    expected = [model.generate(**batch, **NEW_TOKENS, do_sample=False)[0, -8:] for batch in alone]
+    batch = left_padded([batch["input_ids"][0] for batch in alone])
+    batch["pixel_values"] = torch.zeros(3, 2, 3, 96, 96)
+    batch["pixel_values"][0, :1] = alone[0]["pixel_values"][0]
+    batch["pixel_values"][1] = alone[1]["pixel_values"][0]
+    generated = model.generate(**batch, **NEW_TOKENS, do_sample=False)[:, -8:]
+    assert torch.equal(generated, torch.stack(expected))
+
+
+def test_right_padded_rows_have_the_logits_of_the_row_alone(model: AgeVlmForConditionalGeneration):
+    long, short = tiny_batch(((1, 5),), length=12, seed=1), tiny_batch(((2,),), length=7, seed=2)
+    batch = {name: torch.zeros(2, 12, dtype=torch.long) for name in ("input_ids", "attention_mask")}
+    batch["pixel_values"] = torch.full((2, 2, 3, 96, 96), 7.0)  # fillers may hold anything
+    for row, alone in enumerate((long, short)):
+        length = alone["input_ids"].shape[1]
+        batch["input_ids"][row, :length] = alone["input_ids"]
+        batch["attention_mask"][row, :length] = 1
+        batch["pixel_values"][row, : alone["pixel_values"].shape[1]] = alone["pixel_values"][0]
+    logits = model(**batch).logits
+    torch.testing.assert_close(logits[:1], model(**long).logits, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logits[1:, :7], model(**short).logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("make_cache", [lambda model: DynamicCache(config=model.config), lambda model: DynamicCache()])
+def test_image_of_a_later_turn_is_appended_to_the_cache(model: AgeVlmForConditionalGeneration, make_cache: Callable):
+    batch = tiny_batch(placeholders=((1, 7), (2, 6)))
+    ids, pictures = batch["input_ids"], batch["pixel_values"]
+    at_once = model(**batch, use_cache=False).logits
+    cache = make_cache(model)
+    first = model(input_ids=ids[:, :5], pixel_values=pictures[:, :1], past_key_values=cache, use_cache=True).logits
+    second = model(input_ids=ids[:, 5:9], pixel_values=pictures[:, 1:], past_key_values=cache, use_cache=True).logits
+    last = model(input_ids=ids[:, 9:], past_key_values=cache, use_cache=True).logits
+    torch.testing.assert_close(torch.cat([first, second, last], dim=1), at_once, atol=1e-5, rtol=1e-5)
+
+
+def test_first_image_may_come_in_a_later_turn(model: AgeVlmForConditionalGeneration):
+    batch = tiny_batch(placeholders=((7,),))
+    cache = DynamicCache(config=model.config)
+    first = model(input_ids=batch["input_ids"][:, :5], past_key_values=cache, use_cache=True).logits
+    second = model(
+        input_ids=batch["input_ids"][:, 5:], pixel_values=batch["pixel_values"], past_key_values=cache, use_cache=True
+    ).logits
+    at_once = model(**batch, use_cache=False).logits
+    torch.testing.assert_close(torch.cat([first, second], dim=1), at_once, atol=1e-5, rtol=1e-5)
+
+
+def test_generation_continues_a_chat_with_another_image(model: AgeVlmForConditionalGeneration):
+    batch = tiny_batch(placeholders=((1,),), length=6)
+    cache = DynamicCache(config=model.config)
+    answer = model.generate(**batch, **NEW_TOKENS, do_sample=False, past_key_values=cache)
+    turn = tiny_batch(placeholders=((1,),), length=6, seed=5)
+    ids = torch.cat([answer, turn["input_ids"]], dim=1)
+    both = torch.cat([batch["pixel_values"], turn["pixel_values"]], dim=1)
+    expected = model.generate(input_ids=ids, pixel_values=both, **NEW_TOKENS, do_sample=False)
+    found = model.generate(
+        input_ids=ids, pixel_values=turn["pixel_values"], **NEW_TOKENS, do_sample=False, past_key_values=cache
+    )
+    assert torch.equal(found, expected)
+
+
+def test_cropping_the_cache_leaves_the_visual_keys(model: AgeVlmForConditionalGeneration):
+    batch = tiny_batch()
+    cache = DynamicCache(config=model.config)
+    model(**batch, past_key_values=cache, use_cache=True)
+    before = [cache.layers[layer].keys.clone() for layer in (1, 3)]
+    cache.crop(-4)
+    assert [cache.layers[layer].keys.shape[-2] for layer in (0, 2, 4)] == [6, 6, 6]
+    assert all(torch.equal(cache.layers[layer].keys, keys) for layer, keys in zip((1, 3), before, strict=True))
+    again = model(input_ids=batch["input_ids"][:, 6:], past_key_values=cache, use_cache=True).logits
+    torch.testing.assert_close(again, model(**batch, use_cache=False).logits[:, 6:], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"num_beams": 3}, {"do_sample": True, "num_return_sequences": 2}])
+def test_generate_runs_the_tower_once_per_picture(model: AgeVlmForConditionalGeneration, arguments: dict):
+    batch = tiny_batch(placeholders=((1, 6), (3,), ()))
+    pictures = []
+    hook = model.model.vision_tower.register_forward_pre_hook(lambda module, args: pictures.append(len(args[0])))
+    model.generate(**batch, **NEW_TOKENS, **{"do_sample": False} | arguments)
+    hook.remove()
+    assert pictures == [3]  # the fillers do not run
+
+
+# What cannot be is refused
+
+
+def test_query_masks_of_another_length_are_refused(model: AgeVlmForConditionalGeneration):
+    with pytest.raises(ValueError, match="`query_masks` marks 9 tokens per row, but the text has 10"):
+        model(**tiny_batch(), query_masks=torch.ones(2, 1, 9, dtype=torch.bool))
+
+
+def test_query_masks_without_an_image_are_refused(model: AgeVlmForConditionalGeneration):
+    with pytest.raises(
+        ValueError, match="`query_masks` asks for grounding maps, but no row of the batch has an image"
+    ):
+        model(**tiny_batch(((), ())), query_masks=torch.ones(2, 1, 10, dtype=torch.bool))
+
+
+@pytest.mark.parametrize(("with_images", "count"), [(True, 1), (False, 0)])
+def test_more_placeholders_than_images_are_refused(
+    model: AgeVlmForConditionalGeneration, with_images: bool, count: int
+):
+    batch = tiny_batch(((1,), (2, 5)))
+    batch["pixel_values"] = batch["pixel_values"][:, :1]
+    if not with_images:
+        del batch["pixel_values"]
+    with pytest.raises(
+        ValueError, match=rf"Row 1 has 2 image placeholders .* but `pixel_values` holds {count} images"
+    ):
+        model(**batch)
+
+
+def test_four_dimensional_pixel_values_are_refused(model: AgeVlmForConditionalGeneration):
+    batch = tiny_batch()
+    with pytest.raises(ValueError, match=r"`pixel_values` has to be of shape .* has shape \(2, 3, 96, 96\)"):
+        model(**batch | {"pixel_values": batch["pixel_values"][:, 0]})
+
+
+# Checkpoints
+
+
+def test_save_and_load_keep_every_tensor(model: AgeVlmForConditionalGeneration, tmp_path: Path):
+    model.save_pretrained(tmp_path)
+    again = AgeVlmForConditionalGeneration.from_pretrained(tmp_path)
+    assert again.state_dict().keys() == model.state_dict().keys()
+    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
+    assert torch.equal(again(**tiny_batch()).logits, model(**tiny_batch()).logits)
+
+
+def test_layer_scale_is_set_when_vision_weights_are_missing(model: AgeVlmForConditionalGeneration, tmp_path: Path):
+    model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if "vision_tower" not in name}
+    assert len(kept) < len(weights)
+    save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    again = AgeVlmForConditionalGeneration.from_pretrained(tmp_path)
+    gammas = [p for name, p in again.named_parameters() if name.endswith("gamma")]
+    assert len(gammas) == 5
+    assert all(torch.equal(gamma, torch.full_like(gamma, 1e-6)) for gamma in gammas)
+    assert again(**tiny_batch()).logits.isfinite().all()
+
+
+@pytest.fixture(scope="module")
+def backbones(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Folders of a timm ConvNeXt and of a LLaMA."""
+    torch.manual_seed(0)
+    vision, text = tmp_path_factory.mktemp("convnext"), tmp_path_factory.mktemp("llama")
+    tower = timm.create_model(VISION["architecture"], num_classes=0, **VISION["model_args"])
+    for parameter in tower.parameters():
+        torch.nn.init.normal_(parameter)
+    state = {name: tensor for name, tensor in tower.state_dict().items() if not name.startswith("head.fc")}
+    save_file(state, vision / "model.safetensors", metadata={"format": "pt"})
+    pretrained_cfg = {"architecture": VISION["architecture"], "num_classes": 0, "input_size": [3, 96, 96]}
+    config = {"architecture": VISION["architecture"], "num_classes": 0, "num_features": VISION["hidden_size"]}
+    config |= {"model_args": VISION["model_args"], "pretrained_cfg": pretrained_cfg}
+    (vision / "config.json").write_text(json.dumps(config))
+    llama = {name: value for name, value in TEXT.items() if name != "cross_attention_layers"} | {
+        "num_hidden_layers": 4
+    }
+    LlamaForCausalLM(LlamaConfig(**llama, tie_word_embeddings=True)).save_pretrained(text)
+    return vision, text
+
+
+def test_built_from_pretrained_parts_it_holds_their_tensors(backbones: tuple[Path, Path]):
+    vision, text = backbones
+    model = AgeVlmForConditionalGeneration.from_vision_text_pretrained(f"local-dir:{vision}", str(text), image_size=96)
+    assert model.config.text_config.cross_attention_layers == [2]
+    assert model.config.vision_config.image_size == 96
+    tower = load_file(vision / "model.safetensors")
+    loaded = model.model.vision_tower.timm_model.state_dict()
+    kept = {name: tensor for name, tensor in tower.items() if not name.startswith("head.")}
+    assert kept.keys() == loaded.keys()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in kept.items())
+
+    llama = LlamaForCausalLM.from_pretrained(text)
+    twin = llama_twin(model)
+    assert all(torch.equal(twin.state_dict()[name], tensor) for name, tensor in llama.state_dict().items())
+    assert twin.state_dict().keys() == llama.state_dict().keys()
+    batch = tiny_batch(((), ()))
+    assert torch.equal(model.eval()(**batch).logits, llama(**batch).logits)
+    assert model.generation_config.eos_token_id == EOT
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+
+
+def test_built_from_pretrained_parts_as_asked(backbones: tuple[Path, Path]):
+    vision, text = backbones
+    model = AgeVlmForConditionalGeneration.from_vision_text_pretrained(
+        f"local-dir:{vision}",
+        str(text),
+        image_size=64,
+        cross_attention_layers=[1, 4],
+        cross_attention_intermediate_size=0,
+        use_visual_positions=True,
+        dtype=torch.bfloat16,
+    )
+    assert model.config.text_config.cross_attention_layers == [1, 4]
+    assert model.model.language_model.layers[4].mlp is None
+    assert model.config.use_visual_positions
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
+def test_checkpoint_of_another_architecture_is_refused(backbones: tuple[Path, Path], tmp_path: Path):
+    GPT2LMHeadModel(GPT2Config(vocab_size=32, n_embd=8, n_layer=1, n_head=2)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="'gpt2' checkpoint, but AGE-VLM is built around LLaMA"):
+        AgeVlmForConditionalGeneration.from_vision_text_pretrained(f"local-dir:{backbones[0]}", str(tmp_path))

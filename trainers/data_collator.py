@@ -1,0 +1,376 @@
+# Copyright 2026 The AGE-VLM authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""From rows of `images`, `messages` and `regions` to the tensors of a training step."""
+
+import io
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import PIL.Image
+import torch
+from pycocotools import mask as coco_mask
+from transformers import ProcessorMixin
+from transformers.utils.chat_template_utils import render_jinja_template
+
+
+Span = tuple[int, int]
+
+
+class BrokenRowError(ValueError):
+    """A row that cannot be trained on. The message says which, what is wrong with it and how to mend it."""
+
+
+def decode_rle(rle: dict[str, Any]) -> np.ndarray:
+    """
+    A boolean mask of shape `(height, width)` from COCO run-length encoding.
+
+    Args:
+        rle (`dict`): `{"size": [height, width], "counts": ...}`, counts compressed (`str` or `bytes`) or as a list.
+
+    Raises:
+        ValueError: If the counts do not describe a mask of that size.
+    """
+    height, width = rle["size"]
+    counts = rle["counts"]
+    try:
+        if isinstance(counts, (str, bytes)):
+            encoded = {"size": [height, width], "counts": counts.encode() if isinstance(counts, str) else counts}
+            mask = coco_mask.decode(encoded)
+            # pycocotools reads past the end of damaged counts without a word; only sound ones encode to themselves.
+            sound = coco_mask.encode(mask)["counts"] == encoded["counts"]
+        else:
+            mask = coco_mask.decode(
+                coco_mask.frPyObjects({"size": [height, width], "counts": list(counts)}, height, width)
+            )
+            sound = sum(counts) == height * width
+    except ValueError as error:
+        raise ValueError(f"The mask's run lengths do not decode to {height} x {width} pixels: {error}.") from error
+    if not sound:
+        raise ValueError(f"The mask's run lengths do not decode to {height} x {width} pixels: they are damaged.")
+    return mask.astype(bool)
+
+
+def load_image(image: Any) -> PIL.Image.Image:
+    """A picture from a PIL image, a path, or a `datasets` entry `{"bytes": ..., "path": ...}`, fully read."""
+    if isinstance(image, dict):
+        image = io.BytesIO(image["bytes"]) if image.get("bytes") is not None else image["path"]
+    if not isinstance(image, PIL.Image.Image):
+        image = PIL.Image.open(image)
+    image.load()  # a truncated file fails here, where its row is known
+    return image
+
+
+def displayed_size(image: PIL.Image.Image) -> tuple[int, int]:
+    """Height and width in pixels of a picture as it is shown, after the rotation that its EXIF data asks for."""
+    width, height = image.size
+    rotated = image.getexif().get(0x0112, 1) >= 5  # orientations 5 to 8 lie on their side
+    return (width, height) if rotated else (height, width)
+
+
+def with_placeholders(messages: list[dict[str, Any]], num_images: int) -> list[dict[str, Any]]:
+    """
+    Messages whose contents are lists of parts, with one `{"type": "image"}` per image.
+
+    Without any image part, all images go to the front of the first user message.
+
+    Raises:
+        ValueError: If there are image parts, but not one per image, or there is no user message to put them into.
+    """
+    messages = [
+        {
+            "role": m["role"],
+            "content": [{"type": "text", "text": m["content"]}]
+            if isinstance(m["content"], str)
+            else [
+                {"type": part["type"], **({"text": part["text"]} if part["type"] == "text" else {})}
+                for part in m["content"]
+            ],
+        }
+        for m in messages
+    ]
+    num_placeholders = sum(part["type"] == "image" for m in messages for part in m["content"])
+    if num_placeholders == 0 and num_images > 0:
+        first = next((m for m in messages if m["role"] == "user"), None)
+        if first is None:
+            raise ValueError("it has images, but no user message that they could belong to")
+        first["content"] = [{"type": "image"}] * num_images + first["content"]
+    elif num_placeholders != num_images:
+        raise ValueError(f"it has {num_images} images, but {num_placeholders} image placeholders in its messages")
+    return messages
+
+
+def message_text(message: dict[str, Any]) -> str:
+    """The words of a message whose content is a list of parts."""
+    return "".join(part["text"] for part in message["content"] if part["type"] == "text")
+
+
+class Piece(NamedTuple):
+    """Words of one text part of a message: from `raw_start` on in the message's text, from `start` on in the chat text."""
+
+    raw_start: int
+    start: int
+    length: int
+
+    def holds(self, first: int, last: int) -> bool:
+        return self.raw_start <= first and last <= self.raw_start + self.length
+
+
+@dataclass
+class Example:
+    """One row, tokenized. T tokens, K regions."""
+
+    input_ids: list[int]
+    labels: list[int]
+    images: list[PIL.Image.Image]
+    query_masks: list[np.ndarray]  # K x (T,) bool
+    region_masks: list[tuple[int, torch.Tensor]]  # K x (image index, (h, w) cells)
+    dropped_regions: int
+
+
+@dataclass
+class DataCollatorForGuidedVisionLanguageModeling:
+    """
+    Collates rows `{"images": [...], "messages": [...], "regions": [...]}` into the inputs of
+    [`AgeVlmForConditionalGeneration`] and the masks of the guidance loss.
+
+    A region is `{"mask": {"size": [height, width], "counts": rle}, "image": index, "text": phrase or None, "span":
+    [start, end] or None, "message": index or None}`, the mask in the pixels of the picture as it is shown. Its query
+    is the phrase (its first occurrence, or the character span) in its message, or the whole message, or without a
+    message the turns that `guidance_query` names. Special tokens are never part of a query.
+
+    Regions whose mask is empty on the visual tokens' grid, whose words are cut off by `max_length` or stand before
+    their image are dropped and counted.
+
+    Args:
+        processor ([`AgeVlmProcessor`]):
+            Its chat template has to mark the assistant's words with `{% generation %}`.
+        max_length (`int`, *optional*):
+            Tokens per row; longer rows are cut at the end.
+        guidance_query, guidance_level, mask_downsampling, broken_rows, pad_to_multiple_of:
+            See [`GuidedSFTConfig`].
+
+    Returns a batch of B rows with N images and K regions at the most, and S visual tokens per image:
+        `input_ids`, `attention_mask`, `labels` (B, T), `pixel_values` (B, N, 3, H, W), with padded pictures
+        `pixel_attention_mask` (B, N, H, W), `query_masks` (B, K, T) and `region_masks` (B, K, N * S) if any row has a
+        region, and the counts `dropped_regions` and `skipped_rows`, each (B,).
+
+    Raises:
+        BrokenRowError: For a row that cannot be read, unless `broken_rows` is `"skip"`; also if all rows are broken or
+            none of the batch has a label.
+    """
+
+    processor: ProcessorMixin
+    max_length: int | None = None
+    guidance_query: Literal["question", "answer", "both"] = "answer"
+    guidance_level: Literal["message", "phrase", "all"] = "all"
+    mask_downsampling: Literal["any", "area"] = "any"
+    broken_rows: Literal["stop", "skip"] = "stop"
+    pad_to_multiple_of: int | None = None
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        examples, skipped_rows = [], 0
+        for position, row in enumerate(rows):
+            try:
+                examples.append(self.read_row(row))
+            except (ValueError, OSError) as error:
+                failure = BrokenRowError(
+                    f"{self._name(position, row)} is broken: {error}. Mend or remove the row, or set `broken_rows='skip'`."
+                )
+                if self.broken_rows == "stop":
+                    raise failure from error
+                skipped_rows += 1
+        if not examples:
+            raise failure
+        batch = self._collate(examples)
+        batch["skipped_rows"] = torch.tensor([skipped_rows] + [0] * (len(examples) - 1))
+        return batch
+
+    def _name(self, position: int, row: dict[str, Any]) -> str:
+        """Names a row so that its owner finds it: its id if it has one, its place in the batch and its first words."""
+        messages = row.get("messages") or [{"content": ""}]
+        content = messages[0]["content"]
+        words = content if isinstance(content, str) else " ".join(part.get("text") or "" for part in content)
+        identity = f" (id {row['id']!r})" if "id" in row else ""
+        return f"Row {position} of the batch{identity}, which begins with {words[:60]!r},"
+
+    def read_row(self, row: dict[str, Any]) -> Example:
+        """One row to token ids, labels, pictures and regions. Raises `ValueError` or `OSError` if it is broken."""
+        images = []
+        for n, image in enumerate(row.get("images") or []):
+            try:
+                images.append(load_image(image))
+            except (OSError, TypeError, SyntaxError, PIL.Image.DecompressionBombError) as error:
+                raise OSError(f"image {n} cannot be read ({error})") from error
+        messages = with_placeholders(row["messages"], len(images))
+        tokenizer = self.processor.tokenizer
+        text, assistant_spans = self._render(messages)
+        encoding = tokenizer(
+            text,
+            add_special_tokens=False,
+            return_offsets_mapping=True,
+            return_special_tokens_mask=True,
+            truncation=self.max_length is not None,
+            max_length=self.max_length,
+        )
+        starts, ends = np.array(encoding["offset_mapping"]).reshape(-1, 2).T
+        special = np.isin(encoding["input_ids"], tokenizer.all_special_ids + [self.processor.image_token_id])
+
+        is_label = np.zeros(len(starts), dtype=bool)
+        for span in assistant_spans:
+            is_label |= (starts < span[1]) & (ends > span[0])
+        input_ids = np.array(encoding["input_ids"])
+        is_label &= input_ids != self.processor.image_token_id
+        example = Example(
+            input_ids.tolist(), np.where(is_label, input_ids, -100).tolist(), images, [], [], dropped_regions=0
+        )
+        located = None
+        for n, region in enumerate(row.get("regions") or []):
+            if self.guidance_level != "all" and (self.guidance_level == "phrase") == (region["text"] is None):
+                continue
+            located = located or self._locate_words(messages, text)
+            try:
+                cells = self._region_cells(region, images)
+                spans = self._query_spans(region, messages, located)
+            except ValueError as error:
+                raise ValueError(f"region {n}: {error}") from error
+            query = np.zeros(len(starts), dtype=bool)
+            for span in spans:
+                query |= (starts < span[1]) & (ends > span[0])
+            query &= ~special
+            # Only words at and after its placeholder see an image; words beyond `max_length` are cut off.
+            placeholders = np.flatnonzero(input_ids == self.processor.image_token_id)
+            sees_from = placeholders[region["image"]] if region["image"] < len(placeholders) else len(query)
+            query[:sees_from] = False
+            is_cut = any(span[1] > ends.max() for span in spans)
+            if cells.any() and query.any() and not is_cut:
+                example.query_masks.append(query)
+                example.region_masks.append((region["image"], cells))
+            else:
+                example.dropped_regions += 1
+        return example
+
+    def _render(self, messages: list[dict[str, Any]]) -> tuple[str, list[Span]]:
+        """The chat text and the character spans of the assistant's words in it."""
+        texts, spans = render_jinja_template(
+            conversations=[messages],
+            chat_template=self.processor.chat_template,
+            return_assistant_tokens_mask=True,
+            **self.processor.tokenizer.special_tokens_map,
+        )
+        return texts[0], spans[0]
+
+    def _locate_words(self, messages: list[dict[str, Any]], text: str) -> list[list[Piece]]:
+        """Where the words of each message stand in the chat text: one piece per text part that has words."""
+        located, block_start = [], 0
+        for n, message in enumerate(messages):
+            block = self._render(messages[: n + 1])[0]
+            if not text.startswith(block):
+                raise ValueError(
+                    "the chat template renders a message differently once others follow, so that the words of a "
+                    "region cannot be found in the text"
+                )
+            # From the end, so that nothing of the header can be taken for the words.
+            pieces, raw_end, end = [], len(message_text(message)), len(block)
+            for part in reversed([part for part in message["content"] if part["type"] == "text"]):
+                raw_start = raw_end - len(part["text"])
+                words = part["text"].strip()
+                start = block.rfind(words, block_start, end)
+                if start < 0:
+                    raise ValueError(f"the chat template changes the words of message {n}")
+                if words:
+                    pieces.insert(0, Piece(raw_start + part["text"].index(words), start, len(words)))
+                    end = start
+                raw_end = raw_start
+            located.append(pieces)
+            block_start = len(block)
+        return located
+
+    def _query_spans(
+        self, region: dict[str, Any], messages: list[dict[str, Any]], located: list[list[Piece]]
+    ) -> list[Span]:
+        """Character spans in the chat text of the words that look at a region."""
+        if region["message"] is not None and not 0 <= region["message"] < len(messages):
+            raise ValueError(f"it belongs to message {region['message']}, but there are {len(messages)} messages")
+        if region["message"] is not None:
+            candidates = [region["message"]]
+        else:
+            roles = {"question": ["user"], "answer": ["assistant"], "both": ["user", "assistant"]}[self.guidance_query]
+            candidates = [n for n, message in enumerate(messages) if message["role"] in roles]
+        if region["text"] is None:
+            return [(piece.start, piece.start + piece.length) for n in candidates for piece in located[n]]
+        for n in candidates:
+            raw = message_text(messages[n])
+            first, last = region.get("span") or (
+                raw.find(region["text"]),
+                raw.find(region["text"]) + len(region["text"]),
+            )
+            if first >= 0 and raw[first:last] == region["text"]:
+                shifts = [piece.start - piece.raw_start for piece in located[n] if piece.holds(first, last)]
+                if shifts:
+                    return [(first + shifts[0], last + shifts[0])]
+        raise ValueError(f"its phrase {region['text']!r} does not stand in its message")
+
+    def _region_cells(self, region: dict[str, Any], images: list[PIL.Image.Image]) -> torch.Tensor:
+        """The region on the grid of the visual tokens: `(h, w)`, 1 inside."""
+        if not 0 <= region["image"] < len(images):
+            raise ValueError(f"it belongs to image {region['image']}, but there are {len(images)} images")
+        size = displayed_size(images[region["image"]])
+        if tuple(region["mask"]["size"]) != size:
+            raise ValueError(
+                f"its mask has {region['mask']['size'][0]} x {region['mask']['size'][1]} pixels (height x width), but "
+                f"image {region['image']} has {size[0]} x {size[1]}"
+            )
+        coverage = self.processor.image_processor.mask_coverage(decode_rle(region["mask"]))
+        return (coverage > (0.0 if self.mask_downsampling == "any" else 0.5)).float()
+
+    def _collate(self, examples: list[Example]) -> dict[str, torch.Tensor]:
+        tokenizer = self.processor.tokenizer
+        if all(label == -100 for example in examples for label in example.labels[1:]):
+            raise BrokenRowError(
+                "No row of the batch has a label: no assistant turn is left within `max_length` "
+                f"({self.max_length}), or the rows have none. Raise `max_length`, or give every row an assistant message."
+            )
+        length = max(len(example.input_ids) for example in examples)
+        if self.pad_to_multiple_of is not None:
+            length = -(-length // self.pad_to_multiple_of) * self.pad_to_multiple_of
+        left = tokenizer.padding_side == "left"
+
+        def padded(values: list, fill: int) -> torch.Tensor:
+            padding = [fill] * (length - len(values))
+            return torch.tensor(padding + list(values) if left else list(values) + padding)
+
+        batch = {
+            "input_ids": torch.stack([padded(e.input_ids, tokenizer.pad_token_id) for e in examples]),
+            "attention_mask": torch.stack([padded([1] * len(e.input_ids), 0) for e in examples]),
+            "labels": torch.stack([padded(e.labels, -100) for e in examples]),
+            "dropped_regions": torch.tensor([e.dropped_regions for e in examples]),
+        }
+        if any(e.images for e in examples):
+            images = self.processor.image_processor([e.images for e in examples], return_tensors="pt")
+            batch.update(images)
+        num_regions = max(len(e.query_masks) for e in examples)
+        if num_regions > 0:
+            num_images = batch["pixel_values"].shape[1]
+            num_cells = next(cells.numel() for e in examples for _, cells in e.region_masks)
+            query_masks = torch.zeros((len(examples), num_regions, length), dtype=torch.bool)
+            region_masks = torch.zeros((len(examples), num_regions, num_images, num_cells))
+            for row, example in enumerate(examples):
+                for k, query in enumerate(example.query_masks):
+                    query_masks[row, k] = padded(query.tolist(), False)
+                    image, cells = example.region_masks[k]
+                    region_masks[row, k, image] = cells.flatten()
+            batch["query_masks"] = query_masks
+            batch["region_masks"] = region_masks.flatten(2)
+        return batch

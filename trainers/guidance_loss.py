@@ -1,0 +1,92 @@
+# Copyright 2026 The AGE-VLM authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The guidance loss of AGE-VLM (Eq. 3 of https://huggingface.co/papers/2511.17793): attention against masks."""
+
+from typing import Literal, NamedTuple
+
+import torch
+
+
+class GuidanceLoss(NamedTuple):
+    """
+    What `guidance_loss` returns: scalars, each a mean over the guided regions (and, but for the baseline, the layers).
+    """
+
+    loss: torch.Tensor
+    """The guidance loss in nats; differentiable."""
+    in_mask_mass: torch.Tensor
+    """Share of the attention that falls inside the mask, in [0, 1]."""
+    uniform_mass: torch.Tensor
+    """The same share if the attention were even over all cells that it may fall on."""
+    num_regions: torch.Tensor
+    """How many regions were guided: those with a mask and with a query that sees an image."""
+
+
+def guidance_loss(
+    grounding_maps: tuple[torch.Tensor, ...],
+    region_masks: torch.Tensor,
+    normalization: Literal["sum", "max"] = "sum",
+) -> GuidanceLoss:
+    """
+    Negative logarithm of the dice overlap between attention and masks, `-log(2 <M, P> / (sum M + sum P))`.
+
+    `P` is the layer's map divided by its sum or by its maximum. With `"sum"`, the reading that the paper's
+    "normalized to a distribution" asks for, the loss is `-log(mass inside the mask) + log((k + 1) / 2)` for a mask of
+    `k` cells: its floor depends on `k`, and nothing presses the attention to cover the mask. With `"max"` it is a real
+    overlap that is 0 when the attention is even inside the mask and zero outside.
+
+    Args:
+        grounding_maps (`tuple[torch.Tensor]`):
+            One tensor of shape `(batch_size, num_regions, num_image_tokens)` per cross-attention layer: the attention
+            averaged over heads and query tokens, float32. A map that is 0 throughout has no query and is not guided.
+        region_masks (`torch.Tensor` of shape `(batch_size, num_regions, num_image_tokens)`):
+            1 inside the region, 0 outside. A mask that is 0 throughout is not guided.
+        normalization (`"sum"` or `"max"`, *optional*, defaults to `"sum"`):
+            What the maps are divided by.
+
+    Returns:
+        [`GuidanceLoss`]; all zero if no region is guided.
+
+    Raises:
+        ValueError: If the shapes differ, there is no map or `normalization` is unknown.
+    """
+    if normalization not in ("sum", "max"):
+        raise ValueError(f'`normalization` has to be "sum" or "max", but is {normalization!r}.')
+    if len(grounding_maps) == 0 or grounding_maps[0].shape != region_masks.shape:
+        raise ValueError(
+            f"`region_masks` of shape {tuple(region_masks.shape)} needs at least one grounding map of the same shape, "
+            f"but the maps have shapes {[tuple(m.shape) for m in grounding_maps]}."
+        )
+    maps = torch.stack(grounding_maps).float()  # (num_layers, batch_size, num_regions, num_image_tokens)
+    guided = (region_masks > 0).any(dim=-1) & (maps > 0).any(dim=-1).all(dim=0)
+    # Rows are picked rather than multiplied by 0, so that nothing undefined in the others reaches the gradient.
+    maps, masks = maps[:, guided], region_masks[guided].float()
+    num_regions = guided.sum()
+    if num_regions == 0:
+        zero = maps.sum()
+        return GuidanceLoss(zero, zero.detach(), zero.detach(), num_regions)
+
+    attention_mass = maps.sum(dim=-1)
+    scale = attention_mass if normalization == "sum" else maps.amax(dim=-1)
+    overlap = (maps * masks).sum(dim=-1)
+    dice = 2 * (overlap / scale) / (masks.sum(dim=-1) + attention_mass / scale)
+    # Only an overlap that float32 cannot hold is clamped; it keeps -log finite.
+    loss = -dice.clamp(min=torch.finfo(dice.dtype).tiny).log()
+    reachable = (maps > 0).any(dim=0).sum(dim=-1)
+    return GuidanceLoss(
+        loss=loss.mean(),
+        in_mask_mass=(overlap / attention_mass).detach().mean(),
+        uniform_mass=(masks.sum(dim=-1) / reachable).mean(),
+        num_regions=num_regions,
+    )

@@ -1,0 +1,129 @@
+# Copyright 2026 The AGE-VLM authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Arguments of [`GuidedSFTTrainer`]."""
+
+from dataclasses import dataclass, field
+
+import torch
+from trl import SFTConfig
+
+
+@dataclass
+class GuidedSFTConfig(SFTConfig):
+    """
+    [`trl.SFTConfig`] with the guidance loss. The defaults are the paper's (appendix C): AdamW at 1e-5 with weight
+    decay 0.1 and beta2 0.95, warm-up over 3% of the steps, a cosine, one epoch, 16 pictures per device.
+
+    > Parameters that control the guidance
+
+    guidance_weight (`float`, *optional*, defaults to `1.0`):
+        Weight of the guidance loss beside the language modeling loss. At 0 it is logged, but not added.
+    guidance_normalization (`str`, *optional*, defaults to `"sum"`):
+        What Eq. 3 divides the attention by: its `"sum"` or its `"max"`.
+    guidance_query (`str`, *optional*, defaults to `"answer"`):
+        Which words a region without a message guides: those of the `"question"` (all user turns), of the `"answer"`
+        (all assistant turns; a caption is one) or `"both"`.
+    guidance_level (`str`, *optional*, defaults to `"all"`):
+        Which regions guide: those of whole `"message"`s (as in the paper), those of `"phrase"`s, or `"all"`.
+    mask_downsampling (`str`, *optional*, defaults to `"any"`):
+        When a visual token's cell belongs to a mask: if `"any"` of it is covered (small objects survive), or if more
+        than half of its `"area"` is.
+
+    > Parameters that control the data
+
+    broken_rows (`str`, *optional*, defaults to `"stop"`):
+        What a row with an unreadable image, a damaged mask or the like does: `"stop"` the training, or `"skip"` it
+        and count it in the log.
+
+    > [!NOTE]
+    > These parameters have default values different from [`trl.SFTConfig`]:
+    > - `learning_rate`: Defaults to `1e-5` instead of `2e-5`.
+    > - `weight_decay`: Defaults to `0.1` instead of `0.0`.
+    > - `adam_beta2`: Defaults to `0.95` instead of `0.999`.
+    > - `warmup_steps`: Defaults to `0.03` (of all steps) instead of `0`.
+    > - `lr_scheduler_type`: Defaults to `"cosine"` instead of `"linear"`.
+    > - `num_train_epochs`: Defaults to `1` instead of `3`.
+    > - `per_device_train_batch_size`: Defaults to `16` instead of `8`.
+    > - `max_length`: Defaults to `2048` instead of `1024`.
+    > - `bf16`: Defaults to `True` only where there is a GPU: on CPUs float32 is faster.
+    > - `assistant_only_loss`: Defaults to `True`, and is always so: user turns and placeholders are never labels.
+    """
+
+    learning_rate: float = field(default=1e-5, metadata={"help": "The initial learning rate for AdamW."})
+    weight_decay: float = field(
+        default=0.1, metadata={"help": "Weight decay of all weights but norms, biases and layer scales."}
+    )
+    adam_beta2: float = field(default=0.95, metadata={"help": "Beta2 of AdamW."})
+    warmup_steps: float = field(
+        default=0.03, metadata={"help": "Steps of linear warm-up; a number below 1 is a share of all steps."}
+    )
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "The learning rate schedule."})
+    num_train_epochs: float = field(default=1.0, metadata={"help": "Total number of training epochs."})
+    per_device_train_batch_size: int = field(default=16, metadata={"help": "Rows per device and forward pass."})
+    max_length: int | None = field(
+        default=2048, metadata={"help": "Tokens per row; longer rows are cut at the end. `None` cuts nothing."}
+    )
+    assistant_only_loss: bool = field(
+        default=True, metadata={"help": "Only the assistant's words are labels. There is no other way here."}
+    )
+    guidance_weight: float = field(
+        default=1.0, metadata={"help": "Weight of the guidance loss; at 0 it is logged, but not added."}
+    )
+    guidance_normalization: str = field(
+        default="sum",
+        metadata={"help": "What Eq. 3 divides the attention by.", "choices": ["sum", "max"]},
+    )
+    guidance_query: str = field(
+        default="answer",
+        metadata={
+            "help": "Which words a region without a message guides: the user's, the assistant's or both.",
+            "choices": ["question", "answer", "both"],
+        },
+    )
+    guidance_level: str = field(
+        default="all",
+        metadata={
+            "help": "Which regions guide: those of whole messages (as in the paper), those of phrases, or all.",
+            "choices": ["message", "phrase", "all"],
+        },
+    )
+    mask_downsampling: str = field(
+        default="any",
+        metadata={
+            "help": "A cell belongs to a mask if any of it is covered, or if more than half of its area is.",
+            "choices": ["any", "area"],
+        },
+    )
+    broken_rows: str = field(
+        default="stop",
+        metadata={"help": "Whether a broken row stops the training or is skipped.", "choices": ["stop", "skip"]},
+    )
+
+    def __post_init__(self):
+        if self.bf16 is None and not self.fp16:
+            self.bf16 = torch.cuda.is_available()
+        super().__post_init__()
+        for name in ("guidance_normalization", "guidance_query", "guidance_level", "mask_downsampling", "broken_rows"):
+            choices = self.__dataclass_fields__[name].metadata["choices"]
+            if getattr(self, name) not in choices:
+                raise ValueError(f"`{name}` has to be one of {choices}, but is {getattr(self, name)!r}.")
+        if self.guidance_weight < 0:
+            raise ValueError(f"`guidance_weight` must not be negative, but is {self.guidance_weight}.")
+        if not self.assistant_only_loss:
+            raise ValueError("`assistant_only_loss=False` is not supported: only the assistant's words are labels.")
+        if self.gradient_checkpointing and (self.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+            raise ValueError(
+                "Reentrant gradient checkpointing silently drops the gradient of the guidance loss. Leave "
+                "`use_reentrant` out of `gradient_checkpointing_kwargs`, or set it to False."
+            )

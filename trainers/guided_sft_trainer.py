@@ -1,0 +1,216 @@
+# Copyright 2026 The AGE-VLM authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""TRL's `SFTTrainer` with the guidance loss of AGE-VLM (https://huggingface.co/papers/2511.17793)."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from datasets import Dataset, Image, IterableDataset, List
+from torch import nn
+from transformers import PreTrainedModel, ProcessorMixin
+from trl import SFTTrainer
+
+from .data_collator import DataCollatorForGuidedVisionLanguageModeling
+from .guidance_loss import guidance_loss
+from .guided_sft_config import GuidedSFTConfig
+
+
+class GuidedSFTTrainer(SFTTrainer):
+    """
+    Trains an [`AgeVlmForConditionalGeneration`] with the language modeling loss plus `guidance_weight` times the
+    guidance loss.
+
+    The only changes with respect to [`trl.SFTTrainer`] are the collator, which keeps the rows' regions, and
+    `compute_loss`, which adds the guidance loss. Both losses are means over everything that one optimizer step sees,
+    on all processes and over all accumulated batches: the language modeling loss over label tokens, the guidance loss
+    over regions (and layers).
+
+    Logged besides TRL's metrics: `lm_loss` and `guidance_loss` in nats, `in_mask_mass` (share of the attention inside
+    the masks), `uniform_mass` (that share for even attention), and per optimizer step `guided_rows`,
+    `dropped_regions` and `skipped_rows`.
+
+    Args:
+        model ([`AgeVlmForConditionalGeneration`]): The model to train, with `requires_grad` set by `apply_stage`.
+        args ([`GuidedSFTConfig`]): The arguments.
+        processing_class ([`AgeVlmProcessor`]): The processor.
+        train_dataset (`datasets.Dataset` or `datasets.IterableDataset`): Rows of `images`, `messages`, `regions`.
+        kwargs: Passed to [`trl.SFTTrainer`].
+    """
+
+    _tag_names = ["trl", "sft", "age-vlm"]
+    _name = "AGE-VLM"
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: GuidedSFTConfig,
+        processing_class: ProcessorMixin,
+        train_dataset: Dataset | IterableDataset,
+        eval_dataset: Dataset | IterableDataset | dict[str, Dataset] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        collator = DataCollatorForGuidedVisionLanguageModeling(
+            processor=processing_class,
+            max_length=args.max_length,
+            guidance_query=args.guidance_query,
+            guidance_level=args.guidance_level,
+            mask_downsampling=args.mask_downsampling,
+            broken_rows=args.broken_rows,
+            pad_to_multiple_of=args.pad_to_multiple_of,
+        )
+        if isinstance(eval_dataset, dict):
+            eval_dataset = {name: undecoded_images(dataset) for name, dataset in eval_dataset.items()}
+        elif eval_dataset is not None:
+            eval_dataset = undecoded_images(eval_dataset)
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=collator,
+            train_dataset=undecoded_images(train_dataset),
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            **kwargs,
+        )
+        # TRL's fused language modeling head runs the base model and drops what else it returns.
+        self._grounding_maps: tuple[torch.Tensor, ...] | None = None
+        self._base_model().register_forward_hook(self._keep_grounding_maps)
+        self._num_regions: torch.Tensor | None = None
+        self._sums: dict[str, dict[str, torch.Tensor | float]] = {"train": {}, "eval": {}}
+
+    def _base_model(self) -> nn.Module:
+        model = self.accelerator.unwrap_model(self.model)
+        if hasattr(model, "get_base_model"):  # peft
+            model = model.get_base_model()
+        return model.base_model
+
+    def _keep_grounding_maps(self, module: nn.Module, args: tuple, output: Any) -> None:
+        self._grounding_maps = output.grounding_maps
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        self._signature_columns = [*self._signature_columns, "regions", "id"]
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Every weight but norms, biases and timm's layer scales."""
+        return [name for name in super().get_decay_parameter_names(model) if not name.endswith(".gamma")]
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, torch.Tensor | int | None]:
+        """Also counts the regions of all batches of one optimizer step, on all processes."""
+        batches, num_items_in_batch = super().get_batch_samples(epoch_iterator, num_batches, device)
+        num_regions = sum(count_regions(batch) for batch in batches)
+        self._num_regions = self.accelerator.reduce(torch.tensor(float(num_regions), device=device), reduction="sum")
+        self._add("train", steps=1.0)
+        return batches, num_items_in_batch
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ):
+        mode = "train" if self.model.training else "eval"
+        region_masks = inputs.pop("region_masks", None)
+        counts = {name: inputs.pop(name).sum().float() for name in ("dropped_regions", "skipped_rows")}
+        num_labels = (inputs["labels"][:, 1:] != -100).sum().float()
+        self._grounding_maps = None
+        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        lm_loss = result[0] if return_outputs else result
+
+        # What TRL multiplied this batch's share of the step's mean by, so that DDP's mean over processes is right
+        scale = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        lm_sum = lm_loss.detach() * (num_labels if num_items_in_batch is None else num_items_in_batch / scale)
+        self._add(mode, lm_loss=lm_sum, labels=num_labels, **counts)
+        if region_masks is None:
+            return result
+
+        maps, self._grounding_maps = self._grounding_maps, None
+        if maps is None:
+            raise RuntimeError(
+                "The batch has regions, but the model returned no grounding maps: its base model was run without "
+                "`query_masks`, or not through its `forward`."
+            )
+        guidance = guidance_loss(maps, region_masks, self.args.guidance_normalization)
+        local_regions = guidance.num_regions.float()
+        self._add(
+            mode,
+            guidance_loss=guidance.loss.detach() * local_regions,
+            in_mask_mass=guidance.in_mask_mass * local_regions,
+            uniform_mass=guidance.uniform_mass * local_regions,
+            regions=local_regions,
+            guided_rows=(region_masks > 0).flatten(1).any(dim=1).sum().float(),
+        )
+        if self.args.guidance_weight == 0:
+            return result
+        share = 1.0
+        if mode == "train":  # DDP averages over processes: their shares have to add up to the mean over all regions
+            share = self.accelerator.num_processes * local_regions / self._num_regions.clamp(min=1)
+        loss = lm_loss + self.args.guidance_weight * share * guidance.loss
+        return (loss, result[1]) if return_outputs else loss
+
+    def _add(self, mode: str, **values: torch.Tensor | float) -> None:
+        sums = self._sums[mode]
+        for name, value in values.items():
+            sums[name] = sums.get(name, 0.0) + value
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        mode = "train" if self.model.training else "eval"
+        logs.update(self._log_guidance(mode))
+        super().log(logs, start_time)
+
+    def _log_guidance(self, mode: str) -> dict[str, float]:
+        """Means over everything since the last log, on all processes. Every process has to call it."""
+        names = ["lm_loss", "labels", "guidance_loss", "in_mask_mass", "uniform_mass", "regions", "guided_rows"]
+        names += ["dropped_regions", "skipped_rows", "steps"]
+        sums = self._sums[mode]
+        self._sums[mode] = {}
+        local = torch.tensor([float(sums.get(name, 0.0)) for name in names], device=self.accelerator.device)
+        total = dict(zip(names, self.accelerator.reduce(local, reduction="sum").tolist(), strict=True))
+        if total["labels"] == 0:  # the summary at the end of training
+            return {}
+        steps = max(total["steps"] / self.accelerator.num_processes, 1.0)
+        logs = {"lm_loss": total["lm_loss"] / total["labels"]}
+        if total["regions"] > 0:
+            for name in ("guidance_loss", "in_mask_mass", "uniform_mass"):
+                logs[name] = total[name] / total["regions"]
+        for name in ("guided_rows", "dropped_regions", "skipped_rows"):
+            logs[name] = total[name] / steps
+        return {f"eval_{name}" if mode == "eval" else name: value for name, value in logs.items()}
+
+
+def count_regions(batch: dict[str, torch.Tensor]) -> int:
+    """The regions of a batch that guide: those with a mask (the collator drops those without a query)."""
+    return int((batch["region_masks"] > 0).any(dim=-1).sum()) if "region_masks" in batch else 0
+
+
+def undecoded_images(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
+    """
+    The data set with its pictures left as bytes. The collator reads them, and so can name the row of one that is
+    broken.
+
+    Raises:
+        ValueError: If there is no column `messages` or `images`.
+    """
+    if dataset.features is None:
+        return dataset
+    missing = {"images", "messages"} - set(dataset.features)
+    if missing:
+        raise ValueError(
+            f"The data set has the columns {sorted(dataset.features)}, but lacks {sorted(missing)}. A row is "
+            '{"images": [image, ...], "messages": [{"role": ..., "content": ...}, ...]}, and may have "regions".'
+        )
+    return dataset.cast_column("images", List(Image(decode=False)))

@@ -1,0 +1,122 @@
+# Copyright 2026 The AGE-VLM authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The four training stages (Table 1 of https://huggingface.co/papers/2511.17793) and the four final models."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from torch import nn
+
+
+Variant = Literal["age-vlm", "age-vlm-lm", "ca-baseline", "ca-baseline-frozen"]
+VisionTraining = Literal["none", "last_block", "last_stage", "all"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What one stage trains. The projector and the cross-attention layers train in every stage."""
+
+    number: int
+    vision: VisionTraining
+    """Which part of the vision tower trains. The paper's "final block" of the ConvNeXt is read as its last stage."""
+    language_model: bool = False
+    """Whether the LLM trains: self-attention, MLPs, norms, embeddings and head."""
+    guided: bool = False
+    """Whether the guidance loss is added."""
+
+
+STAGES = {
+    1: Stage(1, vision="none"),
+    2: Stage(2, vision="last_stage"),
+    3: Stage(3, vision="last_stage", guided=True),
+    4: Stage(4, vision="all"),
+}
+
+
+def get_stage(number: int, variant: Variant = "age-vlm") -> Stage:
+    """
+    Stage `number` of a variant. The variants share stages 1 and 2:
+
+    |                             | LLM frozen in stage 4 | LLM trained in stage 4 |
+    |-----------------------------|-----------------------|------------------------|
+    | guided in stage 3           | `age-vlm`             | `age-vlm-lm`, guided in stage 4 too |
+    | never guided                | `ca-baseline-frozen`  | `ca-baseline`          |
+
+    Raises:
+        ValueError: If there is no such stage or variant.
+    """
+    if number not in STAGES:
+        raise ValueError(f"There is no stage {number}; the stages are {', '.join(map(str, STAGES))}.")
+    stage = STAGES[number]
+    match variant:
+        case "age-vlm":
+            return stage
+        case "age-vlm-lm":
+            return replace(stage, language_model=True, guided=True) if number == 4 else stage
+        case "ca-baseline":
+            return replace(stage, language_model=number == 4, guided=False)
+        case "ca-baseline-frozen":
+            return replace(stage, guided=False)
+    raise ValueError(
+        f"There is no variant {variant!r}; the variants are age-vlm, age-vlm-lm, ca-baseline and ca-baseline-frozen."
+    )
+
+
+def model_parts(model: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """The parameters of an [`AgeVlmForConditionalGeneration`] by part; tied parameters once, with the LLM."""
+    base = model.model
+    text_config = model.config.text_config
+    cross_attention = [
+        p for i in text_config.cross_attention_layers for p in base.language_model.layers[i].parameters()
+    ]
+    ids = {id(p) for p in cross_attention}
+    language_model = [p for p in base.language_model.parameters() if id(p) not in ids]
+    if model.lm_head.weight is not base.language_model.embed_tokens.weight:
+        language_model += list(model.lm_head.parameters())
+    return {
+        "vision_tower": list(base.vision_tower.parameters()),
+        "projector": list(base.multi_modal_projector.parameters()),
+        "cross_attention": cross_attention,
+        "language_model": language_model,
+    }
+
+
+def apply_stage(model: nn.Module, stage: Stage) -> None:
+    """Sets `requires_grad` of every parameter of an [`AgeVlmForConditionalGeneration`] as `stage` says."""
+    parts = model_parts(model)
+    for part, trains in {
+        "vision_tower": stage.vision == "all",
+        "projector": True,
+        "cross_attention": True,
+        "language_model": stage.language_model,
+    }.items():
+        for parameter in parts[part]:
+            parameter.requires_grad_(trains)
+    last_stage = model.model.vision_tower.stages[-1]
+    if stage.vision == "last_stage":
+        last_stage.requires_grad_(True)
+    elif stage.vision == "last_block":
+        last_stage.blocks[-1].requires_grad_(True)
+
+
+def parameter_table(model: nn.Module) -> str:
+    """A table of the parameters per part: all of them and those that train."""
+    parts = model_parts(model)
+    rows = [
+        (name, sum(p.numel() for p in ps), sum(p.numel() for p in ps if p.requires_grad)) for name, ps in parts.items()
+    ]
+    rows.append(("total", sum(row[1] for row in rows), sum(row[2] for row in rows)))
+    lines = [f"{'part':<16}{'parameters':>16}{'trainable':>16}"]
+    lines += [f"{name:<16}{total:>16,}{trainable:>16,}" for name, total, trainable in rows]
+    return "\n".join(lines)
