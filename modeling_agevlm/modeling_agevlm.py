@@ -224,6 +224,14 @@ class AgeVlmMultiModalProjector(nn.Module):
         return self.linear_2(self.act(self.linear_1(image_features)))
 
 
+class AgeVlmOutputProjection(nn.Linear):
+    """
+    Last linear layer of a residual branch; starts at zero, so that the branch adds nothing at first.
+
+    A class of its own, for transformers 5.23 does not call `_init_weights` on custom modules without own parameters.
+    """
+
+
 class AgeVlmCrossAttention(nn.Module):
     """Attention of text tokens to visual tokens (Eq. 2), with grouped key/value heads and normalized queries and keys."""
 
@@ -240,7 +248,9 @@ class AgeVlmCrossAttention(nn.Module):
         self.q_proj = nn.Linear(config.hidden_size, config.num_attention_heads * self.head_dim, bias=False)
         self.k_proj = nn.Linear(config.hidden_size, config.num_key_value_heads * self.head_dim, bias=False)
         self.v_proj = nn.Linear(config.hidden_size, config.num_key_value_heads * self.head_dim, bias=False)
-        self.o_proj = nn.Linear(config.num_attention_heads * self.head_dim, config.hidden_size, bias=False)
+        self.o_proj = AgeVlmOutputProjection(
+            config.num_attention_heads * self.head_dim, config.hidden_size, bias=False
+        )
         self.q_norm = LlamaRMSNorm(self.head_dim, eps=config.rms_norm_eps)
         self.k_norm = LlamaRMSNorm(self.head_dim, eps=config.rms_norm_eps)
 
@@ -328,7 +338,9 @@ class AgeVlmCrossAttentionMLP(nn.Module):
         super().__init__()
         self.gate_proj = nn.Linear(config.hidden_size, config.cross_attention_intermediate_size, bias=False)
         self.up_proj = nn.Linear(config.hidden_size, config.cross_attention_intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.cross_attention_intermediate_size, config.hidden_size, bias=False)
+        self.down_proj = AgeVlmOutputProjection(
+            config.cross_attention_intermediate_size, config.hidden_size, bias=False
+        )
         self.act_fn = ACT2FN[config.hidden_act]
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -389,10 +401,8 @@ class AgeVlmPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, AgeVlmCrossAttention):
-            init.zeros_(module.o_proj.weight)
-        elif isinstance(module, AgeVlmCrossAttentionMLP):
-            init.zeros_(module.down_proj.weight)
+        if isinstance(module, AgeVlmOutputProjection):
+            init.zeros_(module.weight)
         elif isinstance(getattr(module, "gamma", None), nn.Parameter):  # timm's ConvNeXtBlock
             init.constant_(module.gamma, LAYER_SCALE_INIT)
 

@@ -199,7 +199,7 @@ def make_llama(out: Path, steps: int, batch_size: int = 48, num_texts: int = 200
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to write `convnext` and `llama` to")
-    parser.add_argument("--convnext_steps", type=int, default=900, help="0 leaves the ConvNeXt as it is")
+    parser.add_argument("--convnext_steps", type=int, default=2000, help="0 leaves the ConvNeXt as it is")
     parser.add_argument("--llama_steps", type=int, default=300, help="0 leaves the LLaMA as it is")
     args = parser.parse_args()
     if args.convnext_steps:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 from datasets import Dataset, IterableDataset, load_dataset, load_from_disk
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import PreTrainedModel, PrinterCallback, ProcessorMixin, ProgressCallback, TrainerCallback
 from trl import TrlParser
 
 from modeling_agevlm import AgeVlmForConditionalGeneration, AgeVlmProcessor
@@ -125,10 +125,21 @@ def load_model(arguments: ModelArguments, stage: Stage) -> tuple[PreTrainedModel
 
 
 def run_stage(
-    number: int, arguments: ModelArguments, data: DataArguments, training: GuidedSFTConfig, **trainer_kwargs
+    number: int,
+    arguments: ModelArguments,
+    data: DataArguments,
+    training: GuidedSFTConfig,
+    progress: TrainerCallback | None = None,
 ) -> GuidedSFTTrainer:
     """
     Trains stage `number` and saves model, processor, code and log to `training.output_dir`.
+
+    Args:
+        number (`int`): 1 to 4.
+        arguments ([`ModelArguments`]): The model to start from, and the variant.
+        data ([`DataArguments`]): The rows.
+        training ([`GuidedSFTConfig`]): The training arguments.
+        progress (`TrainerCallback`, *optional*): Shows the progress instead of the trainer's own bar and log lines.
 
     Raises:
         ValueError: If the stage cannot start from what it is given.
@@ -143,7 +154,10 @@ def run_stage(
     check_regions(rows, stage, training.guidance_weight)
     apply_stage(model, stage)
     model.config.training_stage = number
-    trainer = GuidedSFTTrainer(model, training, processor, rows, **trainer_kwargs)
+    trainer = GuidedSFTTrainer(model, training, processor, rows)
+    if progress is not None:
+        trainer.remove_callback(PrinterCallback if training.disable_tqdm else ProgressCallback)
+        trainer.add_callback(progress)
     if trainer.accelerator.is_main_process:
         print(f"Stage {number} of {arguments.variant}\n{parameter_table(model)}", flush=True)
     resume = training.resume_from_checkpoint

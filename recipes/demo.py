@@ -23,13 +23,14 @@ A demo that was interrupted goes on where it stopped; one that is complete start
 
 import argparse
 import json
-import os
 import shutil
 import time
+import warnings
 from pathlib import Path
 
 import torch
 from transformers import TrainerCallback
+from transformers.utils.logging import disable_progress_bar
 
 from modeling_agevlm import AgeVlmForConditionalGeneration, AgeVlmProcessor
 from recipes.common import DataArguments, ModelArguments, run_stage
@@ -107,7 +108,7 @@ def train(out: Path, folder: str, stage: int, variant: str, previous: str | None
     )
     # As in the paper, stages 1 to 3 read the same captions.
     data = DataArguments(num_scenes=BATCH_SIZE * (STEPS[4] if stage == 4 else max(STEPS[1], STEPS[2], STEPS[3])))
-    trainer = run_stage(stage, arguments, data, training, callbacks=[StepLine(folder)])
+    trainer = run_stage(stage, arguments, data, training, progress=StepLine(folder))
     trainer.accelerator.free_memory()
 
 
@@ -189,5 +190,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    warnings.simplefilter("ignore", FutureWarning)  # of transformers about its own renamings
+    disable_progress_bar()
     main()

@@ -83,10 +83,10 @@ def guidance_loss(
     dice = 2 * (overlap / scale) / (masks.sum(dim=-1) + attention_mass / scale)
     # Only an overlap that float32 cannot hold is clamped; it keeps -log finite.
     loss = -dice.clamp(min=torch.finfo(dice.dtype).tiny).log()
-    reachable = (maps > 0).any(dim=0).sum(dim=-1)
+    reachable = (maps > 0).any(dim=0)
     return GuidanceLoss(
         loss=loss.mean(),
         in_mask_mass=(overlap / attention_mass).detach().mean(),
-        uniform_mass=(masks.sum(dim=-1) / reachable).mean(),
+        uniform_mass=((masks * reachable).sum(dim=-1) / reachable.sum(dim=-1)).mean(),
         num_regions=num_regions,
     )

@@ -1,0 +1,458 @@
+# Copyright 2026 The AGE-VLM authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from testing_utils import IMAGE, NUM_CELLS, PAD, box_mask, picture, region, rle, row, tiny_model, tiny_processor
+
+from trainers import BrokenRowError, DataCollatorForGuidedVisionLanguageModeling, decode_rle
+
+
+Collator = DataCollatorForGuidedVisionLanguageModeling
+USER = ["<|start_header_id|>", "user", "<|end_header_id|>"]
+
+
+def collator(padding_side: str = "right", image_flags: dict | None = None, **over: Any) -> Collator:
+    return Collator(tiny_processor(padding_side=padding_side, **image_flags or {}), **over)
+
+
+def words(collate: Collator, ids: torch.Tensor, where: torch.Tensor) -> str:
+    """The text of the tokens that a mask marks."""
+    return collate.processor.tokenizer.decode(ids[where])
+
+
+def labelled(collate: Collator, batch: dict[str, torch.Tensor], n: int = 0) -> str:
+    """The text of the labels of a row, at whose places the inputs are the same tokens."""
+    ids, labels = batch["input_ids"][n], batch["labels"][n]
+    assert torch.equal(ids[labels != -100], labels[labels != -100])
+    return words(collate, ids, labels != -100)
+
+
+def query(collate: Collator, batch: dict[str, torch.Tensor], n: int = 0, k: int = 0) -> str:
+    return words(collate, batch["input_ids"][n], batch["query_masks"][n, k])
+
+
+def query_of(one: dict[str, Any], the_row: dict[str, Any] | None = None, **over: Any) -> str:
+    """The query of a row's only region."""
+    collate = collator(**over)
+    batch = collate([(the_row or row()) | {"regions": [one]}])
+    assert batch["query_masks"].shape[:2] == (1, 1)
+    return query(collate, batch)
+
+
+def png(image: PIL.Image.Image, **arguments: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG", **arguments)
+    return file.getvalue()
+
+
+def chat(*contents: Any) -> list[dict[str, Any]]:
+    """Messages of the user and the assistant in turns."""
+    return [{"role": ("user", "assistant")[n % 2], "content": content} for n, content in enumerate(contents)]
+
+
+# Labels
+
+
+def test_labels_are_the_assistants_words_and_its_end_of_turn():
+    collate = collator()
+    batch = collate([row("A cup?", "Yes.") | {"messages": chat("A cup?", "Yes, a cup.", "And?", "No.")}])
+    tokens = collate.processor.tokenizer.convert_ids_to_tokens(batch["input_ids"][0])
+    assert tokens[:5] == ["<|begin_of_text|>", "<|start_header_id|>", "u", "se", "r"]
+    assert labelled(collate, batch) == "Yes, a cup.<|eot_id|>No.<|eot_id|>"
+    assert (batch["labels"] != IMAGE).all() and (batch["input_ids"] == IMAGE).sum() == 1
+    ends = batch["labels"][0] == collate.processor.tokenizer.eos_token_id
+    assert ends.sum() == 2 and ends[-1]
+
+
+def test_text_is_that_of_the_chat_template():
+    collate = collator()
+    batch = collate([row("A cup?", "Yes.")])
+    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "A cup?"}]}]
+    messages += [{"role": "assistant", "content": "Yes."}]
+    expected = collate.processor.apply_chat_template(messages)
+    assert collate.processor.tokenizer.decode(batch["input_ids"][0]) == expected
+
+
+def test_placeholder_in_the_assistants_turn_is_no_label():
+    collate = collator()
+    answer = [{"type": "text", "text": "See "}, {"type": "image"}, {"type": "text", "text": " there."}]
+    batch = collate([row() | {"messages": chat("Draw.", answer)}])
+    assert (batch["input_ids"] == IMAGE).sum() == 1
+    assert labelled(collate, batch) == "See  there.<|eot_id|>"
+
+
+# Queries
+
+
+def test_query_of_a_phrase():
+    assert query_of(region(text="red cup")) == " red cup"
+
+
+def test_query_of_a_phrase_that_ends_within_a_token():
+    """Every token that holds a character of the phrase belongs to it."""
+    assert query_of(region(text="the ta"), row(answer="On the table.")) == " the table"
+    assert query_of(region(text="up"), row(answer="A cup.")) == " cup"
+
+
+def test_query_of_a_repeated_phrase_is_its_first_occurrence():
+    collate = collator()
+    the_row = row(answer="A cup and a cup.", regions=[region(text="cup"), region(text="cup", span=[12, 15])])
+    batch = collate([the_row])
+    places = [mask.nonzero()[0].tolist() for mask in batch["query_masks"][0].numpy()]
+    assert query(collate, batch, k=0) == query(collate, batch, k=1) == " cup"
+    assert places[0][-1] < places[1][0]
+
+
+def test_query_of_a_phrase_in_a_later_answer():
+    the_row = row() | {"messages": chat("A cup?", "Yes.", "And a dog?", "No dog.")}
+    assert query_of(region(text="dog"), the_row) == " dog"
+    assert query_of(region(text="dog", message=2), the_row) == " dog"
+    collate = collator()
+    batch = collate([the_row | {"regions": [region(text="dog"), region(text="dog", message=2)]}])
+    assert batch["query_masks"][0, 0].nonzero().min() > batch["query_masks"][0, 1].nonzero().max()
+
+
+def test_query_of_a_whole_message():
+    the_row = row() | {"messages": chat("A cup?", "Yes.", "And a dog?", "No dog.")}
+    assert query_of(region(message=0), the_row) == "A cup?"
+    assert query_of(region(message=3), the_row) == "No dog."
+
+
+@pytest.mark.parametrize(
+    ("guidance_query", "expected"),
+    [("question", "A cup?And a dog?"), ("answer", "Yes.No dog."), ("both", "A cup?Yes.And a dog?No dog.")],
+)
+def test_query_of_a_region_without_a_message(guidance_query: str, expected: str):
+    the_row = row() | {"messages": chat("A cup?", "Yes.", "And a dog?", "No dog.")}
+    assert query_of(region(), the_row, guidance_query=guidance_query) == expected
+
+
+def test_phrase_without_a_message_is_looked_for_where_the_query_is():
+    the_row = row("Is a cup there?", "Yes, a cup.")
+    for guidance_query in ("question", "answer"):
+        collate = collator(guidance_query=guidance_query)
+        batch = collate([the_row | {"regions": [region(text="cup")]}])
+        is_answer = bool((batch["labels"][0] != -100)[batch["query_masks"][0, 0]].all())
+        assert is_answer == (guidance_query == "answer")
+
+
+def test_queries_hold_no_special_tokens():
+    collate = collator(guidance_query="both")
+    batch = collate([row("Say <|eot_id|> now", "<|begin_of_text|> Yes.", regions=[region()])])
+    marked = batch["input_ids"][0][batch["query_masks"][0, 0]]
+    special = torch.tensor(collate.processor.tokenizer.all_special_ids)
+    assert len(marked) > 4 and not torch.isin(marked, special).any()
+    assert torch.isin(batch["input_ids"][0], special).sum() > 8
+
+
+def test_words_are_found_behind_a_header_that_looks_like_them():
+    assert query_of(region(message=0), row("user", "user")) == "user"
+    assert query_of(region(text="assistant"), row("assistant?", "assistant")) == "assistant"
+    collate = collator()
+    batch = collate([row("user", "assistant", regions=[region(message=0), region(message=1)])])
+    tokens = collate.processor.tokenizer.decode(batch["input_ids"][0][: batch["query_masks"][0, 0].nonzero()[0]])
+    assert tokens.endswith("<|end_header_id|>\n\n<|image|>")
+
+
+def test_surrounding_space_is_no_part_of_the_query():
+    assert query_of(region(message=0), row("  A cup? \n", "Yes.")) == "A cup?"
+    assert query_of(region(text="cup", message=0), row("  A cup? \n", "Yes.")) == " cup"
+
+
+def test_images_between_parts_of_text():
+    content = [
+        {"type": "text", "text": "This cup "},
+        {"type": "image"},
+        {"type": "text", "text": " and that cup "},
+        {"type": "image"},
+        {"type": "text", "text": " Which?"},
+    ]
+    the_row = row(images=[picture(), picture()]) | {"messages": chat(content, "The red one.")}
+    regions = [region(image=0, message=0), region(image=1, message=0), region(image=0, text="that cup", message=0)]
+    collate = collator()
+    batch = collate([the_row | {"regions": regions}])
+    # Only words after its placeholder see an image.
+    assert query(collate, batch, k=0).split() == ["and", "that", "cup", "Which?"]
+    assert query(collate, batch, k=1).split() == ["Which?"]
+    assert query(collate, batch, k=2) == " that cup"
+
+
+def test_phrase_before_its_image_is_dropped_and_counted():
+    content = [{"type": "text", "text": "This cup"}, {"type": "image"}, {"type": "text", "text": "is it red?"}]
+    regions = [region(text="This cup", message=0), region(text="red", message=0)]
+    collate = collator()
+    batch = collate([row(regions=regions) | {"messages": chat(content, "Yes.")}])
+    assert batch["query_masks"].shape[1] == 1 and query(collate, batch) == " red"
+    assert batch["dropped_regions"].tolist() == [1]
+
+
+def test_queries_fit_the_model():
+    batch = collator()([row(regions=[region(), region(text="cup")]), row(images=[], regions=[])])
+    names = ("input_ids", "attention_mask", "labels", "pixel_values", "query_masks")
+    outputs = tiny_model()(**{name: batch[name] for name in names})
+    assert outputs.loss.isfinite()
+    torch.testing.assert_close(outputs.grounding_maps[0].sum(-1), torch.tensor([[1.0, 1.0], [0.0, 0.0]]))
+
+
+# Region masks
+
+
+def test_mask_becomes_cells():
+    batch = collator()([row(images=[picture(96, 96)], regions=[region(box_mask(96, 96, (0, 32), (40, 96)))])])
+    assert batch["region_masks"].shape == (1, 1, NUM_CELLS)
+    assert batch["region_masks"][0, 0].tolist() == [0, 1, 1, 0, 0, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(("mask_downsampling", "expected"), [("any", [1, 1, 0]), ("area", [1, 0, 0])])
+def test_mask_downsampling(mask_downsampling: str, expected: list[int]):
+    """The first cell is covered for three quarters, the second for one."""
+    mask = box_mask(96, 96, (0, 32), (8, 40))
+    batch = collator(mask_downsampling=mask_downsampling)([row(images=[picture(96, 96)], regions=[region(mask)])])
+    assert batch["region_masks"][0, 0].tolist() == expected + [0] * 6
+
+
+def test_small_object_survives_only_as_any():
+    the_row = row(regions=[region(box_mask(rows=(5, 6), columns=(5, 6)))])
+    assert collator()([the_row])["region_masks"].sum() == 1
+    batch = collator(mask_downsampling="area")([the_row])
+    assert "region_masks" not in batch and batch["dropped_regions"].tolist() == [1]
+
+
+def test_empty_mask_is_dropped_and_counted():
+    batch = collator()([row(regions=[region(box_mask() & False), region()]), row(regions=[region()])])
+    assert batch["query_masks"].shape[:2] == (2, 1)
+    assert batch["dropped_regions"].tolist() == [1, 0]
+
+
+def test_region_of_the_second_image():
+    the_row = row(images=[picture(), picture(96, 96)], regions=[region(box_mask(96, 96, (64, 96), (0, 32)), image=1)])
+    batch = collator()([the_row])
+    assert batch["region_masks"].shape == (1, 1, 2 * NUM_CELLS)
+    assert batch["region_masks"][0, 0].nonzero().flatten().tolist() == [NUM_CELLS + 6]
+
+
+def test_mask_is_cropped_as_the_picture_is():
+    """Of a picture twice as wide as high, the left quarter is cut off."""
+    the_row = row(images=[picture(96, 192)], regions=[region(box_mask(96, 192, (0, 96), (0, 48)))])
+    batch = collator(image_flags={"do_center_crop": True})([the_row])
+    assert "region_masks" not in batch and batch["dropped_regions"].tolist() == [1]
+
+
+def test_padded_pictures_come_with_their_mask():
+    batch = collator(image_flags={"do_pad": True})([row(images=[picture(48, 96)])])
+    assert batch["pixel_attention_mask"].shape == (1, 1, 96, 96) and batch["pixel_attention_mask"].sum() == 48 * 96
+
+
+def test_mask_belongs_to_the_picture_as_it_is_shown():
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    image = {"bytes": png(picture(64, 80), exif=exif)}
+    batch = collator()([row(images=[image], regions=[region(box_mask(80, 64))])])
+    assert "region_masks" in batch
+    with pytest.raises(BrokenRowError, match="64 x 80 pixels .* image 0 has 80 x 64"):
+        collator()([row(images=[image], regions=[region(box_mask(64, 80))])])
+
+
+@pytest.mark.parametrize(("level", "expected"), [("all", 2), ("message", 1), ("phrase", 1)])
+def test_guidance_level(level: str, expected: int):
+    collate = collator(guidance_level=level)
+    batch = collate([row(regions=[region(), region(text="red cup")])])
+    assert batch["query_masks"].shape[1] == expected and batch["dropped_regions"].tolist() == [0]
+    if level != "all":
+        assert query(collate, batch) == {"message": "Yes, there is a red cup on the table.", "phrase": " red cup"}[level]
+
+
+# Batches
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding(side: str):
+    rows = [row("A?", "B.", regions=[region(text="B")]), row(regions=[region(text="red cup"), region()])]
+    collate = collator(padding_side=side)
+    batch, alone = collate(rows), collate(rows[:1])
+    length = alone["input_ids"].shape[1]
+    real = batch["attention_mask"][0] == 1
+    assert real.sum() == length and real[-1 if side == "left" else 0]
+    for name, fill in (("input_ids", PAD), ("labels", -100), ("attention_mask", 0)):
+        assert torch.equal(batch[name][0][real], alone[name][0])
+        assert (batch[name][0][~real] == fill).all()
+    assert torch.equal(batch["query_masks"][0, 0][real], alone["query_masks"][0, 0])
+    assert not batch["query_masks"][0, 0][~real].any() and not batch["query_masks"][0, 1].any()
+    assert not batch["region_masks"][0, 1].any()
+    assert query(collate, batch, 1, 0) == " red cup"
+
+
+def test_length_is_a_multiple():
+    batch = collator(pad_to_multiple_of=16)([row(regions=[region()])])
+    assert {batch[name].shape[-1] % 16 for name in ("input_ids", "labels", "attention_mask", "query_masks")} == {0}
+
+
+def test_truncation_drops_and_counts_what_is_cut():
+    the_row = row(regions=[region(text="Yes"), region(text="red cup"), region()])
+    whole = collator()([the_row])
+    cut = int(whole["query_masks"][0, 1].nonzero()[0]) + 1  # between "red" and "cup"
+    collate = collator(max_length=cut)
+    batch = collate([the_row])
+    assert batch["input_ids"].shape[1] == cut
+    assert batch["query_masks"].shape[1] == 1 and query(collate, batch) == "Yes"
+    assert batch["dropped_regions"].tolist() == [2]
+
+
+def test_truncation_leaves_what_fits():
+    the_row = row(regions=[region(text="red cup")])
+    whole = collator()([the_row])
+    exact = int(whole["query_masks"][0, 0].nonzero()[-1]) + 1
+    assert collator(max_length=exact)([the_row])["dropped_regions"].tolist() == [0]
+
+
+def test_text_only_row_in_a_mixed_batch():
+    batch = collator()([row(images=[]), row(regions=[region()])])
+    assert (batch["input_ids"] == IMAGE).sum(dim=1).tolist() == [0, 1]
+    assert (batch["pixel_values"][0] == 0).all() and not batch["query_masks"][0].any()
+
+
+def test_batch_without_images():
+    batch = collator()([row(images=[]), row("A?", "B.", images=[])])
+    assert set(batch) == {"input_ids", "attention_mask", "labels", "dropped_regions", "skipped_rows"}
+
+
+def test_batch_without_regions():
+    batch = collator()([row(), row(regions=[])])
+    assert "query_masks" not in batch and "region_masks" not in batch and "pixel_values" in batch
+
+
+@pytest.mark.parametrize("missing", ["images", "regions"])
+@pytest.mark.parametrize("how", ["None", "absent"])
+def test_rows_without_images_or_regions_need_not_say_so(missing: str, how: str):
+    the_row = row(images=[]) | {missing: None}
+    if how == "absent":
+        del the_row[missing]
+    assert labelled(collator(), collator()([the_row])) == "Yes, there is a red cup on the table.<|eot_id|>"
+
+
+def test_images_may_be_pictures_paths_or_bytes(tmp_path: Path):
+    path = tmp_path / "picture.png"
+    path.write_bytes(png(picture()))
+    sources = [picture(), str(path), {"bytes": png(picture()), "path": None}, {"bytes": None, "path": str(path)}]
+    pixels = [collator()([row(images=[source])])["pixel_values"] for source in sources]
+    assert all(torch.equal(pixels[0], other) for other in pixels[1:])
+
+
+def test_rows_are_not_changed():
+    the_row = row(regions=[region(text="cup")])
+    messages = [dict(message) for message in the_row["messages"]]
+    collator()([the_row])
+    assert the_row["messages"] == messages and the_row["regions"] == [region(text="cup")]
+
+
+# Broken rows
+
+
+def truncated_png() -> bytes:
+    return png(PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 80, 3), dtype=np.uint8)))[:5000]
+
+
+def damaged(counts: Any) -> dict[str, Any]:
+    return region({"size": [64, 80], "counts": counts})
+
+
+SOUND = rle(box_mask())["counts"]
+BROKEN = {
+    "mask of another size": (row(regions=[region(box_mask(80, 64))]), "region 0: its mask has 80 x 64 pixels .* 64 x 80"),
+    "cut run lengths": (row(regions=[damaged(SOUND[:-4])]), "region 0: The mask's run lengths do not decode to 64 x 80"),
+    "garbage": (row(regions=[damaged("~~~ not a mask ~~~")]), "region 0: The mask's run lengths do not decode"),
+    "garbage bytes": (row(regions=[damaged(b"\xff\x00\xfe")]), "region 0: The mask's run lengths do not decode"),
+    "no run lengths": (row(regions=[damaged("")]), "region 0: The mask's run lengths do not decode"),
+    "short list": (row(regions=[damaged([100, 20])]), "region 0: The mask's run lengths do not decode"),
+    "long list": (row(regions=[damaged([5000, 200])]), "region 0: The mask's run lengths do not decode"),
+    "phrase": (row(regions=[region(), region(text="dog")]), "region 1: its phrase 'dog' does not stand in its message"),
+    "phrase in another message": (row(regions=[region(text="red", message=0)]), "region 0: its phrase 'red' does not"),
+    "span": (row(regions=[region(text="red", span=[0, 3])]), "region 0: its phrase 'red' does not stand"),
+    "image of the region": (row(regions=[region(image=1)]), "region 0: it belongs to image 1, but there are 1 images"),
+    "message of the region": (row(regions=[region(message=2)]), "region 0: it belongs to message 2, but there are 2"),
+    "cut image": (row(images=[picture(), {"bytes": truncated_png()}]), r"image 1 cannot be read \(.*truncated"),
+    "no image": (row(images=[{"bytes": b"not an image"}]), "image 0 cannot be read .*cannot identify image"),
+    "missing file": (row(images=["missing/picture.png"]), "image 0 cannot be read .*No such file.*missing/picture.png"),
+    "empty image": (row(images=[None]), "image 0 cannot be read"),
+    "more images than placeholders": (
+        row(images=[picture(), picture()]) | {"messages": chat([{"type": "image"}, {"type": "text", "text": "A?"}], "B")},
+        "it has 2 images, but 1 image placeholders",
+    ),
+    "more placeholders than images": (
+        row(images=[]) | {"messages": chat([{"type": "image"}, {"type": "text", "text": "A?"}], "B")},
+        "it has 0 images, but 1 image placeholders",
+    ),
+    "no user": (row() | {"messages": [{"role": "assistant", "content": "A cup."}]}, "images, but no user message"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_row_stops_and_is_named(name: str):
+    broken, message = BROKEN[name]
+    with pytest.raises(BrokenRowError, match=rf"Row 1 of the batch \(id 'r7'\), which begins with .* is broken: {message}"):
+        collator()([row(), broken | {"id": "r7"}])
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_row_is_skipped_and_counted(name: str):
+    collate = collator(broken_rows="skip")
+    batch = collate([row("A?", "B."), BROKEN[name][0], row(regions=[region()])])
+    assert batch["input_ids"].shape[0] == 2 and batch["skipped_rows"].tolist() == [1, 0]
+    assert [labelled(collate, batch, n).startswith(start) for n, start in enumerate(("B.", "Yes,"))] == [True, True]
+
+
+def test_message_shows_the_first_words_of_the_row():
+    with pytest.raises(BrokenRowError, match="Row 0 of the batch, which begins with 'Where is the dog"):
+        collator()([row("Where is the dog?", images=["missing.png"])])
+
+
+def test_batch_of_broken_rows_stops_in_any_case():
+    with pytest.raises(BrokenRowError, match="missing.png"):
+        collator(broken_rows="skip")([row(images=["missing.png"]), row(images=["missing.png"])])
+
+
+def test_batch_without_a_label_stops():
+    with pytest.raises(BrokenRowError, match=r"No row of the batch has a label: .* `max_length` \(5\)"):
+        collator(max_length=5)([row(), row()])
+    with pytest.raises(BrokenRowError, match="No row of the batch has a label"):
+        collator()([row() | {"messages": [{"role": "user", "content": "Hello"}]}])
+
+
+# Run-length encoding
+
+
+@pytest.mark.parametrize("kind", ["str", "bytes", "list"])
+def test_run_lengths_decode(kind: str):
+    mask = box_mask(7, 5, (2, 4), (1, 5))
+    encoded = rle(mask)
+    if kind == "bytes":
+        encoded["counts"] = encoded["counts"].encode()
+    elif kind == "list":
+        flat = mask.flatten(order="F")
+        borders = np.flatnonzero(np.diff(flat)) + 1
+        encoded["counts"] = np.diff([0, *borders, flat.size]).tolist()
+    decoded = decode_rle(encoded)
+    assert decoded.dtype == bool and np.array_equal(decoded, mask)
+
+
+@pytest.mark.parametrize("value", [False, True])
+def test_uniform_masks_decode(value: bool):
+    mask = np.full((7, 5), value)
+    assert np.array_equal(decode_rle(rle(mask)), mask)

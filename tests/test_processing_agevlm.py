@@ -1,0 +1,184 @@
+# Copyright 2026 The AGE-VLM authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from testing_utils import BOS, IMAGE, PAD, picture, tiny_processor, tiny_tokenizer
+
+from modeling_agevlm import AgeVlmImageProcessor, AgeVlmProcessor
+
+
+USER = "<|start_header_id|>user<|end_header_id|>\n\n"
+ASSISTANT = "<|start_header_id|>assistant<|end_header_id|>\n\n"
+
+
+@pytest.fixture(scope="module")
+def processor() -> AgeVlmProcessor:
+    return tiny_processor()
+
+
+def message(role: str, *parts: Any) -> dict[str, Any]:
+    """A message of text parts (strings) and image parts (pictures)."""
+    content = [
+        {"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "image": part} for part in parts
+    ]
+    return {"role": role, "content": content}
+
+
+def test_string_contents(processor: AgeVlmProcessor):
+    messages = [{"role": "user", "content": " Is there a cup? \n"}, {"role": "assistant", "content": "Yes."}]
+    assert processor.apply_chat_template(messages) == (
+        f"<|begin_of_text|>{USER}Is there a cup?<|eot_id|>{ASSISTANT}Yes.<|eot_id|>"
+    )
+
+
+def test_system_message_stands_as_it_is(processor: AgeVlmProcessor):
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+    assert processor.apply_chat_template(messages) == (
+        f"<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|>{USER}Hi<|eot_id|>"
+    )
+
+
+def test_image_that_comes_last_moves_to_the_front(processor: AgeVlmProcessor):
+    expected = f"<|begin_of_text|>{USER}<|image|>Is there a cup?<|eot_id|>"
+    for parts in ((picture(), "Is there a cup?"), ("Is there a cup? ", picture())):
+        assert processor.apply_chat_template([message("user", *parts)]) == expected
+
+
+def test_images_in_between_stay_there(processor: AgeVlmProcessor):
+    messages = [message("user", "First:", picture(), " second:", picture(), " Which has a cup?")]
+    assert processor.apply_chat_template(messages) == (
+        f"<|begin_of_text|>{USER}First:<|image|> second:<|image|> Which has a cup?<|eot_id|>"
+    )
+
+
+def test_several_turns_and_a_generation_prompt(processor: AgeVlmProcessor):
+    messages = [message("user", picture(), "A?"), message("assistant", "B."), message("user", "C?", picture())]
+    assert processor.apply_chat_template(messages, add_generation_prompt=True) == (
+        f"<|begin_of_text|>{USER}<|image|>A?<|eot_id|>{ASSISTANT}B.<|eot_id|>{USER}<|image|>C?<|eot_id|>{ASSISTANT}"
+    )
+
+
+def test_assistant_mask_covers_the_words_and_the_end_of_turn(processor: AgeVlmProcessor):
+    messages = [message("user", picture(), "A cup?"), message("assistant", "Yes, a cup.")]
+    messages += [message("user", "And?"), message("assistant", " No. ")]
+    outputs = processor.apply_chat_template(
+        messages, tokenize=True, return_dict=True, return_tensors="pt", return_assistant_tokens_mask=True
+    )
+    marked = outputs["input_ids"][0][torch.as_tensor(outputs["assistant_masks"])[0] == 1]
+    assert processor.tokenizer.decode(marked) == "Yes, a cup.<|eot_id|>No.<|eot_id|>"
+
+
+def test_chat_makes_the_inputs_of_the_model(processor: AgeVlmProcessor):
+    outputs = processor.apply_chat_template(
+        [message("user", picture(), "A cup?")],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+    assert set(outputs) == {"input_ids", "attention_mask", "pixel_values"}
+    assert outputs["pixel_values"].shape == (1, 1, 3, 96, 96)
+    assert (outputs["input_ids"] == IMAGE).sum() == 1 and (outputs["input_ids"] == BOS).sum() == 1
+
+
+def test_nested_images(processor: AgeVlmProcessor):
+    images = [picture(seed=n) for n in range(3)]
+    outputs = processor(
+        images=[[images[0]], [], [images[1], images[2]]],
+        text=["<|image|>a", "b", "<|image|><|image|>c"],
+        padding=True,
+        return_tensors="pt",
+    )
+    assert outputs["pixel_values"].shape == (3, 2, 3, 96, 96)
+    assert (outputs["pixel_values"][0, 1] == 0).all() and (outputs["pixel_values"][1] == 0).all()
+    assert (outputs["input_ids"] == IMAGE).sum(dim=1).tolist() == [1, 0, 2]
+    assert outputs["input_ids"][1].tolist().count(PAD) == 2
+
+
+def test_first_row_may_be_without_images(processor: AgeVlmProcessor):
+    outputs = processor(images=[[], [picture()]], text=["a", "<|image|>b"], padding=True, return_tensors="pt")
+    assert outputs["pixel_values"].shape == (2, 1, 3, 96, 96)
+    assert (outputs["pixel_values"][0] == 0).all() and (outputs["pixel_values"][1] != 0).any()
+
+
+def test_flat_images_are_dealt_out(processor: AgeVlmProcessor):
+    images = [picture(seed=n) for n in range(3)]
+    text = ["<|image|>a", "b", "<|image|><|image|>c"]
+    flat = processor(images=images, text=text, padding=True, return_tensors="pt")
+    nested = processor(images=[images[:1], [], images[1:]], text=text, padding=True, return_tensors="pt")
+    assert torch.equal(flat["pixel_values"], nested["pixel_values"])
+
+
+def test_one_image_per_text_may_be_flat(processor: AgeVlmProcessor):
+    images = [picture(seed=n) for n in range(2)]
+    outputs = processor(images=images, text=["<|image|>a", "<|image|>b"], return_tensors="pt")
+    assert outputs["pixel_values"].shape == (2, 1, 3, 96, 96)
+    assert not torch.equal(outputs["pixel_values"][0], outputs["pixel_values"][1])
+
+
+def test_text_alone(processor: AgeVlmProcessor):
+    assert set(processor(text=["a", "b"], return_tensors="pt")) == {"input_ids", "attention_mask"}
+
+
+def test_wrong_number_of_images_names_the_text(processor: AgeVlmProcessor):
+    with pytest.raises(ValueError, match=r"Text 1 has 2 image placeholders \(<\|image\|>\), but 1 images"):
+        processor(images=[[picture()], [picture()]], text=["<|image|>a", "<|image|><|image|>b"])
+    with pytest.raises(ValueError, match="Text 0 has 0 image placeholders .* but 1 images"):
+        processor(images=[picture()], text=["a"])
+
+
+def test_wrong_number_of_flat_images(processor: AgeVlmProcessor):
+    with pytest.raises(ValueError, match="have 3 image placeholders .* together, but 2 images"):
+        processor(images=[picture(), picture()], text=["<|image|>a", "<|image|>b", "<|image|>c"])
+
+
+def test_placeholder_without_images(processor: AgeVlmProcessor):
+    with pytest.raises(ValueError, match=r"<\|image\|>.* no images were passed"):
+        processor(text=["<|image|>a"])
+
+
+def test_tokenizer_without_the_placeholder_is_refused():
+    with pytest.raises(ValueError, match=r"'<\|picture\|>' is not a token of the tokenizer"):
+        AgeVlmProcessor(AgeVlmImageProcessor(), tiny_tokenizer(), image_token="<|picture|>")
+
+
+def test_another_placeholder_reaches_the_template():
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["<|picture|>"], special_tokens=True)
+    processor = AgeVlmProcessor(AgeVlmImageProcessor(), tokenizer, image_token="<|picture|>")
+    assert processor.apply_chat_template([message("user", picture(), "A?")]) == (
+        f"<|begin_of_text|>{USER}<|picture|>A?<|eot_id|>"
+    )
+
+
+def test_decoding_leaves_special_tokens_out(processor: AgeVlmProcessor):
+    ids = processor.tokenizer("<|image|>Yes, a cup.<|eot_id|><|pad|>", return_tensors="pt")["input_ids"]
+    assert processor.post_process_image_text_to_text(ids) == ["Yes, a cup."]
+
+
+def test_save_and_load(tmp_path: Path):
+    processor = tiny_processor(do_pad=True)
+    processor.save_pretrained(tmp_path)
+    again = AgeVlmProcessor.from_pretrained(tmp_path)
+    assert again.chat_template == processor.chat_template
+    assert (again.image_token, again.image_token_id) == ("<|image|>", IMAGE)
+    messages = [message("user", "A cup?", picture()), message("assistant", "Yes.")]
+    arguments = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    found = again.apply_chat_template(messages, **arguments)
+    expected = processor.apply_chat_template(messages, **arguments)
+    assert found.keys() == expected.keys() and "pixel_attention_mask" in found
+    assert all(torch.equal(found[name], expected[name]) for name in expected)

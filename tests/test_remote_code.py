@@ -1,0 +1,178 @@
+# Copyright 2026 The AGE-VLM authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""A checkpoint folder is self-contained: a process that cannot import this project loads it as remote code."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from testing_utils import picture, tiny_model, tiny_processor
+from transformers.dynamic_module_utils import get_imports
+
+import modeling_agevlm
+
+
+CODE_FILES = [
+    "configuration_agevlm.py",
+    "image_processing_agevlm.py",
+    "modeling_agevlm.py",
+    "processing_agevlm.py",
+]
+PROLOGUE = """
+import importlib.abc, sys
+
+class Blocked(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("modeling_agevlm", "trainers", "recipes"):
+            raise ImportError(f"{name} is not installed here")
+
+sys.meta_path.insert(0, Blocked())
+try:
+    import modeling_agevlm
+    raise SystemExit("the project is importable")
+except ImportError:
+    pass
+import torch
+from PIL import Image
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
+torch.set_num_threads(1)
+checkpoint, work = sys.argv[1:]
+"""
+LOAD = (
+    PROLOGUE
+    + """
+def outputs(folder, auto_class):
+    model = auto_class.from_pretrained(folder, trust_remote_code=True).eval()
+    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+    messages = [{"role": "user", "content": [
+        {"type": "image", "image": Image.open(f"{work}/picture.png")}, {"type": "text", "text": "Is there a cup?"}]}]
+    inputs = processor.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt")
+    tokens = model.generate(**inputs, min_new_tokens=6, max_new_tokens=6, do_sample=False)
+    with torch.no_grad():
+        return model, processor, {"logits": model(**inputs).logits, "tokens": tokens}
+
+config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=True)
+assert config.model_type == "agevlm" and config.text_config.cross_attention_layers == [1, 3]
+found = {}
+for auto_class in (AutoModel, AutoModelForImageTextToText):
+    model, processor, found[auto_class.__name__] = outputs(checkpoint, auto_class)
+    assert type(model).__module__.startswith("transformers_modules."), type(model).__module__
+    assert type(processor.image_processor).__module__.startswith("transformers_modules.")
+model.save_pretrained(f"{work}/again")
+processor.save_pretrained(f"{work}/again")
+for auto_class in (AutoModel, AutoModelForImageTextToText):
+    found[f"{auto_class.__name__} again"] = outputs(f"{work}/again", auto_class)[2]
+torch.save(found, f"{work}/found.pt")
+"""
+)
+REFUSE = (
+    PROLOGUE
+    + """
+for auto_class in (AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor):
+    try:
+        auto_class.from_pretrained(checkpoint, trust_remote_code=False)
+    except ValueError as error:
+        assert "trust_remote_code" in str(error), error
+    else:
+        raise SystemExit(f"{auto_class.__name__} loaded code without being told to")
+"""
+)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    tiny_model().save_pretrained(folder)
+    tiny_processor().save_pretrained(folder)
+    return folder
+
+
+def run(script: str, checkpoint: Path, work: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(work / "home"),
+        "HF_MODULES_CACHE": str(work / "modules"),
+        "OMP_NUM_THREADS": "1",
+    }
+    result = subprocess.run(
+        [sys.executable, "-I", "-c", script, str(checkpoint), str(work)],
+        cwd=work,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr + result.stdout
+
+
+@pytest.fixture(scope="module")
+def elsewhere(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a process that cannot import the project, after it has loaded the checkpoint and saved it again."""
+    work = tmp_path_factory.mktemp("elsewhere")
+    picture().save(work / "picture.png")
+    run(LOAD, checkpoint, work)
+    return work
+
+
+@pytest.fixture(scope="module")
+def expected() -> dict[str, torch.Tensor]:
+    model, processor = tiny_model(), tiny_processor()
+    content = [{"type": "image", "image": picture()}, {"type": "text", "text": "Is there a cup?"}]
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": content}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+    tokens = model.generate(**inputs, min_new_tokens=6, max_new_tokens=6, do_sample=False)
+    with torch.no_grad():
+        return {"logits": model(**inputs).logits, "tokens": tokens}
+
+
+@pytest.mark.parametrize("name", ["AutoModel", "AutoModelForImageTextToText"])
+@pytest.mark.parametrize("copy", ["", " again"])
+def test_loaded_elsewhere_it_computes_the_same(elsewhere: Path, expected: dict, name: str, copy: str):
+    found = torch.load(elsewhere / "found.pt")[name + copy]
+    assert torch.equal(found["logits"], expected["logits"])
+    assert torch.equal(found["tokens"], expected["tokens"]) and found["tokens"].shape[1] > 6
+
+
+def test_saved_elsewhere_it_is_complete_again(checkpoint: Path, elsewhere: Path):
+    names = {path.name for path in checkpoint.iterdir()}
+    assert names >= {*CODE_FILES, "config.json", "model.safetensors", "processor_config.json", "tokenizer.json"}
+    assert names == {path.name for path in (elsewhere / "again").iterdir() if path.is_file()}
+    for name in CODE_FILES:
+        assert (elsewhere / "again" / name).read_text() == (checkpoint / name).read_text()
+
+
+def test_code_does_not_run_without_trust(checkpoint: Path, tmp_path: Path):
+    run(REFUSE, checkpoint, tmp_path)
+
+
+@pytest.mark.parametrize("name", CODE_FILES)
+def test_code_imports_only_what_users_have(name: str):
+    file = Path(modeling_agevlm.__file__).parent / name
+    assert set(get_imports(file)) <= {"torch", "transformers", "huggingface_hub", "timm", "numpy", "PIL"} | set(
+        sys.stdlib_module_names
+    )
+
+
+def test_all_code_is_listed_here():
+    folder = Path(modeling_agevlm.__file__).parent
+    assert sorted(path.name for path in folder.glob("*.py")) == ["__init__.py", *CODE_FILES]
