@@ -688,10 +688,13 @@ class AgeVlmModel(AgeVlmPreTrainedModel):
             )
             pixel_attention_mask = pixel_values[:, :, 0]
         if pixel_values is not None:
-            sequence_length = input_ids.shape[1] if input_ids is not None else inputs_embeds.shape[1]
-            seen = self._seen_images(input_ids, sequence_length, pixel_values)
-            image_hidden_states = self._image_hidden_states(pixel_values, seen[:, -1])
+            seen = self._seen_images(input_ids, inputs_embeds, pixel_values)
+            copies = seen.shape[0] // pixel_values.shape[0]  # beams share the pictures of their row
+            image_hidden_states = self._image_hidden_states(pixel_values, seen[::copies, -1])
             cells = self._cell_mask(pixel_values, pixel_attention_mask)
+            if copies > 1:
+                image_hidden_states = image_hidden_states.repeat_interleave(copies, dim=0)
+                cells = cells.repeat_interleave(copies, dim=0)
             # (batch_size, sequence_length, num_images, num_image_tokens) -> all images of a row in one axis
             cross_attention_mask = (seen.unsqueeze(-1) & cells.unsqueeze(1)).flatten(2)
             visible = (seen[:, -1].unsqueeze(-1) & cells).flatten(1)
@@ -719,13 +722,13 @@ class AgeVlmModel(AgeVlmPreTrainedModel):
         self, input_ids: torch.Tensor | None, pixel_values: torch.Tensor | None, past_key_values: Cache | None
     ) -> None:
         """Raises `ValueError` if a row has more placeholders than images (checked at prefill, not in a decoding step)."""
-        if input_ids is None or input_ids.shape[1] == 1 or is_torchdynamo_compiling():
-            return
         if pixel_values is not None and pixel_values.dim() != 5:
             raise ValueError(
                 "`pixel_values` has to be of shape (batch_size, num_images, num_channels, height, width), but has "
                 f"shape {tuple(pixel_values.shape)}."
             )
+        if input_ids is None or input_ids.shape[1] == 1 or is_torchdynamo_compiling():
+            return
         num_images = 0 if pixel_values is None else pixel_values.shape[1]
         num_placeholders = (input_ids == self.config.image_token_id).sum(dim=1)
         if (num_placeholders > num_images).any():
@@ -744,12 +747,12 @@ class AgeVlmModel(AgeVlmPreTrainedModel):
         return self.training and torch.distributed.is_available() and torch.distributed.is_initialized()
 
     def _seen_images(
-        self, input_ids: torch.Tensor | None, sequence_length: int, pixel_values: torch.Tensor
+        self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None, pixel_values: torch.Tensor
     ) -> torch.Tensor:
         """True where the placeholder of image `n` stands at or before token `t`: `(batch_size, sequence_length, num_images)`."""
-        batch_size, num_images = pixel_values.shape[:2]
+        num_images = pixel_values.shape[1]
         if input_ids is None:
-            return torch.ones((batch_size, sequence_length, num_images), dtype=torch.bool, device=pixel_values.device)
+            return inputs_embeds.new_ones((*inputs_embeds.shape[:2], num_images), dtype=torch.bool)
         counts = (input_ids == self.config.image_token_id).cumsum(dim=1)
         return torch.arange(num_images, device=input_ids.device) < counts.unsqueeze(-1)
 
@@ -891,6 +894,12 @@ class AgeVlmForConditionalGeneration(AgeVlmPreTrainedModel, GenerationMixin):
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.model.set_input_embeddings(value)
+
+    def _expand_inputs_for_generation(self, *args, **kwargs) -> tuple[torch.LongTensor, dict]:
+        # Beams share their pictures, so that the tower runs once per picture.
+        pictures = {name: kwargs.pop(name) for name in ("pixel_values", "pixel_attention_mask") if name in kwargs}
+        input_ids, model_kwargs = super()._expand_inputs_for_generation(*args, **kwargs)
+        return input_ids, model_kwargs | pictures
 
     @auto_docstring
     def get_image_features(

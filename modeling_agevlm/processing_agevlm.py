@@ -96,6 +96,8 @@ class AgeVlmProcessor(ProcessorMixin):
         images, text, *rest = super().prepare_inputs_layout(images=images, text=text, **kwargs)
         if images is not None:
             images = self._images_per_row(images, text)
+            if not any(images):  # a batch of text alone
+                images = None
         return images, text, *rest
 
     def _images_per_row(self, images: ImageInput, text: list[str] | None) -> list[list[ImageInput]]:

@@ -16,6 +16,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from testing_utils import guidance_by_hand
 
 from trainers import GuidanceLoss, guidance_loss
 
@@ -34,25 +35,6 @@ def random_masks(batch_size: int, regions: int, cells: int, seed: int = 0) -> to
     return masks
 
 
-def by_hand(maps: tuple[torch.Tensor, ...], masks: torch.Tensor, normalization: str) -> tuple[float, float, float, int]:
-    """Loss, mass in the masks, its baseline and the number of regions, one region and layer after another."""
-    losses, masses, baselines, num_regions = [], [], [], 0
-    for b in range(masks.shape[0]):
-        for k in range(masks.shape[1]):
-            mask = masks[b, k].double().numpy()
-            layers = [layer[b, k].double().numpy() for layer in maps]
-            if mask.sum() == 0 or layers[0].sum() == 0:
-                continue
-            num_regions += 1
-            reachable = np.sum(layers, axis=0) > 0
-            baselines.append((mask * reachable).sum() / reachable.sum())
-            for layer in layers:
-                p = layer / (layer.sum() if normalization == "sum" else layer.max())
-                losses.append(-np.log(2 * (p * mask).sum() / (p.sum() + mask.sum())))
-                masses.append((layer * mask).sum() / layer.sum())
-    return float(np.mean(losses)), float(np.mean(masses)), float(np.mean(baselines)), num_regions
-
-
 def assert_equal_to_hand(found: GuidanceLoss, expected: tuple[float, float, float, int], rtol: float = 1e-5) -> None:
     assert [found.loss.item(), found.in_mask_mass.item(), found.uniform_mass.item()] == pytest.approx(
         expected[:3], rel=rtol
@@ -68,7 +50,7 @@ def one_map(values: list[float]) -> tuple[torch.Tensor]:
 @pytest.mark.parametrize("shape", [(1, 1, 1, 9), (4, 2, 3, 36), (2, 5, 1, 18), (3, 1, 7, 576)])
 def test_equals_the_formula(normalization: str, shape: tuple[int, int, int, int]):
     maps, masks = random_maps(*shape), random_masks(*shape[1:])
-    assert_equal_to_hand(guidance_loss(maps, masks, normalization), by_hand(maps, masks, normalization))
+    assert_equal_to_hand(guidance_loss(maps, masks, normalization), guidance_by_hand(maps, masks, normalization))
 
 
 def test_values_at_the_papers_size():
@@ -125,9 +107,12 @@ def test_empty_masks_and_maps_without_a_query_are_left_out(normalization: str):
         layer[1, 2:] = 0
     found = guidance_loss(maps, masks, normalization)
     assert found.num_regions == 5
-    assert_equal_to_hand(found, by_hand(maps, masks, normalization))
+    assert_equal_to_hand(found, guidance_by_hand(maps, masks, normalization))
     kept = [(0, 0), (0, 2), (0, 3), (1, 0), (1, 1)]
-    alone = [guidance_loss([layer[b : b + 1, k : k + 1] for layer in maps], masks[b : b + 1, k : k + 1], normalization) for b, k in kept]
+    alone = [
+        guidance_loss([layer[b : b + 1, k : k + 1] for layer in maps], masks[b : b + 1, k : k + 1], normalization)
+        for b, k in kept
+    ]
     assert found.loss.item() == pytest.approx(sum(part.loss.item() for part in alone) / 5, rel=1e-5)
 
 
@@ -158,7 +143,13 @@ def test_nothing_guided_is_zero_with_a_gradient_of_zero(normalization: str, empt
 @NORMALIZATIONS
 @pytest.mark.parametrize(
     "values",
-    [[0.0, 0.0, 1.0, 0.0], [1.0, 0.0, 0.0, 0.0], [1e-38, 0.0, 1.0, 0.0], [0.25, 0.25, 0.25, 0.25], [0.0, 0.0, 0.0, 1e-45]],
+    [
+        [0.0, 0.0, 1.0, 0.0],
+        [1.0, 0.0, 0.0, 0.0],
+        [1e-38, 0.0, 1.0, 0.0],
+        [0.25, 0.25, 0.25, 0.25],
+        [0.0, 1e-45, 0.5, 0.5],
+    ],
 )
 def test_extreme_maps_stay_finite(normalization: str, values: list[float]):
     (layer,) = one_map(values)
@@ -176,7 +167,7 @@ def test_bfloat16_maps_are_computed_in_float32(normalization: str):
     masks = random_masks(2, 3, 36)
     found = guidance_loss(maps, masks.bfloat16(), normalization)
     assert found.loss.dtype == torch.float32
-    assert_equal_to_hand(found, by_hand(maps, masks, normalization))
+    assert_equal_to_hand(found, guidance_by_hand(maps, masks, normalization))
 
 
 @NORMALIZATIONS
@@ -197,7 +188,7 @@ def test_gradient_is_that_of_the_formula(normalization: str):
         for sign in (1, -1):
             moved = maps.double().clone()
             moved[index] += sign * step
-            values.append(by_hand(tuple(moved), masks, normalization)[0])
+            values.append(guidance_by_hand(tuple(moved), masks, normalization)[0])
         assert leaf.grad[index].item() == pytest.approx((values[0] - values[1]) / (2 * step), rel=1e-3, abs=1e-4)
 
 

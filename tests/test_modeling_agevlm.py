@@ -124,6 +124,57 @@ def test_input_embeddings_see_every_image(model: AgeVlmForConditionalGeneration)
         assert (logits - other).abs().amax(dim=-1).min() > 1e-3
 
 
+def test_cross_attention_layer_is_equation_2(model: AgeVlmForConditionalGeneration):
+    """H + o(softmax(q k / sqrt(d)) v), then + MLP(norm(.)), head after head; head `h` reads key and value head `h // 2`."""
+    layer = model.model.language_model.layers[1]
+    attention, mlp = layer.cross_attn, layer.mlp
+    hidden_states, visual = torch.randn(1, 5, 32), torch.randn(1, NUM_CELLS, 32)
+    found, _ = layer(
+        hidden_states,
+        sees_image=torch.ones(1, 5, 1, dtype=torch.bool),
+        cross_attention_states=visual,
+        cross_attention_positions=None,
+        cross_attention_mask=torch.zeros(1, 1, 5, NUM_CELLS),
+        visible=None,
+        query_weights=None,
+        past_key_values=None,
+    )
+
+    def rms_norm(states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return states / (states.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * weight
+
+    normed = rms_norm(hidden_states, layer.input_layernorm.weight)
+    heads = []
+    for head in range(4):
+        own, shared = slice(8 * head, 8 * head + 8), slice(8 * (head // 2), 8 * (head // 2) + 8)
+        query = rms_norm(normed @ attention.q_proj.weight[own].T, attention.q_norm.weight)
+        key = rms_norm(visual @ attention.k_proj.weight[shared].T, attention.k_norm.weight)
+        weights = (query @ key.transpose(1, 2) / 8**0.5).softmax(-1)
+        heads.append(weights @ (visual @ attention.v_proj.weight[shared].T))
+    expected = hidden_states + torch.cat(heads, dim=-1) @ attention.o_proj.weight.T
+    normed = rms_norm(expected, layer.post_attention_layernorm.weight)
+    gate = torch.nn.functional.silu(normed @ mlp.gate_proj.weight.T)
+    expected = expected + (gate * (normed @ mlp.up_proj.weight.T)) @ mlp.down_proj.weight.T
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_tower_is_timms_last_feature_map_row_by_row(model: AgeVlmForConditionalGeneration):
+    tower = timm.create_model(VISION["architecture"], num_classes=0, features_only=True, **VISION["model_args"]).eval()
+    own = model.model.vision_tower.timm_model.state_dict()
+    tower.load_state_dict({name.replace("stem.", "stem_").replace("stages.", "stages_"): t for name, t in own.items()})
+    pixel_values = torch.randn(2, 3, 64, 96)
+    expected = tower(pixel_values)[-1]  # (2, 24, 2, 3)
+    found = model.get_image_features(pixel_values)
+    for row in range(2):
+        for column in range(3):
+            cell = found.last_hidden_state[:, 3 * row + column]
+            torch.testing.assert_close(cell, expected[:, :, row, column], atol=1e-5, rtol=1e-5)
+    projector = model.model.multi_modal_projector
+    hidden = torch.nn.functional.gelu(found.last_hidden_state @ projector.linear_1.weight.T + projector.linear_1.bias)
+    projected = hidden @ projector.linear_2.weight.T + projector.linear_2.bias
+    torch.testing.assert_close(found.pooler_output, projected, atol=1e-5, rtol=1e-5)
+
+
 # Attention backends
 
 
@@ -309,6 +360,48 @@ def test_cached_generation_is_uncached_generation(model: AgeVlmForConditionalGen
         results.append(model.generate(**batch, **NEW_TOKENS, **{"do_sample": False} | arguments, use_cache=use_cache))
     assert torch.equal(*results)
     assert results[0].shape == (3 * arguments.get("num_return_sequences", 1), 18)
+
+
+def test_cached_generation_does_not_see_padded_cells(model: AgeVlmForConditionalGeneration):
+    batch = tiny_batch(placeholders=((1, 6), (3,)))
+    batch["pixel_attention_mask"] = torch.ones(2, 2, 96, 96, dtype=torch.long)
+    batch["pixel_attention_mask"][..., 32:, :] = 0
+    scores = [
+        torch.stack(
+            model.generate(
+                **batch,
+                **NEW_TOKENS,
+                do_sample=False,
+                use_cache=use_cache,
+                output_logits=True,
+                return_dict_in_generate=True,
+            ).logits
+        )
+        for use_cache in (True, False)
+    ]
+    torch.testing.assert_close(*scores, atol=1e-5, rtol=1e-5)
+
+
+def test_cache_follows_the_rows(model: AgeVlmForConditionalGeneration):
+    """What beam search and its like do to a cache happens to the visual keys and to what is visible as well."""
+    batch = tiny_batch(placeholders=((1, 6), (3,), ()))
+
+    def rows_of(change: Callable[[DynamicCache], None], rows: list[int]) -> None:
+        cache = DynamicCache(config=model.config)
+        model(**batch, past_key_values=cache, use_cache=True)
+        before = copy.deepcopy(cache.layers[1])
+        change(cache)
+        for name in ("keys", "values", "visible"):
+            assert torch.equal(getattr(cache.layers[1], name), getattr(before, name)[rows]), name
+        token = torch.full((len(rows), 1), 50)
+        full = torch.cat([batch["input_ids"][rows], token], dim=1)
+        expected = model(input_ids=full, pixel_values=batch["pixel_values"][rows], use_cache=False).logits[:, -1]
+        found = model(input_ids=token, past_key_values=cache, use_cache=True).logits[:, -1]
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+    rows_of(lambda cache: cache.reorder_cache(torch.tensor([2, 0, 1])), [2, 0, 1])
+    rows_of(lambda cache: cache.batch_repeat_interleave(2), [0, 0, 1, 1, 2, 2])
+    rows_of(lambda cache: cache.batch_select_indices(torch.tensor([1])), [1])
 
 
 def test_generation_depends_on_the_picture(model: AgeVlmForConditionalGeneration):

@@ -134,6 +134,13 @@ def test_text_alone(processor: AgeVlmProcessor):
     assert set(processor(text=["a", "b"], return_tensors="pt")) == {"input_ids", "attention_mask"}
 
 
+@pytest.mark.parametrize("images", [[[], []], []])
+def test_no_row_has_an_image(processor: AgeVlmProcessor, images: list):
+    assert set(processor(images=images, text=["a", "b"], return_tensors="pt")) == {"input_ids", "attention_mask"}
+    with pytest.raises(ValueError, match=r"<\|image\|>"):
+        processor(images=images, text=["a", "<|image|>b"])
+
+
 def test_wrong_number_of_images_names_the_text(processor: AgeVlmProcessor):
     with pytest.raises(ValueError, match=r"Text 1 has 2 image placeholders \(<\|image\|>\), but 1 images"):
         processor(images=[[picture()], [picture()]], text=["<|image|>a", "<|image|><|image|>b"])

@@ -218,3 +218,24 @@ def row(
         "regions": [] if regions is None else regions,
         **over,
     }
+
+
+def guidance_by_hand(
+    maps: tuple[torch.Tensor, ...], masks: torch.Tensor, normalization: str
+) -> tuple[float, float, float, int]:
+    """Loss, mass in the masks, its baseline and the number of regions, in float64, one region and layer after another."""
+    losses, masses, baselines, num_regions = [], [], [], 0
+    for b in range(masks.shape[0]):
+        for k in range(masks.shape[1]):
+            mask = masks[b, k].detach().double().numpy()
+            layers = [layer[b, k].detach().double().numpy() for layer in maps]
+            if mask.sum() == 0 or layers[0].sum() == 0:
+                continue
+            num_regions += 1
+            reachable = np.sum(layers, axis=0) > 0
+            baselines.append((mask * reachable).sum() / reachable.sum())
+            for layer in layers:
+                p = layer / (layer.sum() if normalization == "sum" else layer.max())
+                losses.append(-np.log(2 * (p * mask).sum() / (p.sum() + mask.sum())))
+                masses.append((layer * mask).sum() / layer.sum())
+    return float(np.mean(losses)), float(np.mean(masses)), float(np.mean(baselines)), num_regions

@@ -54,7 +54,7 @@ def decode_rle(rle: dict[str, Any]) -> np.ndarray:
             mask = coco_mask.decode(
                 coco_mask.frPyObjects({"size": [height, width], "counts": list(counts)}, height, width)
             )
-            sound = sum(counts) == height * width
+            sound = sum(counts) == height * width and all(isinstance(count, int) for count in counts)
     except ValueError as error:
         raise ValueError(f"The mask's run lengths do not decode to {height} x {width} pixels: {error}.") from error
     if not sound:
@@ -184,9 +184,11 @@ class DataCollatorForGuidedVisionLanguageModeling:
         for position, row in enumerate(rows):
             try:
                 examples.append(self.read_row(row))
-            except (ValueError, OSError) as error:
+            except (ValueError, OSError, KeyError, TypeError, OverflowError) as error:
+                reason = error if isinstance(error, (ValueError, OSError)) else repr(error)  # of an absent field
                 failure = BrokenRowError(
-                    f"{self._name(position, row)} is broken: {error}. Mend or remove the row, or set `broken_rows='skip'`."
+                    f"{self._name(position, row)} is broken: {reason}. Mend or remove the row, or set "
+                    "`broken_rows='skip'`."
                 )
                 if self.broken_rows == "stop":
                     raise failure from error
@@ -201,7 +203,7 @@ class DataCollatorForGuidedVisionLanguageModeling:
         """Names a row so that its owner finds it: its id if it has one, its place in the batch and its first words."""
         messages = row.get("messages") or [{"content": ""}]
         content = messages[0]["content"]
-        words = content if isinstance(content, str) else " ".join(part.get("text") or "" for part in content)
+        words = content if isinstance(content, str) else " ".join(part.get("text") or "" for part in content or [])
         identity = f" (id {row['id']!r})" if "id" in row else ""
         return f"Row {position} of the batch{identity}, which begins with {words[:60]!r},"
 
@@ -211,11 +213,14 @@ class DataCollatorForGuidedVisionLanguageModeling:
         for n, image in enumerate(row.get("images") or []):
             try:
                 images.append(load_image(image))
-            except (OSError, TypeError, SyntaxError, PIL.Image.DecompressionBombError) as error:
+            except (OSError, AttributeError, TypeError, SyntaxError, PIL.Image.DecompressionBombError) as error:
                 raise OSError(f"image {n} cannot be read ({error})") from error
         messages = with_placeholders(row["messages"], len(images))
         tokenizer = self.processor.tokenizer
         text, assistant_spans = self._render(messages)
+        image_token = self.processor.image_token
+        if text.count(image_token) != len(images):
+            raise ValueError(f"the image placeholder {image_token} stands among its words")
         encoding = tokenizer(
             text,
             add_special_tokens=False,

@@ -1,0 +1,526 @@
+# Copyright 2026 The AGE-VLM authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+import copy
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset, Features, Image, List, Value
+from testing_utils import (
+    box_mask,
+    guidance_by_hand,
+    picture,
+    region,
+    row,
+    tiny_model,
+    tiny_processor,
+)
+from torch.nn import functional as F
+from trl import SFTConfig, SFTTrainer
+
+from modeling_agevlm import AgeVlmForConditionalGeneration
+from trainers import (
+    BrokenRowError,
+    DataCollatorForGuidedVisionLanguageModeling,
+    GuidedSFTConfig,
+    GuidedSFTTrainer,
+    apply_stage,
+    get_stage,
+)
+
+
+FEATURES = Features(
+    {
+        "images": List(Image()),
+        "messages": List({"role": Value("string"), "content": Value("string")}),
+        "regions": List(
+            {
+                "mask": {"size": List(Value("int64")), "counts": Value("string")},
+                "image": Value("int64"),
+                "text": Value("string"),
+                "message": Value("int64"),
+            }
+        ),
+    }
+)
+CPU = {"use_cpu": True, "report_to": "none", "logging_steps": 1, "save_strategy": "no", "disable_tqdm": True}
+TWO_PROCESSES = """
+import torch
+from test_guided_sft_trainer import dataset, make_trainer, parameters_of, tiny_model
+
+torch.set_num_threads(1)
+model = tiny_model()
+trainer = make_trainer("two", model, lr=0.05, max_steps=2, per_device_train_batch_size=1, gradient_accumulation_steps=2,
+                       eval_dataset=dataset(), per_device_eval_batch_size=2)
+trainer.train()
+trainer.evaluate()
+if trainer.is_world_process_zero():
+    torch.save((parameters_of(model), trainer.state.log_history), "found.pt")
+torch.distributed.destroy_process_group()
+"""
+SCALARS = ("lm_loss", "guidance_loss", "in_mask_mass", "uniform_mass")
+
+
+def rows() -> list[dict[str, Any]]:
+    """Four rows that differ in pictures, labels and regions."""
+    return [
+        row(regions=[region(text="red cup"), region(box_mask(rows=(30, 64)))]),
+        row("A?", "B.", images=[]),
+        row("Is there a dog?", "No.", images=[picture(seed=1)]),
+        row("A cup?", "Yes, a cup. " * 3, images=[picture(seed=2)], regions=[region(box_mask(columns=(40, 70)))]),
+    ]
+
+
+def dataset(the_rows: list[dict[str, Any]] | None = None) -> Dataset:
+    return Dataset.from_list(rows() if the_rows is None else the_rows, features=FEATURES)
+
+
+def sgd(model: AgeVlmForConditionalGeneration, lr: float) -> torch.optim.Optimizer:
+    return torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=lr)
+
+
+def make_trainer(
+    out: Path,
+    model: AgeVlmForConditionalGeneration | None = None,
+    train_dataset: Dataset | None = None,
+    eval_dataset: Dataset | None = None,
+    lr: float | None = None,
+    **arguments: Any,
+) -> GuidedSFTTrainer:
+    """A trainer on the four rows; with `lr`, it takes plain unclipped steps of gradient descent."""
+    model = tiny_model() if model is None else model
+    arguments = {"max_steps": 1, "per_device_train_batch_size": 4, **CPU} | arguments
+    if lr is not None:
+        arguments |= {"lr_scheduler_type": "constant", "warmup_steps": 0, "max_grad_norm": 0.0}
+    return GuidedSFTTrainer(
+        model=model,
+        args=GuidedSFTConfig(output_dir=str(out), **arguments),
+        processing_class=tiny_processor(),
+        train_dataset=dataset() if train_dataset is None else train_dataset,
+        eval_dataset=eval_dataset,
+        **({} if lr is None else {"optimizers": (sgd(model, lr), None)}),
+    )
+
+
+def logged(trainer: GuidedSFTTrainer, name: str) -> list[float]:
+    return [logs[name] for logs in trainer.state.log_history if name in logs]
+
+
+def parameters_of(model: AgeVlmForConditionalGeneration) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def independent(
+    model: AgeVlmForConditionalGeneration, the_rows: list[dict[str, Any]] | None = None, normalization: str = "sum"
+) -> dict[str, float]:
+    """What should be logged for rows that make one step, from a plain forward pass of each row alone."""
+    collate = DataCollatorForGuidedVisionLanguageModeling(tiny_processor())
+    lm_sum = num_labels = 0.0
+    guided = []
+    for the_row in rows() if the_rows is None else the_rows:
+        batch = collate([the_row])
+        region_masks = batch.pop("region_masks", None)
+        for name in ("dropped_regions", "skipped_rows"):
+            del batch[name]
+        labels = batch.pop("labels")
+        with torch.no_grad():
+            outputs = model(**batch)
+        lm_sum += F.cross_entropy(outputs.logits[0, :-1].double(), labels[0, 1:], reduction="sum").item()
+        num_labels += (labels[0, 1:] != -100).sum().item()
+        if region_masks is not None:
+            guided.append(guidance_by_hand(outputs.grounding_maps, region_masks, normalization))
+    num_regions = sum(part[3] for part in guided)
+    means = [sum(part[n] * part[3] for part in guided) / max(num_regions, 1) for n in range(3)]
+    return {"lm_loss": lm_sum / num_labels, "guided_rows": len(guided)} | dict(zip(SCALARS[1:], means, strict=True))
+
+
+# The losses
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
+@pytest.mark.parametrize("normalization", ["sum", "max"])
+def test_logged_numbers_are_those_of_the_batch(tmp_path: Path, checkpointing: bool, normalization: str):
+    model = tiny_model()
+    expected = independent(model, normalization=normalization)
+    trainer = make_trainer(
+        tmp_path,
+        model,
+        max_steps=2,
+        learning_rate=1e-3,
+        warmup_steps=0,
+        gradient_checkpointing=checkpointing,
+        guidance_normalization=normalization,
+    )
+    trainer.train()
+    for name, value in expected.items():
+        first, second = logged(trainer, name)
+        assert first == pytest.approx(value, rel=1e-4), name
+        assert name in ("guided_rows", "uniform_mass") or first != second, name
+    assert logged(trainer, "dropped_regions") == logged(trainer, "skipped_rows") == [0, 0]
+    assert expected["guided_rows"] == 2
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.25])
+def test_loss_is_the_sum_of_both(tmp_path: Path, weight: float):
+    trainer = make_trainer(tmp_path, guidance_weight=weight)
+    trainer.train()
+    expected = logged(trainer, "lm_loss")[0] + weight * logged(trainer, "guidance_loss")[0]
+    assert logged(trainer, "loss")[0] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_step_follows_the_gradient_of_the_sum(tmp_path: Path, checkpointing: bool):
+    """Against the gradient of the losses written down anew, on the plain model."""
+    model = tiny_model()
+    before = parameters_of(model)
+    batch = DataCollatorForGuidedVisionLanguageModeling(tiny_processor())(rows())
+    masks = batch.pop("region_masks")
+    del batch["dropped_regions"], batch["skipped_rows"]
+    reference = copy.deepcopy(model).train()
+    outputs = reference(**batch, use_cache=False)
+    guided = masks.sum(-1) > 0
+    masks = masks[guided]
+    losses = [-torch.log(2 * (p[guided] * masks).sum(-1) / (1 + masks.sum(-1))).mean() for p in outputs.grounding_maps]
+    (outputs.loss + 0.5 * sum(losses) / len(losses)).backward()
+
+    make_trainer(tmp_path, model, lr=0.1, guidance_weight=0.5, gradient_checkpointing=checkpointing).train()
+    for name, parameter in reference.named_parameters():
+        step = (before[name] - model.get_parameter(name).detach()) / 0.1
+        torch.testing.assert_close(
+            step, parameter.grad, atol=1e-5, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+def test_guidance_moves_the_queries_and_keys(tmp_path: Path):
+    models = [tiny_model(), tiny_model()]
+    for model, weight in zip(models, (0.0, 1.0), strict=True):
+        make_trainer(tmp_path, model, lr=0.1, guidance_weight=weight).train()
+    without, with_guidance = (parameters_of(model) for model in models)
+    for layer in (1, 3):
+        for projection in ("q_proj", "k_proj"):
+            name = f"model.language_model.layers.{layer}.cross_attn.{projection}.weight"
+            assert (without[name] - with_guidance[name]).abs().max() > 1e-5, name
+
+
+def test_training_raises_the_mass_in_the_masks(tmp_path: Path):
+    model = tiny_model()
+    apply_stage(model, get_stage(3))
+    trainer = make_trainer(tmp_path, model, max_steps=15, learning_rate=5e-3, warmup_steps=0)
+    trainer.train()
+    masses = logged(trainer, "in_mask_mass")
+    assert masses[-1] > masses[0] + 0.1
+
+
+@pytest.mark.parametrize("splits", [((4, 1), (2, 2), (1, 4)), ((3, 1), (1, 3))], ids=["4 rows", "3 rows, then 1"])
+def test_accumulated_batches_are_one_batch(tmp_path: Path, splits: tuple[tuple[int, int], ...]):
+    found = {}
+    for batch_size, accumulation in splits:
+        model = tiny_model()
+        trainer = make_trainer(
+            tmp_path,
+            model,
+            lr=0.05,
+            max_steps=2,
+            per_device_train_batch_size=batch_size,
+            gradient_accumulation_steps=accumulation,
+        )
+        trainer.train()
+        logs = {name: logged(trainer, name) for name in (*SCALARS, "loss", "guided_rows", "grad_norm")}
+        found[accumulation] = parameters_of(model), logs
+    parameters, logs = found[1]
+    assert len(logs["lm_loss"]) == 2 and sum(logs["guided_rows"]) == (4 if len(splits) == 3 else 2)
+    for _, accumulation in splits[1:]:
+        for name, parameter in found[accumulation][0].items():
+            torch.testing.assert_close(
+                parameter, parameters[name], atol=1e-6, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+            )
+        for name, values in found[accumulation][1].items():
+            assert values == pytest.approx(logs[name], rel=1e-4), (accumulation, name)
+
+
+def test_two_processes_are_one(tmp_path: Path):
+    """Each sees other rows: with and without pictures, with different numbers of labels and regions."""
+    (tmp_path / "script.py").write_text(TWO_PROCESSES)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "script.py"]
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    parameters, logs = torch.load(tmp_path / "found.pt")
+
+    model = tiny_model()
+    trainer = make_trainer(tmp_path / "one", model, lr=0.05, max_steps=2, eval_dataset=dataset())
+    trainer.train()
+    trainer.evaluate()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(
+            parameters[name], parameter.detach(), atol=1e-6, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+        )
+    for name in ("loss", "guided_rows", *SCALARS, *(f"eval_{name}" for name in SCALARS)):
+        expected = logged(trainer, name)
+        assert expected and [entry[name] for entry in logs if name in entry] == pytest.approx(expected, rel=1e-4), name
+
+
+# Where nothing is guided, it is TRL's trainer
+
+
+def train_with_trl(out: Path, train_dataset: Dataset, **arguments: Any) -> dict[str, torch.Tensor]:
+    collate = DataCollatorForGuidedVisionLanguageModeling(tiny_processor(), max_length=2048)
+
+    def without_regions(the_rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        own = ("query_masks", "region_masks", "dropped_regions", "skipped_rows")
+        return {name: tensor for name, tensor in collate(the_rows).items() if name not in own}
+
+    model = tiny_model()
+    args = SFTConfig(
+        output_dir=str(out),
+        bf16=False,
+        remove_unused_columns=False,
+        max_steps=3,
+        per_device_train_batch_size=2,
+        **arguments,
+        **CPU,
+    )
+    trainer = SFTTrainer(
+        model, args, data_collator=without_regions, train_dataset=train_dataset, processing_class=tiny_processor()
+    )
+    trainer.train()
+    return parameters_of(model)
+
+
+@pytest.mark.parametrize("case", ["weight 0", "no regions"])
+def test_without_guidance_it_is_trls_trainer_to_the_bit(tmp_path: Path, case: str):
+    the_rows = rows() if case == "weight 0" else [the_row | {"regions": []} for the_row in rows()]
+    same = {"learning_rate": 1e-3, "weight_decay": 0.0, "lr_scheduler_type": "linear", "warmup_steps": 0}
+    model = tiny_model()
+    trainer = make_trainer(
+        tmp_path / "guided",
+        model,
+        dataset(the_rows),
+        max_steps=3,
+        per_device_train_batch_size=2,
+        adam_beta2=0.999,
+        guidance_weight=0.0 if case == "weight 0" else 1.0,
+        **same,
+    )
+    trainer.train()
+    expected = train_with_trl(tmp_path / "trl", dataset(the_rows), **same)
+    initial = parameters_of(tiny_model())
+    found = parameters_of(model)
+    assert all(torch.equal(found[name], parameter) for name, parameter in expected.items())
+    assert any(not torch.equal(found[name], initial[name]) for name in found)
+    assert len(logged(trainer, "guidance_loss")) == (3 if case == "weight 0" else 0)
+
+
+def test_text_alone_trains(tmp_path: Path):
+    model = tiny_model()
+    before = parameters_of(model)
+    trainer = make_trainer(
+        tmp_path, model, dataset([row(images=[]), row("A?", "B.", images=[])]), learning_rate=1e-3, warmup_steps=0
+    )
+    trainer.train()
+    after = parameters_of(model)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and not any("cross_attn" in name or "vision" in name for name in changed)
+    assert logged(trainer, "guided_rows") == [0]
+
+
+# Evaluation
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 4])
+def test_evaluation_logs_means_over_all_rows(tmp_path: Path, batch_size: int):
+    trainer = make_trainer(tmp_path, eval_dataset=dataset(), per_device_eval_batch_size=batch_size)
+    expected = independent(trainer.model)
+    metrics = trainer.evaluate()
+    for name in SCALARS:
+        assert metrics[f"eval_{name}"] == pytest.approx(expected[name], rel=1e-4), name
+    assert metrics["eval_guided_rows"] == 2 and "lm_loss" not in metrics
+    if batch_size == 4:
+        loss = metrics["eval_lm_loss"] + metrics["eval_guidance_loss"]
+        assert metrics["eval_loss"] == pytest.approx(loss, rel=1e-4)
+
+
+def test_evaluation_during_training_keeps_the_numbers_apart(tmp_path: Path):
+    other = [row("A?", "B.", images=[picture(seed=7)], regions=[region()])]
+    model = tiny_model()
+    expected = independent(model), independent(model, other)
+    trainer = make_trainer(
+        tmp_path,
+        model,
+        eval_dataset=dataset(other),
+        eval_strategy="steps",
+        eval_steps=1,
+        max_steps=2,
+        learning_rate=0.0,
+    )
+    trainer.train()
+    for name in SCALARS:
+        assert logged(trainer, name) == pytest.approx([expected[0][name]] * 2, rel=1e-4), name
+        assert logged(trainer, f"eval_{name}") == pytest.approx([expected[1][name]] * 2, rel=1e-4), name
+
+
+def test_several_evaluation_sets(tmp_path: Path):
+    trainer = make_trainer(tmp_path, eval_dataset={"a": dataset(), "b": dataset(rows()[:1])})
+    metrics = trainer.evaluate()
+    assert metrics["eval_a_loss"] != metrics["eval_b_loss"]
+
+
+# The optimizer is the paper's
+
+
+def test_norms_biases_and_layer_scales_do_not_decay(tmp_path: Path):
+    trainer = make_trainer(tmp_path)
+    trainer.create_optimizer()
+    decays = {id(p): group["weight_decay"] for group in trainer.optimizer.param_groups for p in group["params"]}
+    kinds = {0.0: 0, 0.1: 0}
+    for module_name, module in trainer.model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            is_norm = "norm" in type(module).__name__.lower()
+            expected = 0.0 if is_norm or name in ("bias", "gamma") else 0.1
+            assert decays[id(parameter)] == expected, f"{module_name}.{name}"
+            kinds[expected] += 1
+    assert min(kinds.values()) > 10
+
+
+def test_hyperparameters_are_the_papers(tmp_path: Path):
+    config = GuidedSFTConfig(output_dir=str(tmp_path), use_cpu=True)
+    assert (config.num_train_epochs, config.per_device_train_batch_size, config.guidance_weight) == (1, 16, 1.0)
+    assert (config.guidance_normalization, config.guidance_query, config.bf16) == ("sum", "answer", False)
+
+
+def test_schedule_of_a_run_is_the_papers(tmp_path: Path):
+    trainer = make_trainer(
+        tmp_path, train_dataset=dataset([row("A?", "B.", images=[])] * 40), max_steps=-1, per_device_train_batch_size=1
+    )
+    trainer.create_optimizer()
+    rates = []
+    trainer.optimizer.register_step_pre_hook(lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"]))
+    trainer.train()
+    assert {group["betas"] for group in trainer.optimizer.param_groups} == {(0.9, 0.95)}
+    warmup = math.ceil(0.03 * 40)
+    expected = [1e-5 * step / warmup for step in range(warmup)]
+    expected += [1e-5 * 0.5 * (1 + math.cos(math.pi * step / (40 - warmup))) for step in range(40 - warmup)]
+    assert rates == pytest.approx(expected, rel=1e-6, abs=1e-12) and max(rates) == 1e-5
+
+
+# Interruptions and faults
+
+
+def test_resumed_training_is_uninterrupted_training(tmp_path: Path):
+    arguments = {
+        "max_steps": 4,
+        "per_device_train_batch_size": 1,
+        "save_strategy": "steps",
+        "save_steps": 2,
+        "learning_rate": 1e-3,
+        "num_train_epochs": 1,
+    }
+    whole = tiny_model()
+    trainer = make_trainer(tmp_path, whole, **arguments)
+    trainer.train()
+    resumed = tiny_model()
+    again = make_trainer(tmp_path, resumed, **arguments)
+    steps = []
+    resumed.model.register_forward_pre_hook(lambda *_: steps.append(again.state.global_step))
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert steps == [2, 3]
+    expected, found = parameters_of(whole), parameters_of(resumed)
+    assert all(torch.equal(found[name], parameter) for name, parameter in expected.items())
+    for name in ("lm_loss", "guidance_loss"):
+        assert logged(again, name) == logged(trainer, name)
+
+
+def test_checkpoint_is_a_whole_model(tmp_path: Path):
+    model = tiny_model()
+    make_trainer(tmp_path, model, save_strategy="steps", save_steps=1).train()
+    folder = tmp_path / "checkpoint-1"
+    assert {"modeling_agevlm.py", "processor_config.json", "tokenizer.json"} <= {p.name for p in folder.iterdir()}
+    again = AgeVlmForConditionalGeneration.from_pretrained(folder)
+    assert all(torch.equal(again.get_parameter(name), p) for name, p in model.named_parameters())
+
+
+def test_reentrant_checkpointing_is_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match="Reentrant gradient checkpointing silently drops the gradient"):
+        make_trainer(tmp_path, gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": True})
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "message"),
+    [
+        ("guidance_normalization", "mean", "`guidance_normalization` has to be one of .* but is 'mean'"),
+        ("guidance_query", "caption", "`guidance_query` has to be one of .* but is 'caption'"),
+        ("broken_rows", "ignore", "`broken_rows` has to be one of .* but is 'ignore'"),
+        ("guidance_weight", -1.0, "`guidance_weight` must not be negative, but is -1.0"),
+        ("assistant_only_loss", False, "`assistant_only_loss=False` is not supported"),
+    ],
+)
+def test_impossible_arguments_are_refused(tmp_path: Path, argument: str, value: Any, message: str):
+    with pytest.raises(ValueError, match=message):
+        GuidedSFTConfig(output_dir=str(tmp_path), use_cpu=True, **{argument: value})
+
+
+@pytest.mark.parametrize("column", ["images", "messages"])
+@pytest.mark.parametrize("which", ["train_dataset", "eval_dataset"])
+def test_missing_column_is_refused(tmp_path: Path, column: str, which: str):
+    with pytest.raises(ValueError, match=rf"lacks \['{column}'\]"):
+        make_trainer(tmp_path, **{which: dataset().remove_columns(column)})
+
+
+def broken_rows() -> Dataset:
+    the_rows = rows()
+    the_rows[2]["images"] = [{"bytes": b"not an image", "path": None}]
+    return dataset(the_rows)
+
+
+def test_broken_image_stops_and_its_row_is_named(tmp_path: Path):
+    with pytest.raises(BrokenRowError, match="begins with 'Is there a dog.*image 0 cannot be read"):
+        make_trainer(tmp_path, train_dataset=broken_rows()).train()
+
+
+def test_broken_image_is_skipped_and_counted(tmp_path: Path):
+    model = tiny_model()
+    expected = independent(model, [rows()[n] for n in (0, 1, 3)])
+    trainer = make_trainer(tmp_path, model, broken_rows(), broken_rows="skip")
+    trainer.train()
+    assert logged(trainer, "skipped_rows") == [1]
+    assert logged(trainer, "lm_loss")[0] == pytest.approx(expected["lm_loss"], rel=1e-4)
+
+
+def test_dropped_regions_are_counted(tmp_path: Path):
+    empty = region(box_mask() & False)
+    trainer = make_trainer(tmp_path, train_dataset=dataset([row(regions=[region(), empty, empty])]))
+    trainer.train()
+    assert logged(trainer, "dropped_regions") == [2] and logged(trainer, "guided_rows") == [1]
+
+
+def test_lost_maps_are_noticed(tmp_path: Path):
+    trainer = make_trainer(tmp_path)
+    trainer.model.model._forward_hooks.clear()
+    with pytest.raises(RuntimeError, match="the model returned no grounding maps"):
+        trainer.train()
+
+
+def test_streamed_data_trains(tmp_path: Path):
+    model = tiny_model()
+    expected = independent(model)
+    trainer = make_trainer(tmp_path, model, dataset().to_iterable_dataset())
+    trainer.train()
+    for name in SCALARS:
+        assert logged(trainer, name)[0] == pytest.approx(expected[name], rel=1e-4), name
