@@ -50,6 +50,7 @@ LLAMA = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 1024,
+    "initializer_range": 0.08,  # about hidden_size ** -0.5; the usual 0.02 starts layers this narrow too near zero
     "tie_word_embeddings": True,
 }
 SPECIAL_TOKENS = [

@@ -42,12 +42,12 @@ from trainers import GuidedSFTConfig
 
 BACKBONES = Path(__file__).parent / "backbones"
 IMAGE_SIZE = 256
-CROSS_ATTENTION_LAYERS = [2, 5]  # around the LLaMA's 5 layers
+CROSS_ATTENTION_LAYERS = [1, 3, 5]  # around the LLaMA's 5 layers
 VARIANTS = ("age-vlm", "ca-baseline-frozen")
 ALL_VARIANTS = ("age-vlm", "age-vlm-lm", "ca-baseline", "ca-baseline-frozen")
 # The paper's optimizer at the learning rates that new layers of this size need; the paper's 1e-5 is for a 1B model.
-STEPS = {1: 60, 2: 60, 3: 260, 4: 120}
-LEARNING_RATE = {1: 3e-3, 2: 2e-3, 3: 2e-3, 4: 1e-3}
+STEPS = {1: 60, 2: 40, 3: 330, 4: 90}
+LEARNING_RATE = {1: 3e-3, 2: 3e-3, 3: 3e-3, 4: 3e-4}
 BATCH_SIZE = 16
 
 
