@@ -23,7 +23,7 @@ from .processing_agevlm import AgeVlmProcessor
 AutoConfig.register("agevlm", AgeVlmConfig)
 AutoModel.register(AgeVlmConfig, AgeVlmForConditionalGeneration)
 AutoModelForImageTextToText.register(AgeVlmConfig, AgeVlmForConditionalGeneration)
-AutoImageProcessor.register(AgeVlmConfig, AgeVlmImageProcessor)
+AutoImageProcessor.register(AgeVlmConfig, image_processor_classes={"torchvision": AgeVlmImageProcessor})
 AutoProcessor.register(AgeVlmConfig, AgeVlmProcessor)
 
 __all__ = [

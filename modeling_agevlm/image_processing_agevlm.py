@@ -179,22 +179,25 @@ class AgeVlmImageProcessor(TorchvisionBackend):
         """
         size, do_pad, do_center_crop = self.size, self.do_pad, self.do_center_crop
         resized_height, resized_width, top, left = self.placement(*mask.shape, size, do_pad, do_center_crop)
-        integral = np.pad(np.cumsum(np.cumsum(mask, axis=0, dtype=np.float64), axis=1), ((1, 0), (1, 0)))
         scales = (resized_height / mask.shape[0], resized_width / mask.shape[1])
-        for axis, (canvas, offset) in enumerate(((size.height, top), (size.width, left))):
-            edges = (np.arange(0, canvas + 1, self.patch_size) - offset) / scales[axis]
-            integral = self._sample(integral, edges.clip(0, mask.shape[axis]), axis)
-        area = np.diff(np.diff(integral, axis=0), axis=1)  # pixels of the mask in each cell
-        coverage = area * math.prod(scales) / self.patch_size**2
-        coverage[area < 1e-6] = 0  # the sums above are exact to about 1e-9 pixels
+        area = self._sum_between(mask, (np.arange(0, size.height + 1, self.patch_size) - top) / scales[0], axis=0)
+        area = self._sum_between(area, (np.arange(0, size.width + 1, self.patch_size) - left) / scales[1], axis=1)
+        coverage = area * math.prod(scales) / self.patch_size**2  # from pixels of the mask to shares of the cells
+        coverage[area < 1e-6] = 0  # the sums are exact to about 1e-9 pixels
         return torch.from_numpy(coverage.clip(0, 1)).float()
 
     @staticmethod
-    def _sample(integral: np.ndarray, edges: np.ndarray, axis: int) -> np.ndarray:
-        """`integral` at fractional positions `edges` of `axis`; it is linear between pixel edges, so this is exact."""
-        low = np.minimum(edges.astype(np.int64), integral.shape[axis] - 2)
+    def _sum_between(values: np.ndarray, edges: np.ndarray, axis: int) -> np.ndarray:
+        """Sums of `values` along `axis` between consecutive `edges`, which may cut through a pixel."""
+        length = values.shape[axis]
+        padding = [(0, 0), (0, 0)]
+        padding[axis] = (1, 0)
+        dtype = np.int64 if values.dtype == bool else np.float64
+        integral = np.pad(values.cumsum(axis=axis, dtype=dtype), padding)  # linear between the pixels' edges
+        edges = edges.clip(0, length)
+        low = np.minimum(edges.astype(np.int64), length - 1)
         weight = np.expand_dims(edges - low, 1 - axis)
-        return integral.take(low, axis) * (1 - weight) + integral.take(low + 1, axis) * weight
+        return np.diff(integral.take(low, axis) * (1 - weight) + integral.take(low + 1, axis) * weight, axis=axis)
 
 
 __all__ = ["AgeVlmImageProcessor"]
