@@ -190,10 +190,9 @@ class AgeVlmImageProcessor(TorchvisionBackend):
     def _sum_between(values: np.ndarray, edges: np.ndarray, axis: int) -> np.ndarray:
         """Sums of `values` along `axis` between consecutive `edges`, which may cut through a pixel."""
         length = values.shape[axis]
-        padding = [(0, 0), (0, 0)]
-        padding[axis] = (1, 0)
-        dtype = np.int64 if values.dtype == bool else np.float64
-        integral = np.pad(values.cumsum(axis=axis, dtype=dtype), padding)  # linear between the pixels' edges
+        shape = [side + (n == axis) for n, side in enumerate(values.shape)]
+        integral = np.zeros(shape)  # linear between the pixels' edges
+        np.cumsum(values, axis=axis, out=integral[1:] if axis == 0 else integral[:, 1:])
         edges = edges.clip(0, length)
         low = np.minimum(edges.astype(np.int64), length - 1)
         weight = np.expand_dims(edges - low, 1 - axis)

@@ -44,14 +44,18 @@ def answer(
 
 
 def query(
-    image: PIL.Image.Image, message: int, text: str | None = None, mask: dict[str, Any] | None = None
+    image: PIL.Image.Image,
+    message: int,
+    text: str | None = None,
+    span: list[int] | None = None,
+    mask: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """
     A region that asks where the words of `message`, or its phrase `text`, look; without a mask it is the whole picture.
     """
     height, width = displayed_size(image)
     everywhere = {"size": [height, width], "counts": [0, height * width]}
-    return {"mask": mask or everywhere, "image": 0, "text": text, "span": None, "message": message}
+    return {"mask": mask or everywhere, "image": 0, "text": text, "span": span, "message": message}
 
 
 @torch.inference_mode()

@@ -46,7 +46,7 @@ CROSS_ATTENTION_LAYERS = [1, 3, 5]  # around the LLaMA's 5 layers
 VARIANTS = ("age-vlm", "ca-baseline-frozen")
 ALL_VARIANTS = ("age-vlm", "age-vlm-lm", "ca-baseline", "ca-baseline-frozen")
 # The paper's optimizer at the learning rates that new layers of this size need; the paper's 1e-5 is for a 1B model.
-STEPS = {1: 60, 2: 40, 3: 360, 4: 60}
+STEPS = {1: 60, 2: 40, 3: 320, 4: 50}
 LEARNING_RATE = {1: 3e-3, 2: 3e-3, 3: 3e-3, 4: 2e-4}
 BATCH_SIZE = 16
 
@@ -101,7 +101,6 @@ def train(out: Path, folder: str, stage: int, variant: str, previous: str | None
         gradient_checkpointing=False,
         use_cpu=not torch.cuda.is_available(),
         logging_steps=5,
-        dataloader_num_workers=1,
         save_strategy="no",
         disable_tqdm=True,
         report_to="none",
@@ -142,7 +141,7 @@ def evaluate(out: Path, variant: str, questions: list[dict]) -> list[Judged]:
 
 
 def sheet_rows(judged: dict[str, list[Judged]], names: dict[str, str], num_rows: int = 8) -> list[dict]:
-    """The first questions of each kind that have a mask, so that nobody picked them by how they look."""
+    """The first questions of each kind about something in the picture: nobody picked them by how they look."""
     first = next(iter(judged.values()))
     chosen, kinds = [], ["random", "count", "relation", "adversarial"]
     for n in range(num_rows):
@@ -151,15 +150,15 @@ def sheet_rows(judged: dict[str, list[Judged]], names: dict[str, str], num_rows:
             next(
                 i
                 for i, j in enumerate(first)
-                if j.question["kind"] == kind and j.cells is not None and i not in chosen
+                if j.question["kind"] == kind and j.question["phrases"] and i not in chosen
             )
         )
     return [
         {
             "image": first[i].question["image"],
-            "question": first[i].question["question"],
+            "question": f"{first[i].question['question']} Words: {first[i].question['phrases'][0]['text']}",
             "truth": first[i].question["answer"],
-            **{names[v]: (j[i].prediction, j[i].attention.mean(0)) for v, j in judged.items() if v in names},
+            **{names[v]: (j[i].prediction, j[i].attention[1].mean(0)) for v, j in judged.items() if v in names},
         }
         for i in chosen
     ]

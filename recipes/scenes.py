@@ -805,8 +805,8 @@ def _ranked(plan: _Plan, kind: str, rng: np.random.Generator) -> list[str]:
     return [CLASSES[i] for i in np.argsort(-scores, kind="stable") if i not in present]
 
 
-# picture, question, short answer, kind, class that is asked for, items that the mask shows
-_Draft = tuple[int, str, str, str, str, tuple[int, ...]]
+# picture, question, short answer, kind, class that is asked for, phrases (text, start, items) of what is in the picture
+_Draft = tuple[int, str, str, str, str, tuple[tuple[str, int, tuple[int, ...]], ...]]
 
 
 def _pope_drafts(plans: Sequence[_Plan], kind: str, first: int, rng: np.random.Generator) -> Iterator[_Draft]:
@@ -822,7 +822,7 @@ def _pope_drafts(plans: Sequence[_Plan], kind: str, first: int, rng: np.random.G
         other = holders[plans[i].context, name].pop()
         question = _EXISTENCE[0].format(_one(name))
         yield i, question, "no", kind, name, ()
-        yield other, question, "yes", kind, name, plans[other].groups[name]
+        yield other, question, "yes", kind, name, ((name, question.index(name), plans[other].groups[name]),)
 
 
 def _count_drafts(plans: Sequence[_Plan], total: int, rng: np.random.Generator) -> Iterator[_Draft]:
@@ -833,7 +833,9 @@ def _count_drafts(plans: Sequence[_Plan], total: int, rng: np.random.Generator) 
             pools[len(items)].append((int(i), name, items))
     turns = itertools.zip_longest(*(pools[count] for count in sorted(pools)))
     for i, name, items in itertools.islice((entry for turn in turns for entry in turn if entry), total):
-        yield i, _COUNTS[0].format(_plural(name)), _NUMBERS[len(items)], "count", name, items
+        question = _COUNTS[0].format(_plural(name))
+        phrase = (_plural(name), question.index(_plural(name)), items)
+        yield i, question, _NUMBERS[len(items)], "count", name, (phrase,)
 
 
 def _relation_drafts(plans: Sequence[_Plan], total: int, rng: np.random.Generator) -> Iterator[_Draft]:
@@ -849,7 +851,7 @@ def _relation_drafts(plans: Sequence[_Plan], total: int, rng: np.random.Generato
     for turn in itertools.islice(zip(*(pools[side] for side in _SIDES), strict=False), total // 4):
         for i, sides, (name, side, other) in turn:
             message = _relation_question(plans[i], name, sides, other)
-            yield i, message.content, side, "relation", name, message.items
+            yield i, message.content, side, "relation", name, message.mentions
 
 
 def load_questions(
@@ -860,7 +862,7 @@ def load_questions(
     About 2 `num_images` questions are about existence, two thirds of `num_images` each about numbers and relations.
     Rows: `image` (PIL), `question`, `answer` ("yes", "no", a number as a word, or a side), `kind` (of `POPE_KINDS`,
     "count" or "relation"), `object` (class), `context`, `mask` (RLE of the visible pixels of all that is asked about,
-    null for a no).
+    null for a no), `phrases` (the words that name something in the picture: `text`, `span`, `mask`).
 
     For every no there is a yes to the same question in another picture of the same context and for the same kind, so a
     model that sees nothing but the question has an accuracy of exactly one half.
@@ -881,9 +883,13 @@ def load_questions(
             "kind": kind,
             "object": name,
             "context": plans[i].context,
-            "mask": _encode(scenes[i], items) if items else None,
+            "mask": _encode(scenes[i], [n for _, _, items in phrases for n in items]) if phrases else None,
+            "phrases": [
+                {"text": text, "span": [start, start + len(text)], "mask": _encode(scenes[i], items)}
+                for text, start, items in phrases
+            ],
         }
-        for i, question, answer, kind, name, items in drafts
+        for i, question, answer, kind, name, phrases in drafts
     ]
 
 

@@ -27,30 +27,30 @@ from recipes.scenes import POPE_KINDS, score_count, score_pope, score_relation
 
 @dataclass
 class Judged:
-    """One question with the model's answer and, if it has a mask, the attention of its words."""
+    """One question with the model's answer and where its words look: the whole question first, then each phrase."""
 
     question: dict[str, Any]
     prediction: str
-    attention: torch.Tensor  # (num_layers, num_image_tokens), of the question's words
-    cells: torch.Tensor | None  # (num_image_tokens,), 1 inside the mask
+    attention: torch.Tensor  # (1 + num_phrases, num_layers, num_image_tokens)
+    cells: torch.Tensor  # (1 + num_phrases, num_image_tokens), 1 inside the mask
 
     @property
-    def in_mask_mass(self) -> float:
-        """Share of the attention inside the mask, averaged over the layers."""
-        return (self.attention * self.cells).sum(-1).mean().item()
+    def masses(self) -> torch.Tensor:
+        """Share of the attention inside the masks, averaged over the layers: `(1 + num_phrases,)`."""
+        return (self.attention * self.cells.unsqueeze(1)).sum(-1).mean(-1)
 
     @property
-    def points_inside(self) -> bool:
-        """Whether the maximum of the layers' mean attention falls inside the mask."""
-        return bool(self.cells[self.attention.mean(0).argmax()])
+    def points_inside(self) -> torch.Tensor:
+        """Whether the maximum of the layers' mean attention falls inside the mask: `(1 + num_phrases,)`."""
+        return self.cells.gather(1, self.attention.mean(1).argmax(-1, keepdim=True))[:, 0]
 
 
 def attend(
     model: PreTrainedModel, processor: ProcessorMixin, questions: list[dict[str, Any]]
-) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """
-    The attention of each question's words to the picture, `(num_questions, num_layers, num_image_tokens)`, and the
-    cells of its mask.
+    Where each question's words look, `(1 + num_phrases, num_layers, num_image_tokens)`, and the cells of the masks
+    that they should look at, `(1 + num_phrases, num_image_tokens)`.
     """
     rows = [
         {
@@ -59,13 +59,16 @@ def attend(
                 {"role": "user", "content": question["question"]},
                 {"role": "assistant", "content": question["answer"]},
             ],
-            "regions": [query(question["image"], message=0, mask=question["mask"])],
+            "regions": [
+                query(question["image"], message=0, mask=question["mask"]),
+                *(query(question["image"], message=0, **phrase) for phrase in question["phrases"]),
+            ],
         }
         for question in questions
     ]
-    maps, masks = grounding_maps(model, processor, rows)
-    cells = [mask[0] if q["mask"] else None for q, mask in zip(questions, masks, strict=True)]
-    return maps[:, 0], cells
+    maps, cells = grounding_maps(model, processor, rows)
+    counts = [1 + len(question["phrases"]) for question in questions]
+    return [m[:n] for m, n in zip(maps, counts, strict=True)], [c[:n] for c, n in zip(cells, counts, strict=True)]
 
 
 def judge(
@@ -88,7 +91,10 @@ def judge(
 
 
 def summarize(judged: list[Judged]) -> dict[str, float]:
-    """The demo's metrics: POPE per split, counting, relations, and where the words of questions with a mask look."""
+    """
+    The demo's metrics: POPE per split, counting, relations; `in_mask_mass`, `uniform_mass` and `pointing_accuracy` of the
+    words that name an object in the picture; and the first two for all words of the question together.
+    """
     metrics = {}
     for kind in POPE_KINDS:
         chosen = [j for j in judged if j.question["kind"] == kind]
@@ -98,8 +104,12 @@ def summarize(judged: list[Judged]) -> dict[str, float]:
     for kind, score in (("count", score_count), ("relation", score_relation)):
         chosen = [j for j in judged if j.question["kind"] == kind]
         metrics[f"{kind}_accuracy"] = sum(score(j.question["answer"], j.prediction) for j in chosen) / len(chosen)
-    masked = [j for j in judged if j.cells is not None]
-    metrics["in_mask_mass"] = sum(j.in_mask_mass for j in masked) / len(masked)
-    metrics["uniform_mass"] = sum(j.cells.mean().item() for j in masked) / len(masked)
-    metrics["pointing_accuracy"] = sum(j.points_inside for j in masked) / len(masked)
+    # Only what is in the picture can be looked at: questions with a mask. A phrase is the words that name an object.
+    seen = [j for j in judged if j.question["mask"] is not None]
+    masses, inside = torch.cat([j.masses[1:] for j in seen]), torch.cat([j.points_inside[1:] for j in seen])
+    metrics["in_mask_mass"] = masses.mean().item()
+    metrics["uniform_mass"] = torch.cat([j.cells[1:].mean(-1) for j in seen]).mean().item()
+    metrics["pointing_accuracy"] = inside.mean().item()
+    metrics["question_in_mask_mass"] = torch.stack([j.masses[0] for j in seen]).mean().item()
+    metrics["question_uniform_mass"] = torch.stack([j.cells[0].mean() for j in seen]).mean().item()
     return metrics

@@ -240,13 +240,16 @@ class DataCollatorForGuidedVisionLanguageModeling:
         example = Example(
             input_ids.tolist(), np.where(is_label, input_ids, -100).tolist(), images, [], [], dropped_regions=0
         )
-        located = None
+        located, cells_of = None, {}  # several texts of a row often share a mask
         for n, region in enumerate(row.get("regions") or []):
             if self.guidance_level != "all" and (self.guidance_level == "phrase") == (region["text"] is None):
                 continue
             located = located or self._locate_words(messages, text)
             try:
-                cells = self._region_cells(region, images)
+                mask = (region["image"], str(region["mask"]))
+                if mask not in cells_of:
+                    cells_of[mask] = self._region_cells(region, images)
+                cells = cells_of[mask]
                 spans = self._query_spans(region, messages, located)
             except ValueError as error:
                 raise ValueError(f"region {n}: {error}") from error
