@@ -47,7 +47,7 @@ VARIANTS = ("age-vlm", "ca-baseline-frozen")
 ALL_VARIANTS = ("age-vlm", "age-vlm-lm", "ca-baseline", "ca-baseline-frozen")
 # The paper's optimizer at the learning rates that new layers of this size need; the paper's 1e-5 is for a 1B model.
 STEPS = {1: 60, 2: 40, 3: 320, 4: 50}
-LEARNING_RATE = {1: 3e-3, 2: 3e-3, 3: 3e-3, 4: 2e-4}
+LEARNING_RATE = {1: 3e-3, 2: 3e-3, 3: 3e-3, 4: 1e-4}
 BATCH_SIZE = 16
 
 
