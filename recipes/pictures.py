@@ -67,7 +67,7 @@ def save_attention(path: Path, picture: PIL.Image.Image, attentions: dict[str, t
         draw_attention(ax, picture, attention)
         ax.set_title(textwrap.fill(textwrap.shorten(text, 120, placeholder=" ..."), 40), fontsize=9, loc="left")
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
     plt.close(figure)
 
 
@@ -95,7 +95,7 @@ def save_attention_sheet(path: Path, rows: list[dict[str, Any]], columns: list[s
             answer = textwrap.shorten(prediction, 70, placeholder=" ...")
             ax.set_title(f"{name}\n{textwrap.fill(answer, 36)}", fontsize=8, loc="left")
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
     plt.close(figure)
 
 
@@ -132,7 +132,7 @@ def save_curves(path: Path, histories: dict[str, list[dict[str, float]]]) -> Non
         ax.set_xlabel("optimizer step, stage after stage", fontsize=8)
         ax.legend(fontsize=8)
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
     plt.close(figure)
 
 

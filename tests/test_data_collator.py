@@ -12,6 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -485,3 +486,11 @@ def test_run_lengths_decode(kind: str):
 def test_uniform_masks_decode(value: bool):
     mask = np.full((7, 5), value)
     assert np.array_equal(decode_rle(rle(mask)), mask)
+
+
+def test_max_length_leaves_no_trace_in_the_tokenizer(tmp_path):
+    collate = collator(max_length=500)
+    collate([row()])
+    collate.processor.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "tokenizer.json").read_text())["truncation"] is None
+    assert "max_length" not in json.loads((tmp_path / "tokenizer_config.json").read_text())

@@ -225,17 +225,16 @@ class DataCollatorForGuidedVisionLanguageModeling:
             text,
             add_special_tokens=False,
             return_offsets_mapping=True,
-            return_special_tokens_mask=True,
-            truncation=self.max_length is not None,
-            max_length=self.max_length,
+            verbose=False,
         )
-        starts, ends = np.array(encoding["offset_mapping"]).reshape(-1, 2).T
-        special = np.isin(encoding["input_ids"], tokenizer.all_special_ids + [self.processor.image_token_id])
+        # Cut here: the tokenizer would keep its own truncation as a setting, and save it with the checkpoint.
+        starts, ends = np.array(encoding["offset_mapping"])[: self.max_length].reshape(-1, 2).T
+        input_ids = np.array(encoding["input_ids"])[: self.max_length]
+        special = np.isin(input_ids, tokenizer.all_special_ids + [self.processor.image_token_id])
 
         is_label = np.zeros(len(starts), dtype=bool)
         for span in assistant_spans:
             is_label |= (starts < span[1]) & (ends > span[0])
-        input_ids = np.array(encoding["input_ids"])
         is_label &= input_ids != self.processor.image_token_id
         example = Example(
             input_ids.tolist(), np.where(is_label, input_ids, -100).tolist(), images, [], [], dropped_regions=0
