@@ -46,7 +46,6 @@ from transformers.utils import (
     can_return_tuple,
     is_timm_available,
     is_torchdynamo_compiling,
-    logging,
     requires_backends,
 )
 from transformers.utils.generic import merge_with_config_defaults
@@ -63,8 +62,6 @@ from .configuration_agevlm import (
 if is_timm_available():
     import timm
 
-
-logger = logging.get_logger(__name__)
 
 # Whatever else runs the self-attention (flash, flex), cross-attention runs on SDPA.
 CROSS_ATTENTION_BACKENDS = {"eager": "eager"}

@@ -239,6 +239,7 @@ class DataCollatorForGuidedVisionLanguageModeling:
         example = Example(
             input_ids.tolist(), np.where(is_label, input_ids, -100).tolist(), images, [], [], dropped_regions=0
         )
+        placeholders = np.flatnonzero(input_ids == self.processor.image_token_id)
         located, cells_of = None, {}  # several texts of a row often share a mask
         for n, region in enumerate(row.get("regions") or []):
             if self.guidance_level != "all" and (self.guidance_level == "phrase") == (region["text"] is None):
@@ -257,7 +258,6 @@ class DataCollatorForGuidedVisionLanguageModeling:
                 query |= (starts < span[1]) & (ends > span[0])
             query &= ~special
             # Only words at and after its placeholder see an image; words beyond `max_length` are cut off.
-            placeholders = np.flatnonzero(input_ids == self.processor.image_token_id)
             sees_from = placeholders[region["image"]] if region["image"] < len(placeholders) else len(query)
             query[:sees_from] = False
             is_cut = any(span[1] > ends.max() for span in spans)
