@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo ask test test-slow style check
+.PHONY: demo ask test test-slow test-upstream style check
 
 demo: $(INSTALLED)
 	$(BIN)/python recipes/demo.py $(ARGS)
@@ -18,6 +18,12 @@ test: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -q -m slow $(ARGS)
+
+# transformers' own common test suites, in the installed version. Its source distribution lacks the generation and export
+# suites: CHECKOUT=path/to/a/checkout takes them all from there.
+test-upstream: $(INSTALLED)
+	$(BIN)/python tests/upstream/fetch.py .cache/upstream $(if $(CHECKOUT),--checkout $(CHECKOUT))
+	PYTHONPATH=.cache/upstream:tests $(BIN)/python -m pytest -q -o addopts= -W ignore tests/upstream $(ARGS)
 
 style: $(INSTALLED)
 	$(BIN)/ruff check --fix .

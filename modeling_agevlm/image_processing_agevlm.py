@@ -53,7 +53,6 @@ class AgeVlmImageProcessor(TorchvisionBackend):
 
     _auto_class = "AutoImageProcessor"
     valid_kwargs = AgeVlmImageProcessorKwargs
-    model_input_names = ["pixel_values", "pixel_attention_mask"]
 
     do_convert_rgb = True
     do_resize = True
@@ -71,6 +70,10 @@ class AgeVlmImageProcessor(TorchvisionBackend):
 
     def __init__(self, **kwargs: Unpack[AgeVlmImageProcessorKwargs]) -> None:
         super().__init__(**kwargs)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return ["pixel_values", "pixel_attention_mask"] if self.do_pad else ["pixel_values"]
 
     def _validate_preprocess_kwargs(self, **kwargs) -> None:
         size, patch_size = kwargs["size"], kwargs["patch_size"]

@@ -65,6 +65,7 @@ if is_timm_available():
 
 # Whatever else runs the self-attention (flash, flex), cross-attention runs on SDPA.
 CROSS_ATTENTION_BACKENDS = {"eager": "eager"}
+NUM_STAGES = 4  # of every ConvNeXt
 # timm's ConvNeXt draws its layer scale at this value; a checkpoint without vision weights has to get it as well.
 LAYER_SCALE_INIT = 1e-6
 
@@ -390,7 +391,7 @@ class AgeVlmPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
     _supports_attention_backend = False
     _can_record_outputs = {
-        "hidden_states": [LlamaDecoderLayer, AgeVlmCrossAttentionDecoderLayer],
+        "hidden_states": GradientCheckpointingLayer,  # the layers of both kinds
         "attentions": LlamaAttention,
         "cross_attentions": OutputRecorder(AgeVlmCrossAttention, index=1),
     }
@@ -415,7 +416,10 @@ class AgeVlmVisionModel(AgeVlmPreTrainedModel):
     config: AgeVlmVisionConfig
     main_input_name = "pixel_values"
     input_modalities = ("image",)
-    _can_record_outputs = {}
+    # The stem's output and the feature map of each stage; timm's classes are named by their place.
+    _can_record_outputs = {
+        "hidden_states": [OutputRecorder(None, class_name=f"timm_model.stages.{stage}") for stage in range(NUM_STAGES)]
+    }
 
     def __init__(self, config: AgeVlmVisionConfig) -> None:
         requires_backends(self, ["timm"])
@@ -447,7 +451,7 @@ class AgeVlmVisionModel(AgeVlmPreTrainedModel):
         return self.timm_model.stages
 
     @merge_with_config_defaults
-    @capture_outputs
+    @capture_outputs(tie_last_hidden_states=False)
     @auto_docstring
     def forward(
         self, pixel_values: torch.FloatTensor, **kwargs: Unpack[TransformersKwargs]
@@ -458,7 +462,8 @@ class AgeVlmVisionModel(AgeVlmPreTrainedModel):
 
         Returns:
             `last_hidden_state` of shape `(num_images, num_image_tokens, hidden_size)`: the last stage's feature map,
-            row by row.
+            row by row. With `output_hidden_states`, the maps of the stem and of every stage as
+            `(num_images, channels, height, width)`.
         """
         # ConvNeXt normalizes over channels: with channels last it never has to copy (4 times as fast on a CPU).
         pixel_values = pixel_values.to(self.dtype).contiguous(memory_format=torch.channels_last)
@@ -897,6 +902,25 @@ class AgeVlmForConditionalGeneration(AgeVlmPreTrainedModel, GenerationMixin):
         pictures = {name: kwargs.pop(name) for name in ("pixel_values", "pixel_attention_mask") if name in kwargs}
         input_ids, model_kwargs = super()._expand_inputs_for_generation(*args, **kwargs)
         return input_ids, model_kwargs | pictures
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: torch.LongTensor,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,  # `generate` looks whether this function names it
+        is_first_iteration: bool = False,
+        **kwargs,
+    ) -> dict:
+        # In transformers 5.23 an assistant's prefill does not count as a first iteration and would lose the pictures.
+        if inputs_embeds is None and past_key_values is not None:
+            is_first_iteration = is_first_iteration or not any(layer.is_initialized for layer in past_key_values.layers)
+        return super().prepare_inputs_for_generation(
+            input_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            is_first_iteration=is_first_iteration,
+            **kwargs,
+        )
 
     @auto_docstring
     def get_image_features(

@@ -109,8 +109,8 @@ class AgeVlmProcessor(ProcessorMixin):
         counts = [row.count(self.image_token) for row in text]
         if sum(counts) != len(flat):
             raise ValueError(
-                f"The texts have {sum(counts)} image placeholders ({self.image_token}) together, but {len(flat)} images "
-                "were passed. Pass one image per placeholder, as one list per text."
+                f"The total number of {self.image_token} tokens in the prompts should be the same as the number of "
+                f"images, but there are {sum(counts)} tokens and {len(flat)} images. Pass one list of images per text."
             )
         images_left = iter(flat)
         return [[next(images_left) for _ in range(count)] for count in counts]

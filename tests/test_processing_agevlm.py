@@ -149,7 +149,7 @@ def test_wrong_number_of_images_names_the_text(processor: AgeVlmProcessor):
 
 
 def test_wrong_number_of_flat_images(processor: AgeVlmProcessor):
-    with pytest.raises(ValueError, match="have 3 image placeholders .* together, but 2 images"):
+    with pytest.raises(ValueError, match="there are 3 tokens and 2 images"):
         processor(images=[picture(), picture()], text=["<|image|>a", "<|image|>b", "<|image|>c"])
 
 
