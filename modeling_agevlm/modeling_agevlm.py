@@ -678,9 +678,9 @@ class AgeVlmModel(AgeVlmPreTrainedModel):
         query_masks (`torch.BoolTensor` of shape `(batch_size, num_regions, sequence_length)`, *optional*):
             True for the tokens whose attention `grounding_maps` averages, one query per region.
         """
-        self._check_placeholders(input_ids, pixel_values, past_key_values)
+        self._check_placeholders(input_ids, pixel_values)
         image_hidden_states = cross_attention_states = positions = cross_attention_mask = visible = None
-        if pixel_values is None and self._needs_dummy_image():
+        if pixel_values is None and self._needs_dummy_image(use_cache):
             text = input_ids if input_ids is not None else inputs_embeds
             vision_config = self.config.vision_config
             pixel_values = torch.zeros(
@@ -720,9 +720,7 @@ class AgeVlmModel(AgeVlmPreTrainedModel):
         outputs.image_hidden_states = image_hidden_states
         return outputs
 
-    def _check_placeholders(
-        self, input_ids: torch.Tensor | None, pixel_values: torch.Tensor | None, past_key_values: Cache | None
-    ) -> None:
+    def _check_placeholders(self, input_ids: torch.Tensor | None, pixel_values: torch.Tensor | None) -> None:
         """Raises `ValueError` if a row has more placeholders than images (checked at prefill, not in a decoding step)."""
         if pixel_values is not None and pixel_values.dim() != 5:
             raise ValueError(
@@ -741,12 +739,14 @@ class AgeVlmModel(AgeVlmPreTrainedModel):
                 "per placeholder."
             )
 
-    def _needs_dummy_image(self) -> bool:
+    def _needs_dummy_image(self, use_cache: bool | None) -> bool:
         """
         Whether a batch without images has to run through the tower all the same: on several processes a parameter
-        that takes part on one and not on another makes ZeRO-3 and FSDP hang.
+        that takes part on one and not on another makes ZeRO-3 and FSDP hang. That holds in training and in evaluation
+        (`use_cache=False`), not in generation.
         """
-        return self.training and torch.distributed.is_available() and torch.distributed.is_initialized()
+        is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        return is_distributed and (self.training or use_cache is False)
 
     def _seen_images(
         self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None, pixel_values: torch.Tensor
@@ -913,7 +913,7 @@ class AgeVlmForConditionalGeneration(AgeVlmPreTrainedModel, GenerationMixin):
     ) -> dict:
         # In transformers 5.23 an assistant's prefill does not count as a first iteration and would lose the pictures.
         if inputs_embeds is None and past_key_values is not None:
-            is_first_iteration = is_first_iteration or not any(layer.is_initialized for layer in past_key_values.layers)
+            is_first_iteration |= not any(layer.is_initialized for layer in past_key_values.layers)
         return super().prepare_inputs_for_generation(
             input_ids,
             past_key_values=past_key_values,

@@ -20,7 +20,19 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from testing_utils import IMAGE, NUM_CELLS, PAD, box_mask, picture, region, rle, row, tiny_model, tiny_processor
+from testing_utils import (
+    IMAGE,
+    NUM_CELLS,
+    PAD,
+    box_mask,
+    picture,
+    region,
+    rle,
+    row,
+    tiny_model,
+    tiny_processor,
+    tiny_tokenizer,
+)
 
 from trainers import BrokenRowError, DataCollatorForGuidedVisionLanguageModeling, decode_rle
 
@@ -322,6 +334,15 @@ def test_truncation_leaves_what_fits():
     whole = collator()([the_row])
     exact = int(whole["query_masks"][0, 0].nonzero()[-1]) + 1
     assert collator(max_length=exact)([the_row])["dropped_regions"].tolist() == [0]
+
+
+def test_phrase_cut_within_a_letter_is_dropped():
+    the_row = row(answer="Yes, there is a café.", regions=[region(text="café", message=1)])
+    last = int(collator()([the_row])["query_masks"][0, 0].nonzero().max())
+    tokens = tiny_tokenizer()("é", add_special_tokens=False)["input_ids"]
+    assert len(tokens) > 1  # which share one place in the text
+    for length, dropped in ((last + 1, 0), (last, 1), (last - 1, 1)):
+        assert collator(max_length=length)([the_row])["dropped_regions"].tolist() == [dropped]
 
 
 def test_text_only_row_in_a_mixed_batch():

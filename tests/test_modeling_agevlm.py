@@ -185,7 +185,7 @@ def test_eager_and_sdpa_agree(model: AgeVlmForConditionalGeneration):
 
 
 def first_token_reads_the_last_cell(model: AgeVlmForConditionalGeneration) -> bool:
-    batch = tiny_batch(placeholders=((0,),))
+    batch = tiny_batch(placeholders=((0,),), length=NUM_CELLS - 4)
     shift = torch.zeros(NUM_CELLS, 1)
     shift[-1] = 5
     logits = model(**batch).logits
@@ -211,6 +211,37 @@ def test_causal_cross_attention_would_be_noticed(
         return sdpa(module, query, key, value, attention_mask, **kwargs)
 
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", causal)
+    assert not first_token_reads_the_last_cell(model)
+
+
+def test_backends_are_told_that_cross_attention_is_not_causal(
+    model: AgeVlmForConditionalGeneration, monkeypatch: pytest.MonkeyPatch
+):
+    told = []
+    sdpa = ALL_ATTENTION_FUNCTIONS["sdpa"]
+
+    def listen(module, *args, **kwargs):
+        if isinstance(module, AgeVlmCrossAttention):
+            told.append((module.is_causal, kwargs["is_causal"]))
+        return sdpa(module, *args, **kwargs)
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", listen)
+    model(**tiny_batch())
+    assert told == [(False, False)] * len(model.config.text_config.cross_attention_layers)
+
+
+def test_visual_keys_cut_to_the_texts_length_would_be_noticed(
+    model: AgeVlmForConditionalGeneration, monkeypatch: pytest.MonkeyPatch
+):
+    sdpa = ALL_ATTENTION_FUNCTIONS["sdpa"]
+
+    def cut(module, query, key, value, attention_mask, **kwargs):
+        if isinstance(module, AgeVlmCrossAttention):
+            length = query.shape[2]
+            key, value, attention_mask = key[:, :, :length], value[:, :, :length], attention_mask[..., :length]
+        return sdpa(module, query, key, value, attention_mask, **kwargs)
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", cut)
     assert not first_token_reads_the_last_cell(model)
 
 

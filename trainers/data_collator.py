@@ -227,18 +227,18 @@ class DataCollatorForGuidedVisionLanguageModeling:
             return_offsets_mapping=True,
             verbose=False,
         )
-        # Cut here: the tokenizer would keep its own truncation as a setting, and save it with the checkpoint.
-        starts, ends = np.array(encoding["offset_mapping"])[: self.max_length].reshape(-1, 2).T
-        input_ids = np.array(encoding["input_ids"])[: self.max_length]
+        starts, ends = np.array(encoding["offset_mapping"]).reshape(-1, 2).T
+        input_ids = np.array(encoding["input_ids"])
         special = np.isin(input_ids, tokenizer.all_special_ids + [self.processor.image_token_id])
 
         is_label = np.zeros(len(starts), dtype=bool)
         for span in assistant_spans:
             is_label |= (starts < span[1]) & (ends > span[0])
         is_label &= input_ids != self.processor.image_token_id
-        example = Example(
-            input_ids.tolist(), np.where(is_label, input_ids, -100).tolist(), images, [], [], dropped_regions=0
-        )
+        # Cut here: the tokenizer would keep its own truncation as a setting, and save it with the checkpoint.
+        kept = slice(self.max_length)
+        labels = np.where(is_label, input_ids, -100)[kept]
+        example = Example(input_ids[kept].tolist(), labels.tolist(), images, [], [], dropped_regions=0)
         placeholders = np.flatnonzero(input_ids == self.processor.image_token_id)
         located, cells_of = None, {}  # several texts of a row often share a mask
         for n, region in enumerate(row.get("regions") or []):
@@ -257,12 +257,10 @@ class DataCollatorForGuidedVisionLanguageModeling:
             for span in spans:
                 query |= (starts < span[1]) & (ends > span[0])
             query &= ~special
-            # Only words at and after its placeholder see an image; words beyond `max_length` are cut off.
-            sees_from = placeholders[region["image"]] if region["image"] < len(placeholders) else len(query)
-            query[:sees_from] = False
-            is_cut = any(span[1] > ends.max() for span in spans)
+            query[: placeholders[region["image"]]] = False  # only words at and after its placeholder see an image
+            is_cut = query[len(labels) :].any()
             if cells.any() and query.any() and not is_cut:
-                example.query_masks.append(query)
+                example.query_masks.append(query[kept])
                 example.region_masks.append((region["image"], cells))
             else:
                 example.dropped_regions += 1
