@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo ask test test-slow test-upstream style check
+.PHONY: demo ask test test-slow test-upstream mutants style check
 
 demo: $(INSTALLED)
 	$(BIN)/python recipes/demo.py $(ARGS)
@@ -24,6 +24,10 @@ test-slow: $(INSTALLED)
 test-upstream: $(INSTALLED)
 	$(BIN)/python tests/upstream/fetch.py .cache/upstream $(if $(CHECKOUT),--checkout $(CHECKOUT))
 	PYTHONPATH=.cache/upstream:tests $(BIN)/python -m pytest -q -o addopts= -W ignore tests/upstream $(ARGS)
+
+# Plants one bug at a time and shows that the tests turn red.
+mutants: $(INSTALLED)
+	$(BIN)/python tests/mutants.py $(ARGS)
 
 style: $(INSTALLED)
 	$(BIN)/ruff check --fix .

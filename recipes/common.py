@@ -13,18 +13,21 @@
 # limitations under the License.
 """What the four stage recipes share: command line, data, model, training, saving."""
 
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow.compute as pc
 from datasets import Dataset, IterableDataset, load_dataset, load_from_disk
 from transformers import PreTrainedModel, PrinterCallback, ProcessorMixin, ProgressCallback, TrainerCallback
+from transformers.utils import CONFIG_NAME
 from trl import TrlParser
 
 from modeling_agevlm import AgeVlmForConditionalGeneration, AgeVlmProcessor
 from recipes.init import PartsArguments, build
 from recipes.scenes import load_scenes
 from trainers import GuidedSFTConfig, GuidedSFTTrainer, Stage, Variant, apply_stage, get_stage, parameter_table
+from trainers.guided_sft_trainer import UNFINISHED
 
 
 @dataclass
@@ -124,6 +127,28 @@ def load_model(arguments: ModelArguments, stage: Stage) -> tuple[PreTrainedModel
     return model, AgeVlmProcessor.from_pretrained(name, revision=arguments.model_revision)
 
 
+def save(trainer: GuidedSFTTrainer) -> None:
+    """
+    Saves model, processor, code and log to the output folder. The config.json comes last: a run that is killed
+    meanwhile leaves no folder that the next stage would take for a checkpoint.
+    """
+    out = Path(trainer.args.output_dir)
+    aside = out / UNFINISHED
+    if trainer.args.should_save:
+        (out / CONFIG_NAME).unlink(missing_ok=True)
+        shutil.rmtree(aside, ignore_errors=True)
+    trainer.save_state()
+    trainer.save_model(str(aside), _internal_call=True)
+    trainer.accelerator.wait_for_everyone()
+    if trainer.args.should_save:
+        for file in sorted(aside.iterdir(), key=lambda file: file.name == CONFIG_NAME):
+            file.replace(out / file.name)
+        aside.rmdir()
+    trainer.accelerator.wait_for_everyone()
+    if trainer.args.push_to_hub:
+        trainer.push_to_hub()
+
+
 def run_stage(
     number: int,
     arguments: ModelArguments,
@@ -162,8 +187,7 @@ def run_stage(
         print(f"Stage {number} of {arguments.variant}\n{parameter_table(model)}", flush=True)
     resume = training.resume_from_checkpoint
     trainer.train(resume_from_checkpoint={"true": True, "True": True}.get(resume, resume))
-    trainer.save_model()
-    trainer.save_state()
+    save(trainer)
     return trainer
 
 

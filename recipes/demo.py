@@ -81,7 +81,7 @@ class StepLine(TrainerCallback):
 
 def train(out: Path, folder: str, stage: int, variant: str, previous: str | None) -> None:
     """Runs one stage, unless an interrupted demo has completed it."""
-    if (out / folder / "trainer_state.json").exists():
+    if (out / folder / "config.json").exists():
         print(f"{folder}: done before")
         return
     arguments = ModelArguments(

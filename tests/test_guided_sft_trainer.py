@@ -13,9 +13,6 @@
 # limitations under the License.
 import copy
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -60,23 +57,6 @@ FEATURES = Features(
     }
 )
 CPU = {"use_cpu": True, "report_to": "none", "logging_steps": 1, "save_strategy": "no", "disable_tqdm": True}
-TWO_PROCESSES = """
-import os
-
-import torch
-from test_guided_sft_trainer import dataset, make_trainer, parameters_of, tiny_model
-
-torch.set_num_threads(1)
-model = tiny_model()
-trainer = make_trainer("two", model, lr=0.05, max_steps=2, per_device_train_batch_size=1, gradient_accumulation_steps=2,
-                       eval_dataset=dataset(), per_device_eval_batch_size=2)
-trainer.train()
-trainer.evaluate()
-if trainer.is_world_process_zero():
-    torch.save((parameters_of(model), trainer.state.log_history), "found.pt")
-torch.distributed.barrier()
-os._exit(0)  # with the results written: gloo's threads now and then abort an interpreter that winds up
-"""
 SCALARS = ("lm_loss", "guidance_loss", "in_mask_mass", "uniform_mass")
 
 
@@ -257,29 +237,6 @@ def test_accumulated_batches_are_one_batch(tmp_path: Path, splits: tuple[tuple[i
             assert values == pytest.approx(logs[name], rel=1e-4), (accumulation, name)
 
 
-def test_two_processes_are_one(tmp_path: Path):
-    """Each sees other rows: with and without pictures, with different numbers of labels and regions."""
-    (tmp_path / "script.py").write_text(TWO_PROCESSES)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "script.py"]
-    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    parameters, logs = torch.load(tmp_path / "found.pt")
-
-    model = tiny_model()
-    trainer = make_trainer(tmp_path / "one", model, lr=0.05, max_steps=2, eval_dataset=dataset())
-    trainer.train()
-    trainer.evaluate()
-    for name, parameter in model.named_parameters():
-        torch.testing.assert_close(
-            parameters[name], parameter.detach(), atol=1e-6, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
-        )
-    for name in ("loss", "guided_rows", *SCALARS, *(f"eval_{name}" for name in SCALARS)):
-        expected = logged(trainer, name)
-        assert expected and [entry[name] for entry in logs if name in entry] == pytest.approx(expected, rel=1e-4), name
-
-
 # Where nothing is guided, it is TRL's trainer
 
 
@@ -424,30 +381,6 @@ def test_schedule_of_a_run_is_the_papers(tmp_path: Path):
 
 
 # Interruptions and faults
-
-
-def test_resumed_training_is_uninterrupted_training(tmp_path: Path):
-    arguments = {
-        "max_steps": 4,
-        "per_device_train_batch_size": 1,
-        "save_strategy": "steps",
-        "save_steps": 2,
-        "learning_rate": 1e-3,
-        "num_train_epochs": 1,
-    }
-    whole = tiny_model()
-    trainer = make_trainer(tmp_path, whole, **arguments)
-    trainer.train()
-    resumed = tiny_model()
-    again = make_trainer(tmp_path, resumed, **arguments)
-    steps = []
-    resumed.model.register_forward_pre_hook(lambda *_: steps.append(again.state.global_step))
-    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
-    assert steps == [2, 3]
-    expected, found = parameters_of(whole), parameters_of(resumed)
-    assert all(torch.equal(found[name], parameter) for name, parameter in expected.items())
-    for name in ("lm_loss", "guidance_loss"):
-        assert logged(again, name) == logged(trainer, name)
 
 
 def test_checkpoint_is_a_whole_model(tmp_path: Path):

@@ -13,13 +13,18 @@
 # limitations under the License.
 """TRL's `SFTTrainer` with the guidance loss of AGE-VLM (https://huggingface.co/papers/2511.17793)."""
 
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset, Image, IterableDataset, List
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, ProcessorMixin
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from trl import SFTTrainer
 
 from .data_collator import DataCollatorForGuidedVisionLanguageModeling
@@ -27,15 +32,19 @@ from .guidance_loss import guidance_loss
 from .guided_sft_config import GuidedSFTConfig
 
 
+# What is being written. The trainer does not take it for a checkpoint, and the Hub is not sent what begins with "_".
+UNFINISHED = "_unfinished"
+
+
 class GuidedSFTTrainer(SFTTrainer):
     """
     Trains an [`AgeVlmForConditionalGeneration`] with the language modeling loss plus `guidance_weight` times the
     guidance loss.
 
-    The only changes with respect to [`trl.SFTTrainer`] are the collator, which keeps the rows' regions, and
-    `compute_loss`, which adds the guidance loss. Both losses are means over everything that one optimizer step sees,
-    on all processes and over all accumulated batches: the language modeling loss over label tokens, the guidance loss
-    over regions (and layers).
+    The changes with respect to [`trl.SFTTrainer`] are the collator, which keeps the rows' regions, and `compute_loss`,
+    which adds the guidance loss; besides, a checkpoint appears only when it is complete, and every step can be resumed
+    from. Both losses are means over everything that one optimizer step sees, on all processes and over all accumulated
+    batches: the language modeling loss over label tokens, the guidance loss over regions (and layers).
 
     Logged besides TRL's metrics: `lm_loss` and `guidance_loss` in nats, `in_mask_mass` (share of the attention inside
     the masks), `uniform_mass` (that share for even attention), and per optimizer step `guided_rows`,
@@ -87,6 +96,7 @@ class GuidedSFTTrainer(SFTTrainer):
         self._grounding_maps: tuple[torch.Tensor, ...] | None = None
         self._base_model().register_forward_hook(self._keep_grounding_maps)
         self._num_regions: torch.Tensor | None = None
+        self._writes_aside = False
         self._sums: dict[str, dict[str, torch.Tensor | float]] = {"train": {}, "eval": {}}
 
     def _base_model(self) -> nn.Module:
@@ -97,6 +107,11 @@ class GuidedSFTTrainer(SFTTrainer):
 
     def _keep_grounding_maps(self, module: nn.Module, args: tuple, output: Any) -> None:
         self._grounding_maps = output.grounding_maps
+        head = self.model.get_output_embeddings()
+        if isinstance(head, FSDPModule):
+            # TRL's head reads the weight without running the module. Gathered by TRL (1.16) rather than by FSDP2, it
+            # would get the gradient of one process only.
+            head.unshard()
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -106,6 +121,19 @@ class GuidedSFTTrainer(SFTTrainer):
         """Every weight but norms, biases and timm's layer scales."""
         return [name for name in super().get_decay_parameter_names(model) if not name.endswith(".gamma")]
 
+    def _init_training_state(
+        self, max_steps: int, num_update_steps_per_epoch: int, num_train_epochs: int, *args: Any
+    ) -> tuple[int, int]:
+        """Also resumes where transformers (5.23) does not: at the last step, and after the first pass of a stream."""
+        position = super()._init_training_state(max_steps, num_update_steps_per_epoch, num_train_epochs, *args)
+        if self.state.global_step >= max_steps:
+            return num_train_epochs, 0  # there is nothing left to do; it would take one more step
+        if isinstance(self.train_dataset, IterableDataset) and not self.args.ignore_data_skip:
+            # It takes all steps for one epoch, and would skip more batches than a pass has.
+            passes, batches_per_epoch = int(self.state.epoch or 0), max_steps * self.args.gradient_accumulation_steps
+            return passes, round(((self.state.epoch or 0) - passes) * batches_per_epoch)
+        return position
+
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, torch.Tensor | int | None]:
@@ -113,7 +141,8 @@ class GuidedSFTTrainer(SFTTrainer):
         batches, num_items_in_batch = super().get_batch_samples(epoch_iterator, num_batches, device)
         num_regions = sum(count_regions(batch) for batch in batches)
         self._num_regions = self.accelerator.reduce(torch.tensor(float(num_regions), device=device), reduction="sum")
-        self._add("train", steps=1.0)
+        if batches:  # at the end of a stream, transformers asks for more in vain
+            self._add("train", steps=1.0)
         return batches, num_items_in_batch
 
     def compute_loss(
@@ -161,6 +190,46 @@ class GuidedSFTTrainer(SFTTrainer):
             share = self.accelerator.num_processes * local_regions / self._num_regions.clamp(min=1)
         loss = lm_loss + self.args.guidance_weight * share * guidance.loss
         return (loss, result[1]) if return_outputs else loss
+
+    def _get_output_dir(self, trial: Any) -> str:
+        run_dir = super()._get_output_dir(trial)
+        return str(Path(run_dir, UNFINISHED)) if self._writes_aside else run_dir
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """
+        Writes the checkpoint aside and moves it to its place when it is complete on all processes: a run that is
+        killed meanwhile resumes from the checkpoint before, which goes (`save_total_limit`) only afterwards.
+        """
+        run_dir = self._get_output_dir(trial)
+        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        place, aside = Path(run_dir, name), Path(run_dir, UNFINISHED)
+        if self.args.should_save:
+            shutil.rmtree(aside, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self._writes_aside = True
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._writes_aside = False
+        self.accelerator.wait_for_everyone()
+        is_best = self.state.best_model_checkpoint == str(aside / name)
+        if is_best:
+            self.state.best_model_checkpoint = str(place)
+        if self.args.should_save:
+            if is_best:
+                self.state.save_to_json(str(aside / name / TRAINER_STATE_NAME))
+            if place.exists():
+                place.rename(aside / "replaced")
+            (aside / name).rename(place)
+            shutil.rmtree(aside)
+            rotate_checkpoints(run_dir, self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True)
+        self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(place))
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if not self._writes_aside:  # from its place only: the upload goes on in the background
+            super()._push_from_checkpoint(checkpoint_folder)
 
     def _add(self, mode: str, **values: torch.Tensor | float) -> None:
         sums = self._sums[mode]

@@ -1,0 +1,260 @@
+# Copyright 2026 The AGE-VLM authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+Plants one bug at a time into a copy of the project and shows that the tests turn red.
+
+The whole of `make test` runs on every mutant, the tests that ought to notice first, and stops at the first failure.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+
+ROOT = Path(__file__).resolve().parents[1]
+MODEL = "modeling_agevlm/modeling_agevlm.py"
+COLLATOR = "trainers/data_collator.py"
+TRAINER = "trainers/guided_sft_trainer.py"
+
+
+class Mutant(NamedTuple):
+    name: str
+    path: str
+    edits: dict[str, str]
+    """Text of the file, which occurs there once, to what replaces it."""
+    tests: str
+    """The file whose tests run first."""
+
+
+MUTANTS = [
+    Mutant(
+        "causal cross-attention",
+        MODEL,
+        {
+            "        mask = torch.cat(masks, dim=-1)\n": "        mask = torch.cat(masks, dim=-1)\n"
+            "        mask = mask & torch.ones_like(mask[0]).tril()\n"
+        },
+        "test_modeling_agevlm.py",
+    ),
+    Mutant(
+        "is_causal left to its default",
+        MODEL,
+        {
+            "        self.is_causal = False  # without it SDPA would mask the visual tokens causally\n": "",
+            "            is_causal=False,\n": "",
+        },
+        "test_modeling_agevlm.py",
+    ),
+    Mutant(
+        "visual keys cut to the text's length",
+        MODEL,
+        {
+            "        if past_key_values is None:\n            return key_states, value_states\n": "        length = cross_attention_states.shape[1] // 2\n"
+            "        value_states = value_states * (torch.arange(2 * length + 1)[: value_states.shape[2], None] < length)\n"
+            "        if past_key_values is None:\n            return key_states, value_states\n"
+        },
+        "test_modeling_agevlm.py",
+    ),
+    Mutant(
+        "query masks ignored",
+        MODEL,
+        {
+            "(query_masks & sees_image.transpose(1, 2)).float()": "(query_masks | True & sees_image.transpose(1, 2)).float()"
+        },
+        "test_modeling_agevlm.py",
+    ),
+    Mutant(
+        "padded cells not masked",
+        MODEL,
+        {"return (cells > 0).flatten(1)": "return (cells >= 0).flatten(1)"},
+        "test_modeling_agevlm.py",
+    ),
+    Mutant(
+        "stale visual keys: a later image is not appended",
+        MODEL,
+        {
+            "            self.keys = torch.cat([self.keys, key_states], dim=-2)\n": "            return self.keys, self.values\n"
+        },
+        "test_modeling_agevlm.py",
+    ),
+    Mutant(
+        "cropping the text's cache trims the visual keys",
+        MODEL,
+        {
+            "    def crop(self, tokens_to_remove: int) -> None:\n        pass\n": "    def crop(self, tokens_to_remove: int) -> None:\n"
+            "        self.keys, self.values = self.keys[:, :, :-1], self.values[:, :, :-1]\n"
+            "        self.visible = self.visible[:, :-1]\n"
+        },
+        "test_modeling_agevlm.py",
+    ),
+    Mutant(
+        "a later turn gets the wrong image",
+        MODEL,
+        {
+            "torch.arange(num_images, device=input_ids.device) < counts.unsqueeze(-1)": "torch.arange(num_images, device=input_ids.device).flip(0) < counts.unsqueeze(-1)"
+        },
+        "test_modeling_agevlm.py",
+    ),
+    Mutant(
+        "two layers of the LLM swapped",
+        MODEL,
+        {
+            "        layers = config.text_config.self_attention_layers\n        state_dict = {}\n": "        layers = config.text_config.self_attention_layers\n"
+            "        layers[0], layers[1] = layers[1], layers[0]\n        state_dict = {}\n"
+        },
+        "test_modeling_agevlm.py",
+    ),
+    Mutant(
+        "the crop not applied to masks",
+        "modeling_agevlm/image_processing_agevlm.py",
+        {
+            "self.placement(*mask.shape, size, do_pad, do_center_crop)": "self.placement(*mask.shape, size, do_pad, False)"
+        },
+        "test_image_processing_agevlm.py",
+    ),
+    Mutant(
+        "a phrase's span off by one token",
+        COLLATOR,
+        {"            query &= ~special\n": "            query = np.roll(query, 1) & ~special\n"},
+        "test_data_collator.py",
+    ),
+    Mutant(
+        "labels on user turns",
+        COLLATOR,
+        {
+            "        is_label &= input_ids != self": "        is_label = ~special\n        is_label &= input_ids != self"
+        },
+        "test_data_collator.py",
+    ),
+    Mutant(
+        "the LLM unfrozen in stage 2",
+        "trainers/stages.py",
+        {'2: Stage(2, vision="last_stage")': '2: Stage(2, vision="last_stage", language_model=True)'},
+        "test_stages.py",
+    ),
+    Mutant(
+        "a region counted per process instead of over all",
+        TRAINER,
+        {
+            'self.accelerator.reduce(torch.tensor(float(num_regions), device=device), reduction="sum")': "torch.tensor(float(num_regions), device=device) * self.accelerator.num_processes"
+        },
+        "test_distributed.py",
+    ),
+    Mutant(
+        "accumulation counted twice",
+        TRAINER,
+        {
+            "share = self.accelerator.num_processes * local_regions / self._num_regions.clamp(min=1)\n": "share = self.accelerator.num_processes * local_regions / self._num_regions.clamp(min=1)\n"
+            "            share = share / self.current_gradient_accumulation_steps\n"
+        },
+        "test_guided_sft_trainer.py",
+    ),
+    Mutant(
+        "an eps that hides an empty mask",
+        "trainers/guidance_loss.py",
+        {
+            "    guided = (region_masks > 0).any(dim=-1) & (maps > 0).any(dim=-1).all(dim=0)\n": "    guided = (maps > 0).any(dim=-1).all(dim=0)\n",
+            "    loss = -dice.clamp(min=torch.finfo(dice.dtype).tiny).log()\n": "    loss = -(dice + 1e-6).log()\n",
+        },
+        "test_guidance_loss.py",
+    ),
+    Mutant(
+        "sum and max swapped",
+        "trainers/guidance_loss.py",
+        {'if normalization == "sum" else maps.amax(dim=-1)': 'if normalization == "max" else maps.amax(dim=-1)'},
+        "test_guidance_loss.py",
+    ),
+]
+
+
+def copy_project(target: Path) -> None:
+    """The files that git knows or would add."""
+    files = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    for name in files.splitlines():
+        if (ROOT / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, target / name)
+
+
+def run_tests(project: Path, first: str) -> tuple[int, str]:
+    """Exit status of pytest and what it printed."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "not slow", "-p", "no:cacheprovider", "--tb=line"]
+    process = subprocess.run(
+        [
+            *command,
+            *sorted((f"tests/{path.name}" for path in ROOT.glob("tests/test_*.py")), key=f"tests/{first}".__ne__),
+        ],
+        cwd=project,
+        env=os.environ | {"PYTHONPATH": str(project)},  # before the installed project
+        capture_output=True,
+        text=True,
+    )
+    return process.returncode, process.stdout + process.stderr
+
+
+def judge(mutant: Mutant) -> tuple[bool, str]:
+    """Whether the tests notice the mutant, and which one did."""
+    with tempfile.TemporaryDirectory() as folder:
+        project = Path(folder)
+        copy_project(project)
+        path = project / mutant.path
+        text = path.read_text()
+        for old, new in mutant.edits.items():
+            if text.count(old) != 1:
+                raise ValueError(
+                    f"The mutant {mutant.name!r} replaces {old!r}, which {mutant.path} holds {text.count(old)} times. "
+                    "Bring the mutant up to date with the code."
+                )
+            text = text.replace(old, new)
+        path.write_text(text)
+        status, output = run_tests(project, mutant.tests)
+    failed = re.search(r"^FAILED (\S+)", output, flags=re.MULTILINE)
+    if status == 1 and failed:
+        return True, failed[1]
+    # A mutant that cannot even be imported shows nothing of the tests.
+    return False, "all tests pass" if status == 0 else output.strip()[-500:]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", help="mutants to plant, by a part of their name; all of them by default")
+    names = parser.parse_args().names
+    mutants = [m for m in MUTANTS if not names or any(name in m.name for name in names)]
+    survivors = 0
+    for number, mutant in enumerate(mutants, start=1):
+        start = time.monotonic()
+        noticed, reason = judge(mutant)
+        survivors += not noticed
+        verdict = "red" if noticed else "NOT NOTICED"
+        seconds = time.monotonic() - start
+        print(f"{number:>2}/{len(mutants)}  {mutant.name:<50} {verdict:<12} {seconds:>4.0f} s  {reason}", flush=True)
+    if survivors:
+        sys.exit(f"{survivors} of {len(mutants)} mutants were not noticed.")
+
+
+if __name__ == "__main__":
+    main()
