@@ -200,14 +200,11 @@ def copy_project(target: Path) -> None:
             shutil.copy(ROOT / name, target / name)
 
 
-def run_tests(project: Path, first: str) -> tuple[int, str]:
-    """Exit status of pytest and what it printed."""
+def run_tests(project: Path, *tests: str) -> tuple[int, str]:
+    """Exit status of pytest and what it printed, up to the first failure."""
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "not slow", "-p", "no:cacheprovider", "--tb=line"]
     process = subprocess.run(
-        [
-            *command,
-            *sorted((f"tests/{path.name}" for path in ROOT.glob("tests/test_*.py")), key=f"tests/{first}".__ne__),
-        ],
+        [*command, *tests],
         cwd=project,
         env=os.environ | {"PYTHONPATH": str(project)},  # before the installed project
         capture_output=True,
@@ -216,8 +213,9 @@ def run_tests(project: Path, first: str) -> tuple[int, str]:
     return process.returncode, process.stdout + process.stderr
 
 
-def judge(mutant: Mutant) -> tuple[bool, str]:
-    """Whether the tests notice the mutant, and which one did."""
+def judge(mutant: Mutant) -> tuple[str | None, str]:
+    """The test that notices the mutant if there is one, and what pytest printed."""
+    files = sorted((f"tests/{path.name}" for path in ROOT.glob("tests/test_*.py")), key=f"tests/{mutant.tests}".__ne__)
     with tempfile.TemporaryDirectory() as folder:
         project = Path(folder)
         copy_project(project)
@@ -231,12 +229,10 @@ def judge(mutant: Mutant) -> tuple[bool, str]:
                 )
             text = text.replace(old, new)
         path.write_text(text)
-        status, output = run_tests(project, mutant.tests)
-    failed = re.search(r"^FAILED (\S+)", output, flags=re.MULTILINE)
-    if status == 1 and failed:
-        return True, failed[1]
-    # A mutant that cannot even be imported shows nothing of the tests.
-    return False, "all tests pass" if status == 0 else output.strip()[-500:]
+        status, output = run_tests(project, *files)
+    failed = re.search(r"^FAILED (.+?)(?: - .*)?$", output, flags=re.MULTILINE)
+    # A mutant that cannot even be imported (another status) shows nothing of the tests.
+    return failed[1] if status == 1 and failed else None, output
 
 
 def main() -> None:
@@ -244,16 +240,24 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="mutants to plant, by a part of their name; all of them by default")
     names = parser.parse_args().names
     mutants = [m for m in MUTANTS if not names or any(name in m.name for name in names)]
-    survivors = 0
+    reds = []
     for number, mutant in enumerate(mutants, start=1):
         start = time.monotonic()
-        noticed, reason = judge(mutant)
-        survivors += not noticed
-        verdict = "red" if noticed else "NOT NOTICED"
-        seconds = time.monotonic() - start
-        print(f"{number:>2}/{len(mutants)}  {mutant.name:<50} {verdict:<12} {seconds:>4.0f} s  {reason}", flush=True)
-    if survivors:
-        sys.exit(f"{survivors} of {len(mutants)} mutants were not noticed.")
+        red, output = judge(mutant)
+        if red:
+            reds.append(red)
+        verdict = f"red          {red}" if red else f"NOT NOTICED  {output.strip()[-300:]}"
+        print(
+            f"{number:>2}/{len(mutants)}  {mutant.name:<52} {time.monotonic() - start:>4.0f} s  {verdict}", flush=True
+        )
+    if len(reds) < len(mutants):
+        sys.exit(f"{len(mutants) - len(reds)} of {len(mutants)} mutants were not noticed.")
+    with tempfile.TemporaryDirectory() as folder:
+        copy_project(Path(folder))
+        status, output = run_tests(Path(folder), *dict.fromkeys(reds))
+    if status != 0:
+        sys.exit(f"A test that turned red is red without a mutant, too:\n{output}")
+    print(f"All {len(mutants)} mutants turn a test red that is green without them.")
 
 
 if __name__ == "__main__":
