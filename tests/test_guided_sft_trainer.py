@@ -37,6 +37,7 @@ from trainers import (
     DataCollatorForGuidedVisionLanguageModeling,
     GuidedSFTConfig,
     GuidedSFTTrainer,
+    Stage,
     apply_stage,
     get_stage,
 )
@@ -190,10 +191,35 @@ def test_step_follows_the_gradient_of_the_sum(tmp_path: Path, checkpointing: boo
         )
 
 
-def test_guidance_moves_the_queries_and_keys(tmp_path: Path):
+@pytest.mark.parametrize("stage", [get_stage(3), get_stage(4, "age-vlm-lm")], ids=["stage 3", "stage 4, LLM trained"])
+def test_checkpointing_changes_no_gradient(tmp_path: Path, stage: Stage):
+    gradients, logs, runs = [], [], []
+    for checkpointing in (True, False):
+        model, modules_run = tiny_model(), []
+        apply_stage(model, stage)
+        layers = model.model.language_model.layers
+        for module in (layers[0].self_attn, layers[1].cross_attn, model.model.vision_tower.stages[-1].blocks[-1]):
+            module.register_forward_pre_hook(lambda module, *_, runs=modules_run: runs.append(type(module).__name__))
+        trainer = make_trainer(tmp_path, model, lr=0.1, gradient_checkpointing=checkpointing)
+        trainer.optimizer.register_step_pre_hook(
+            lambda *_, model=model: gradients.append(
+                {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
+            )
+        )
+        trainer.train()
+        logs.append({name: logged(trainer, name) for name in ("loss", "grad_norm", *SCALARS)})
+        runs.append(sorted(modules_run))
+    assert runs[0] == sorted(runs[1] * 2)  # with checkpointing, each runs a second time for its gradient
+    assert logs[0] == logs[1] and all(len(values) == 1 for values in logs[0].values())
+    assert all(torch.equal(gradients[0][name], expected) for name, expected in gradients[1].items())
+    assert gradients[0].keys() == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_guidance_moves_the_queries_and_keys(tmp_path: Path, label_smoothing: float):
     models = [tiny_model(), tiny_model()]
     for model, weight in zip(models, (0.0, 1.0), strict=True):
-        make_trainer(tmp_path, model, lr=0.1, guidance_weight=weight).train()
+        make_trainer(tmp_path, model, lr=0.1, guidance_weight=weight, label_smoothing_factor=label_smoothing).train()
     without, with_guidance = (parameters_of(model) for model in models)
     for layer in (1, 3):
         for projection in ("q_proj", "k_proj"):
@@ -240,7 +266,7 @@ def test_accumulated_batches_are_one_batch(tmp_path: Path, splits: tuple[tuple[i
 # Where nothing is guided, it is TRL's trainer
 
 
-def train_with_trl(out: Path, train_dataset: Dataset, **arguments: Any) -> dict[str, torch.Tensor]:
+def train_with_trl(out: Path, train_dataset: Dataset, **arguments: Any) -> SFTTrainer:
     collate = DataCollatorForGuidedVisionLanguageModeling(tiny_processor(), max_length=2048)
 
     def without_regions(the_rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -252,8 +278,6 @@ def train_with_trl(out: Path, train_dataset: Dataset, **arguments: Any) -> dict[
         output_dir=str(out),
         bf16=False,
         remove_unused_columns=False,
-        max_steps=3,
-        per_device_train_batch_size=2,
         **arguments,
         **CPU,
     )
@@ -261,31 +285,33 @@ def train_with_trl(out: Path, train_dataset: Dataset, **arguments: Any) -> dict[
         model, args, data_collator=without_regions, train_dataset=train_dataset, processing_class=tiny_processor()
     )
     trainer.train()
-    return parameters_of(model)
+    return trainer
 
 
 @pytest.mark.parametrize("case", ["weight 0", "no regions"])
 def test_without_guidance_it_is_trls_trainer_to_the_bit(tmp_path: Path, case: str):
+    """Five steps, of three rows and of the one that is left, in turns."""
     the_rows = rows() if case == "weight 0" else [the_row | {"regions": []} for the_row in rows()]
     same = {"learning_rate": 1e-3, "weight_decay": 0.0, "lr_scheduler_type": "linear", "warmup_steps": 0}
+    same |= {"max_steps": 5, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 3}
     model = tiny_model()
     trainer = make_trainer(
         tmp_path / "guided",
         model,
         dataset(the_rows),
-        max_steps=3,
-        per_device_train_batch_size=2,
         adam_beta2=0.999,
         guidance_weight=0.0 if case == "weight 0" else 1.0,
         **same,
     )
     trainer.train()
-    expected = train_with_trl(tmp_path / "trl", dataset(the_rows), **same)
-    initial = parameters_of(tiny_model())
-    found = parameters_of(model)
+    trl = train_with_trl(tmp_path / "trl", dataset(the_rows), **same)
+    initial, found, expected = (parameters_of(m) for m in (tiny_model(), model, trl.model))
+    assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], parameter) for name, parameter in expected.items())
-    assert any(not torch.equal(found[name], initial[name]) for name in found)
-    assert len(logged(trainer, "guidance_loss")) == (3 if case == "weight 0" else 0)
+    assert not any(torch.equal(found[name], initial[name]) for name in found)
+    for name in ("loss", "grad_norm", "learning_rate", "entropy", "mean_token_accuracy", "num_tokens"):
+        assert len(logged(trl, name)) == 5 and logged(trainer, name) == logged(trl, name), name
+    assert bool(logged(trainer, "guidance_loss")) == (case == "weight 0")
 
 
 def test_text_alone_trains(tmp_path: Path):
@@ -336,6 +362,25 @@ def test_evaluation_during_training_keeps_the_numbers_apart(tmp_path: Path):
         assert logged(trainer, f"eval_{name}") == pytest.approx([expected[1][name]] * 2, rel=1e-4), name
 
 
+@pytest.mark.parametrize("batch_size", [3, 4])
+def test_evaluation_logs_what_training_logs(tmp_path: Path, batch_size: int):
+    """On the same rows and weights: a step at learning rate 0, then the evaluation."""
+    trainer = make_trainer(
+        tmp_path, eval_dataset=dataset(), per_device_eval_batch_size=batch_size, learning_rate=0.0, weight_decay=0.0
+    )
+    trainer.train()
+    trainer.evaluate()
+    training, _, evaluation = trainer.state.log_history
+    names = {*SCALARS, "guided_rows", "dropped_regions", "skipped_rows"}
+    if batch_size == 4:  # of several batches, TRL logs the mean of the batches' means
+        names |= {"loss", "entropy", "mean_token_accuracy"}
+    for name in names:
+        assert evaluation[f"eval_{name}"] == pytest.approx(training[name], rel=1e-6), name
+    assert set(training) - {"grad_norm", "learning_rate", "epoch", "step"} == {
+        name.removeprefix("eval_") for name in evaluation
+    } - {"runtime", "samples_per_second", "steps_per_second", "epoch", "step"}
+
+
 def test_several_evaluation_sets(tmp_path: Path):
     trainer = make_trainer(tmp_path, eval_dataset={"a": dataset(), "b": dataset(rows()[:1])})
     metrics = trainer.evaluate()
@@ -371,9 +416,18 @@ def test_schedule_of_a_run_is_the_papers(tmp_path: Path):
     )
     trainer.create_optimizer()
     rates = []
-    trainer.optimizer.register_step_pre_hook(lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"]))
+
+    def note(optimizer: torch.optim.Optimizer, *_) -> None:
+        assert isinstance(optimizer, torch.optim.AdamW)
+        assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
+        settings = {(group["betas"], group["eps"], group["lr"]) for group in optimizer.param_groups}
+        assert len(settings) == 1
+        betas, eps, rate = settings.pop()
+        assert (betas, eps) == ((0.9, 0.95), 1e-8)
+        rates.append(rate)
+
+    trainer.optimizer.register_step_pre_hook(note)
     trainer.train()
-    assert {group["betas"] for group in trainer.optimizer.param_groups} == {(0.9, 0.95)}
     warmup = math.ceil(0.03 * 40)
     expected = [1e-5 * step / warmup for step in range(warmup)]
     expected += [1e-5 * 0.5 * (1 + math.cos(math.pi * step / (40 - warmup))) for step in range(40 - warmup)]

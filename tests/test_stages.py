@@ -11,10 +11,12 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
+from pathlib import Path
 from typing import Literal
 
 import pytest
 import torch
+from test_guided_sft_trainer import make_trainer
 from testing_utils import tiny_batch, tiny_model
 
 from modeling_agevlm import AgeVlmForConditionalGeneration
@@ -98,6 +100,48 @@ def test_a_step_changes_what_the_stage_declares(variant: str, number: int):
 @pytest.mark.parametrize("vision", ["none", "last_block", "last_stage", "all"])
 def test_a_step_changes_the_named_part_of_the_tower(vision: str):
     assert_only_declared_parameters_change(Stage(2, vision=vision))
+
+
+DISTINCT = {get_stage(number, variant): (variant, number) for variant, number in TABLE}
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied head", "head of its own"])
+@pytest.mark.parametrize(
+    "stage", DISTINCT, ids=[f"stage {number} of {variant}" for variant, number in DISTINCT.values()]
+)
+def test_training_changes_what_the_stage_declares(tmp_path: Path, stage: Stage, tied: bool):
+    """Frozen is what no step and no weight decay moves, to the bit; all that trains has a gradient and moves."""
+    model = tiny_model(tie_word_embeddings=tied, text_config={"tie_word_embeddings": tied})
+    assert (model.lm_head.weight is model.get_input_embeddings().weight) == tied
+    apply_stage(model, stage)
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    before = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+    trainer = make_trainer(
+        tmp_path,
+        model,
+        max_steps=3,
+        per_device_train_batch_size=2,
+        learning_rate=0.05,
+        warmup_steps=0,
+        guidance_weight=float(stage.guided),
+    )
+    trainer.create_optimizer()
+    felt = dict.fromkeys(before, False)
+
+    def note(*_) -> None:
+        for name, parameter in model.named_parameters():
+            felt[name] |= parameter.grad is not None and bool(parameter.grad.any())
+
+    trainer.optimizer.register_step_pre_hook(note)
+    trainer.train()
+    after = dict(model.named_parameters()) | dict(model.named_buffers())
+    assert after.keys() == before.keys()
+    buffers = dict(model.named_buffers())
+    for name, tensor in after.items():
+        trains = name not in buffers and declared(name, stage.vision, stage.language_model)
+        assert felt[name] == trains, name
+        assert torch.equal(tensor, before[name]) != trains, name
+    assert (model.lm_head.weight is model.get_input_embeddings().weight) == tied
 
 
 def test_a_stage_forgets_the_stage_before():

@@ -20,7 +20,7 @@ from .data_collator import (
 from .guidance_loss import GuidanceLoss, guidance_loss
 from .guided_sft_config import GuidedSFTConfig
 from .guided_sft_trainer import GuidedSFTTrainer
-from .stages import STAGES, Stage, Variant, apply_stage, get_stage, parameter_table
+from .stages import STAGES, Stage, Variant, apply_stage, get_stage, lora_config, parameter_table
 
 
 __all__ = [
@@ -37,5 +37,6 @@ __all__ = [
     "displayed_size",
     "get_stage",
     "guidance_loss",
+    "lora_config",
     "parameter_table",
 ]

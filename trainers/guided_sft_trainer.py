@@ -106,7 +106,8 @@ class GuidedSFTTrainer(SFTTrainer):
         return model.base_model
 
     def _keep_grounding_maps(self, module: nn.Module, args: tuple, output: Any) -> None:
-        self._grounding_maps = output.grounding_maps
+        if self._grounding_maps is None:  # with label smoothing, TRL runs the model again without gradients
+            self._grounding_maps = output.grounding_maps
         head = self.model.get_output_embeddings()
         if isinstance(head, FSDPModule):
             # TRL's head reads the weight without running the module. Gathered by TRL (1.16) rather than by FSDP2, it

@@ -14,8 +14,9 @@
 """The four training stages (Table 1 of https://huggingface.co/papers/2511.17793) and the four final models."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
+from peft import LoraConfig
 from torch import nn
 
 
@@ -92,22 +93,53 @@ def model_parts(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     }
 
 
+def trained_vision_modules(model: nn.Module, vision: VisionTraining) -> list[nn.Module]:
+    """What of the vision tower trains."""
+    tower = model.model.vision_tower
+    last_stage = tower.stages[-1]
+    return {"none": [], "last_block": [last_stage.blocks[-1]], "last_stage": [last_stage], "all": [tower]}[vision]
+
+
 def apply_stage(model: nn.Module, stage: Stage) -> None:
     """Sets `requires_grad` of every parameter of an [`AgeVlmForConditionalGeneration`] as `stage` says."""
     parts = model_parts(model)
     for part, trains in {
-        "vision_tower": stage.vision == "all",
+        "vision_tower": False,
         "projector": True,
         "cross_attention": True,
         "language_model": stage.language_model,
     }.items():
         for parameter in parts[part]:
             parameter.requires_grad_(trains)
-    last_stage = model.model.vision_tower.stages[-1]
-    if stage.vision == "last_stage":
-        last_stage.requires_grad_(True)
-    elif stage.vision == "last_block":
-        last_stage.blocks[-1].requires_grad_(True)
+    for module in trained_vision_modules(model, stage.vision):
+        module.requires_grad_(True)
+
+
+def lora_config(model: nn.Module, stage: Stage, r: int = 16, lora_alpha: int = 32, **kwargs: Any) -> LoraConfig:
+    """
+    The `peft_config` of [`GuidedSFTTrainer`] that trains low-rank adapters on the LLM's self-attention instead of the
+    LLM. The projector, the cross-attention layers and what `stage` trains of the vision tower train whole and are saved
+    with the adapters. It takes the place of `apply_stage`: peft freezes all the rest.
+
+    Args:
+        model ([`AgeVlmForConditionalGeneration`]): The model to train.
+        stage ([`Stage`]): Which part of the vision tower trains.
+        r (`int`, *optional*, defaults to 16): Rank of the adapters.
+        lora_alpha (`int`, *optional*, defaults to 32): The adapters are scaled by `lora_alpha / r`.
+        kwargs: Passed to [`peft.LoraConfig`].
+    """
+    base = model.model
+    whole = [base.multi_modal_projector]
+    whole += [base.language_model.layers[i] for i in model.config.text_config.cross_attention_layers]
+    whole += trained_vision_modules(model, stage.vision)
+    names = {module: name for name, module in model.named_modules()}
+    return LoraConfig(
+        r=r,
+        lora_alpha=lora_alpha,
+        target_modules=r"model\.language_model\.layers\.\d+\.self_attn\.[qkvo]_proj",
+        modules_to_save=[names[module] for module in whole],
+        **kwargs,
+    )
 
 
 def parameter_table(model: nn.Module) -> str:
