@@ -14,6 +14,11 @@
 """Configuration of AGE-VLM (https://huggingface.co/papers/2511.17793). The defaults are the paper's model."""
 
 from huggingface_hub.dataclasses import strict
+from transformers.utils.versions import require_version
+
+
+require_version("transformers>=5.23", "AGE-VLM needs it: pip install --upgrade transformers")
+
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.llama.configuration_llama import LlamaConfig
 from transformers.utils import auto_docstring

@@ -13,12 +13,15 @@
 # limitations under the License.
 """Image processor of AGE-VLM: pictures to pixel values, and masks to the visual tokens' grid through the same geometry."""
 
-import math
-
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
 import torch
+from transformers.utils.versions import require_version
+
+
+require_version("transformers>=5.23", "AGE-VLM needs it: pip install --upgrade transformers")
+
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_transforms import group_images_by_shape, reorder_images
@@ -180,14 +183,46 @@ class AgeVlmImageProcessor(TorchvisionBackend):
             `torch.FloatTensor` of shape `(h, w)` in [0, 1], computed exactly from the areas: greater than 0 as soon as
             any part of a pixel of the mask lies in the cell.
         """
-        size, do_pad, do_center_crop = self.size, self.do_pad, self.do_center_crop
-        resized_height, resized_width, top, left = self.placement(*mask.shape, size, do_pad, do_center_crop)
-        scales = (resized_height / mask.shape[0], resized_width / mask.shape[1])
-        area = self._sum_between(mask, (np.arange(0, size.height + 1, self.patch_size) - top) / scales[0], axis=0)
-        area = self._sum_between(area, (np.arange(0, size.width + 1, self.patch_size) - left) / scales[1], axis=1)
-        coverage = area * math.prod(scales) / self.patch_size**2  # from pixels of the mask to shares of the cells
+        rows, columns = self._cell_edges(*mask.shape)
+        area = self._sum_between(self._sum_between(mask, rows, axis=0), columns, axis=1)
+        coverage = area / ((rows[1] - rows[0]) * (columns[1] - columns[0]))
         coverage[area < 1e-6] = 0  # the sums are exact to about 1e-9 pixels
         return torch.from_numpy(coverage.clip(0, 1)).float()
+
+    def cells_to_pixels(self, cells: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        """
+        Spreads what the visual tokens' cells hold over the pixels of the picture: each cell's value evenly over that
+        part of the picture that lies in it.
+
+        Args:
+            cells (`torch.FloatTensor` of shape `(..., h, w)`):
+                One value per cell.
+            height (`int`), width (`int`):
+                Size in pixels of the picture as it is shown (after its EXIF rotation).
+
+        Returns:
+            `torch.FloatTensor` of shape `(..., height, width)`, which has the same sum as the cells that hold any of
+            the picture. What `do_center_crop` cut off is 0.
+        """
+        shares = []
+        for edges, length in zip(self._cell_edges(height, width), (height, width), strict=True):
+            pixels = np.arange(length)
+            overlap = np.minimum.outer(edges[1:], pixels + 1) - np.maximum.outer(edges[:-1], pixels)
+            overlap = overlap.clip(0)
+            totals = overlap.sum(axis=1, keepdims=True)  # 0 for cells of padding
+            shares.append(torch.from_numpy(overlap / np.where(totals > 0, totals, 1)).to(cells))
+        rows, columns = shares
+        return rows.T @ cells @ columns
+
+    def _cell_edges(self, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """The edges of the cells' rows and columns in the pixels of a picture of that size, which they may lie outside of."""
+        resized_height, resized_width, top, left = self.placement(
+            height, width, self.size, self.do_pad, self.do_center_crop
+        )
+        rows = np.arange(0, self.size.height + 1, self.patch_size) - top
+        columns = np.arange(0, self.size.width + 1, self.patch_size) - left
+        # Multiplied first: an edge that meets the picture's edge is exactly there.
+        return rows * height / resized_height, columns * width / resized_width
 
     @staticmethod
     def _sum_between(values: np.ndarray, edges: np.ndarray, axis: int) -> np.ndarray:

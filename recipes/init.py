@@ -14,36 +14,48 @@
 """
 Builds an AGE-VLM checkpoint folder from a pretrained ConvNeXt and a pretrained LLaMA.
 
-    python recipes/init.py --output_dir runs/init \\
-        --vision convnext_large_mlp.clip_laion2b_ft_soup_320 --text meta-llama/Llama-3.2-1B-Instruct
+    python recipes/init.py --output_dir runs/init [--vision TIMM_CONVNEXT] [--text LLAMA]
 
-Stage 1 does the same by itself when it is given `--vision` and `--text` instead of a checkpoint.
+The defaults are the paper's LLaMA-3.2-1B and, as the paper does not say which ConvNeXt, timm's CLIP ConvNeXt-L of the
+highest resolution (320 pixels) that was not fine-tuned to ImageNet's classes. Stage 1 does the same by itself when it is
+given no checkpoint.
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from transformers import AutoTokenizer, HfArgumentParser
 
 from modeling_agevlm import AgeVlmForConditionalGeneration, AgeVlmImageProcessor, AgeVlmProcessor
-from modeling_agevlm.modeling_agevlm import timm_pretrained_config
+from modeling_agevlm.modeling_agevlm import TEXT_HINT, loading, split_gguf, timm_config
+from recipes.errors import one_sentence
 from trainers import parameter_table
 
 
-# Tokens of an LLM's vocabulary that no text has trained and that can stand for an image, best first.
+# Tokens of an LLM's vocabulary that no text has trained, best first: to stand for an image, and to fill rows up.
 PLACEHOLDERS = ("<|image|>", "<|reserved_special_token_0|>")
+PADDINGS = ("<|finetune_right_pad_id|>", "<|pad|>")
 
 
 @dataclass
 class PartsArguments:
     """What an AGE-VLM is built from."""
 
-    vision: str | None = field(
-        default=None, metadata={"help": "A timm ConvNeXt: name with a pretrained tag, `hf-hub:` id or local folder."}
+    vision: str = field(
+        default="convnext_large_mlp.clip_laion2b_ft_soup_320",
+        metadata={
+            "help": "A timm ConvNeXt: name with a pretrained tag, `hf-hub:` id, or a local folder (or the weight file in it) "
+            "as timm's `save_for_hf` writes it. The default is the CLIP ConvNeXt-L of the highest resolution that was not "
+            "fine-tuned to ImageNet's classes."
+        },
     )
-    text: str | None = field(
-        default=None, metadata={"help": "A LLaMA-architecture checkpoint: Hub id or local folder."}
+    text: str = field(
+        default="meta-llama/Llama-3.2-1B-Instruct",
+        metadata={
+            "help": "A LLaMA-architecture checkpoint: Hub id or local folder of safetensors, or a GGUF file (a path, or "
+            "`repo:file.gguf`)."
+        },
     )
+    text_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of `--text` on the Hub."})
     image_size: int = field(default=768, metadata={"help": "Height and width of the images in pixels."})
     do_pad: bool = field(default=False, metadata={"help": "Pad pictures to a square instead of stretching them."})
     do_center_crop: bool = field(
@@ -63,39 +75,46 @@ def build(parts: PartsArguments) -> tuple[AgeVlmForConditionalGeneration, AgeVlm
     An AGE-VLM around pretrained parts that still answers as its LLM does, and its processor.
 
     Raises:
-        ValueError: If a part is not given, or the LLM is not of LLaMA architecture.
+        ValueError: If a part cannot be loaded, does not fit, or the tokenizer has no chat template.
     """
-    if parts.vision is None or parts.text is None:
-        raise ValueError("Building a model needs both `--vision` (a timm ConvNeXt) and `--text` (a LLaMA checkpoint).")
-    vision = f"local-dir:{parts.vision}" if Path(parts.vision).is_dir() else parts.vision
-    model = AgeVlmForConditionalGeneration.from_vision_text_pretrained(
-        vision,
-        parts.text,
-        image_size=parts.image_size,
-        cross_attention_layers=parts.cross_attention_layers,
-        cross_attention_intermediate_size=parts.cross_attention_intermediate_size,
-        use_visual_positions=parts.use_visual_positions,
-    )
-    tokenizer = AutoTokenizer.from_pretrained(parts.text)
+    checkpoint, gguf_file = split_gguf(parts.text)
+    with loading(parts.text, TEXT_HINT):
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint, gguf_file=gguf_file, revision=parts.text_revision)
     vocabulary = tokenizer.get_vocab()
-    image_token = next((token for token in PLACEHOLDERS if token in vocabulary), None)
-    if image_token is None:
-        image_token = PLACEHOLDERS[0]
-        tokenizer.add_special_tokens({"additional_special_tokens": [image_token]})
-        model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64)
-    model.config.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
-    model.generation_config.suppress_tokens = [model.config.image_token_id]
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
-    data_config, _, _ = timm_pretrained_config(vision)
+    image_token = next((token for token in PLACEHOLDERS if token in vocabulary), PLACEHOLDERS[0])
+    tokenizer.add_special_tokens({"extra_special_tokens": [image_token]}, replace_extra_special_tokens=False)
+    _, _, data_config = timm_config(parts.vision)
     image_processor = AgeVlmImageProcessor(
         size={"height": parts.image_size, "width": parts.image_size},
-        patch_size=model.config.vision_config.patch_size,
         image_mean=list(data_config["mean"]),
         image_std=list(data_config["std"]),
         do_pad=parts.do_pad,
         do_center_crop=parts.do_center_crop,
     )
-    return model, AgeVlmProcessor(image_processor, tokenizer, image_token=image_token)
+    with loading(parts.text):  # before its weights, for a tokenizer may have no chat template
+        processor = AgeVlmProcessor(image_processor, tokenizer, image_token=image_token)
+    model = AgeVlmForConditionalGeneration.from_vision_text_pretrained(
+        parts.vision,
+        parts.text,
+        image_size=parts.image_size,
+        cross_attention_layers=parts.cross_attention_layers,
+        cross_attention_intermediate_size=parts.cross_attention_intermediate_size,
+        use_visual_positions=parts.use_visual_positions,
+        text_revision=parts.text_revision,
+    )
+    eos = model.generation_config.eos_token_id or []
+    eos = sorted({*([eos] if isinstance(eos, int) else eos), tokenizer.eos_token_id})
+    if tokenizer.pad_token is None or tokenizer.pad_token_id in eos:  # the end of a turn is no padding
+        pad_token = next((token for token in PADDINGS if token in vocabulary), PADDINGS[-1])
+        tokenizer.add_special_tokens({"pad_token": pad_token})
+    if len(tokenizer) > model.config.text_config.vocab_size:
+        model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64)
+    model.config.image_token_id = processor.image_token_id
+    model.config.text_config.pad_token_id = tokenizer.pad_token_id
+    model.generation_config.suppress_tokens = [processor.image_token_id]
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.generation_config.eos_token_id = eos
+    return model, processor
 
 
 @dataclass
@@ -107,7 +126,8 @@ class OutputArguments:
 
 def main() -> None:
     parts, output = HfArgumentParser((PartsArguments, OutputArguments)).parse_args_into_dataclasses()
-    model, processor = build(parts)
+    with one_sentence():
+        model, processor = build(parts)
     model.save_pretrained(output.output_dir)
     processor.save_pretrained(output.output_dir)
     print(parameter_table(model))

@@ -14,10 +14,9 @@
 """
 Stage 1: initial vision-language alignment. Trains the projector and the cross-attention layers on captions.
 
-    accelerate launch recipes/stage1.py --output_dir runs/stage1 \\
-        --vision convnext_large_mlp.clip_laion2b_ft_soup_320 --text meta-llama/Llama-3.2-1B-Instruct \\
-        --dataset_name FOLDER_OR_HUB_ID
+    accelerate launch recipes/stage1.py --output_dir runs/stage1 --dataset_name FOLDER_OR_HUB_ID
 
+Without `--model_name_or_path` the model is built first, as `recipes/init.py` does it from `--vision` and `--text`.
 Defaults are the paper's (https://huggingface.co/papers/2511.17793, appendix C); `--help` lists every option.
 """
 

@@ -20,8 +20,13 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # Training tests are about the CPU, also where there is a GPU.
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
+from collections.abc import Iterator  # noqa: E402
+
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from hub_server import TOKEN, HubServer  # noqa: E402
+from huggingface_hub import close_session, constants  # noqa: E402
+from transformers.utils import hub as transformers_hub  # noqa: E402
 
 
 # The models are so small that more threads only wait for each other.
@@ -31,3 +36,24 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
+    """The Hub of this process and of those that it starts with `hub.environment`."""
+    with HubServer() as server, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(constants, "ENDPOINT", server.url)
+        patch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        patch.setattr(constants, "HF_HUB_CACHE", str(tmp_path_factory.mktemp("hub")))
+        patch.setattr(constants, "HF_HUB_OFFLINE", False)
+        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        patch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
+        patch.setattr(transformers_hub, "_hf_api", None)
+        patch.setenv("HF_TOKEN", TOKEN)
+        patch.setenv("NO_PROXY", "127.0.0.1,localhost")
+        close_session()
+        yield server
+        close_session()
+    assert server.unknown == []

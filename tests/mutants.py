@@ -117,16 +117,16 @@ MUTANTS = [
         "two layers of the LLM swapped",
         MODEL,
         {
-            "        layers = config.text_config.self_attention_layers\n        state_dict = {}\n": "        layers = config.text_config.self_attention_layers\n"
-            "        layers[0], layers[1] = layers[1], layers[0]\n        state_dict = {}\n"
+            "        layers = config.text_config.self_attention_layers\n": "        layers = config.text_config.self_attention_layers\n"
+            "        layers[0], layers[1] = layers[1], layers[0]\n"
         },
-        "test_modeling_agevlm.py",
+        "test_init.py",
     ),
     Mutant(
         "the crop not applied to masks",
         "modeling_agevlm/image_processing_agevlm.py",
         {
-            "self.placement(*mask.shape, size, do_pad, do_center_crop)": "self.placement(*mask.shape, size, do_pad, False)"
+            "height, width, self.size, self.do_pad, self.do_center_crop\n": "height, width, self.size, self.do_pad, False\n"
         },
         "test_image_processing_agevlm.py",
     ),

@@ -12,7 +12,6 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 import copy
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,8 +19,8 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
-from testing_utils import EOT, IMAGE, NUM_CELLS, PAD, TEXT, VISION, llama_twin, tiny_batch, tiny_model
-from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from testing_utils import IMAGE, NUM_CELLS, PAD, VISION, llama_twin, tiny_batch, tiny_model
+from transformers import DynamicCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from modeling_agevlm import AgeVlmForConditionalGeneration
@@ -593,68 +592,3 @@ def test_layer_scale_is_set_when_vision_weights_are_missing(model: AgeVlmForCond
     assert len(gammas) == 5
     assert all(torch.equal(gamma, torch.full_like(gamma, 1e-6)) for gamma in gammas)
     assert again(**tiny_batch()).logits.isfinite().all()
-
-
-@pytest.fixture(scope="module")
-def backbones(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Folders of a timm ConvNeXt and of a LLaMA."""
-    torch.manual_seed(0)
-    vision, text = tmp_path_factory.mktemp("convnext"), tmp_path_factory.mktemp("llama")
-    tower = timm.create_model(VISION["architecture"], num_classes=0, **VISION["model_args"])
-    for parameter in tower.parameters():
-        torch.nn.init.normal_(parameter)
-    state = {name: tensor for name, tensor in tower.state_dict().items() if not name.startswith("head.fc")}
-    save_file(state, vision / "model.safetensors", metadata={"format": "pt"})
-    pretrained_cfg = {"architecture": VISION["architecture"], "num_classes": 0, "input_size": [3, 96, 96]}
-    config = {"architecture": VISION["architecture"], "num_classes": 0, "num_features": VISION["hidden_size"]}
-    config |= {"model_args": VISION["model_args"], "pretrained_cfg": pretrained_cfg}
-    (vision / "config.json").write_text(json.dumps(config))
-    llama = {name: value for name, value in TEXT.items() if name != "cross_attention_layers"} | {
-        "num_hidden_layers": 4
-    }
-    LlamaForCausalLM(LlamaConfig(**llama, tie_word_embeddings=True)).save_pretrained(text)
-    return vision, text
-
-
-def test_built_from_pretrained_parts_it_holds_their_tensors(backbones: tuple[Path, Path]):
-    vision, text = backbones
-    model = AgeVlmForConditionalGeneration.from_vision_text_pretrained(f"local-dir:{vision}", str(text), image_size=96)
-    assert model.config.text_config.cross_attention_layers == [2]
-    assert model.config.vision_config.image_size == 96
-    tower = load_file(vision / "model.safetensors")
-    loaded = model.model.vision_tower.timm_model.state_dict()
-    kept = {name: tensor for name, tensor in tower.items() if not name.startswith("head.")}
-    assert kept.keys() == loaded.keys()
-    assert all(torch.equal(loaded[name], tensor) for name, tensor in kept.items())
-
-    llama = LlamaForCausalLM.from_pretrained(text)
-    twin = llama_twin(model)
-    assert all(torch.equal(twin.state_dict()[name], tensor) for name, tensor in llama.state_dict().items())
-    assert twin.state_dict().keys() == llama.state_dict().keys()
-    batch = tiny_batch(((), ()))
-    assert torch.equal(model.eval()(**batch).logits, llama(**batch).logits)
-    assert model.generation_config.eos_token_id == EOT
-    assert model.lm_head.weight is model.get_input_embeddings().weight
-
-
-def test_built_from_pretrained_parts_as_asked(backbones: tuple[Path, Path]):
-    vision, text = backbones
-    model = AgeVlmForConditionalGeneration.from_vision_text_pretrained(
-        f"local-dir:{vision}",
-        str(text),
-        image_size=64,
-        cross_attention_layers=[1, 4],
-        cross_attention_intermediate_size=0,
-        use_visual_positions=True,
-        dtype=torch.bfloat16,
-    )
-    assert model.config.text_config.cross_attention_layers == [1, 4]
-    assert model.model.language_model.layers[4].mlp is None
-    assert model.config.use_visual_positions
-    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
-
-
-def test_checkpoint_of_another_architecture_is_refused(backbones: tuple[Path, Path], tmp_path: Path):
-    GPT2LMHeadModel(GPT2Config(vocab_size=32, n_embd=8, n_layer=1, n_head=2)).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="'gpt2' checkpoint, but AGE-VLM is built around LLaMA"):
-        AgeVlmForConditionalGeneration.from_vision_text_pretrained(f"local-dir:{backbones[0]}", str(tmp_path))

@@ -155,7 +155,7 @@ class DataCollatorForGuidedVisionLanguageModeling:
 
     Args:
         processor ([`AgeVlmProcessor`]):
-            Its chat template has to mark the assistant's words with `{% generation %}`.
+            The processor. Labels are the assistant's words and its ends of turn in its chat template.
         max_length (`int`, *optional*):
             Tokens per row; longer rows are cut at the end.
         guidance_query, guidance_level, mask_downsampling, broken_rows, pad_to_multiple_of:
@@ -217,7 +217,7 @@ class DataCollatorForGuidedVisionLanguageModeling:
                 raise OSError(f"image {n} cannot be read ({error})") from error
         messages = with_placeholders(row["messages"], len(images))
         tokenizer = self.processor.tokenizer
-        text, assistant_spans = self._render(messages)
+        text = self._render(messages)
         image_token = self.processor.image_token
         if text.count(image_token) != len(images):
             raise ValueError(f"the image placeholder {image_token} stands among its words")
@@ -232,7 +232,7 @@ class DataCollatorForGuidedVisionLanguageModeling:
         special = np.isin(input_ids, tokenizer.all_special_ids + [self.processor.image_token_id])
 
         is_label = np.zeros(len(starts), dtype=bool)
-        for span in assistant_spans:
+        for span in self._assistant_spans(messages, text):
             is_label |= (starts < span[1]) & (ends > span[0])
         is_label &= input_ids != self.processor.image_token_id
         # Cut here: the tokenizer would keep its own truncation as a setting, and save it with the checkpoint.
@@ -266,21 +266,36 @@ class DataCollatorForGuidedVisionLanguageModeling:
                 example.dropped_regions += 1
         return example
 
-    def _render(self, messages: list[dict[str, Any]]) -> tuple[str, list[Span]]:
-        """The chat text and the character spans of the assistant's words in it."""
-        texts, spans = render_jinja_template(
+    def _render(self, messages: list[dict[str, Any]], add_generation_prompt: bool = False) -> str:
+        """The chat text."""
+        texts, _ = render_jinja_template(
             conversations=[messages],
             chat_template=self.processor.chat_template,
-            return_assistant_tokens_mask=True,
+            add_generation_prompt=add_generation_prompt,
             **self.processor.tokenizer.special_tokens_map,
         )
-        return texts[0], spans[0]
+        return texts[0]
+
+    def _assistant_spans(self, messages: list[dict[str, Any]], text: str) -> list[Span]:
+        """Where the assistant's words and its ends of turn stand in the chat text: what `generate` is to write."""
+        spans = []
+        for n, message in enumerate(messages):
+            if message["role"] == "assistant":
+                prompt = self._render(messages[:n], add_generation_prompt=True)
+                turn = self._render(messages[: n + 1]).rstrip()  # some templates end a turn with a line break
+                if not (text.startswith(turn) and turn.startswith(prompt)):
+                    raise ValueError(
+                        f"the chat template renders the assistant's message {n} differently once others follow, or "
+                        "differently from what it prompts for"
+                    )
+                spans.append((len(prompt), len(turn)))
+        return spans
 
     def _locate_words(self, messages: list[dict[str, Any]], text: str) -> list[list[Piece]]:
         """Where the words of each message stand in the chat text: one piece per text part that has words."""
         located, block_start = [], 0
         for n, message in enumerate(messages):
-            block = self._render(messages[: n + 1])[0]
+            block = self._render(messages[: n + 1])
             if not text.startswith(block):
                 raise ValueError(
                     "the chat template renders a message differently once others follow, so that the words of a "
