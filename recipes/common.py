@@ -19,20 +19,34 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 from datasets import Dataset, IterableDataset, load_dataset, load_from_disk
+from peft import LoraConfig, PeftModel
 from transformers import PreTrainedModel, PrinterCallback, ProcessorMixin, ProgressCallback, TrainerCallback
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import CONFIG_NAME
 from trl import TrlParser
 
-from modeling_agevlm import AgeVlmForConditionalGeneration, AgeVlmProcessor
+from modeling_agevlm import AgeVlmConfig, AgeVlmForConditionalGeneration, AgeVlmProcessor
+from modeling_agevlm.modeling_agevlm import loading
+from recipes.errors import one_sentence
 from recipes.init import PartsArguments, build
+from recipes.record import card_template, run_record
 from recipes.scenes import load_scenes
-from trainers import GuidedSFTConfig, GuidedSFTTrainer, Stage, Variant, apply_stage, get_stage, parameter_table
+from trainers import (
+    GuidedSFTConfig,
+    GuidedSFTTrainer,
+    Stage,
+    Variant,
+    apply_stage,
+    get_stage,
+    lora_config,
+    parameter_table,
+)
 from trainers.guided_sft_trainer import UNFINISHED
 
 
 @dataclass
 class ModelArguments(PartsArguments):
-    """The model that a stage starts from. Stage 1 may build it from `--vision` and `--text`."""
+    """The model that a stage starts from. Stage 1 builds it from `--vision` and `--text` when given no checkpoint."""
 
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "Checkpoint of the stage before (folder or Hub id)."}
@@ -47,6 +61,16 @@ class ModelArguments(PartsArguments):
             "choices": ["none", "last_block", "last_stage", "all"],
         },
     )
+    use_peft: bool = field(
+        default=False,
+        metadata={
+            "help": "Where the LLM trains, train low-rank adapters (LoRA) on its self-attention instead. They are merged "
+            "into the model that is saved in the end."
+        },
+    )
+    lora_r: int = field(default=16, metadata={"help": "Rank of the adapters."})
+    lora_alpha: int = field(default=32, metadata={"help": "The adapters are scaled by `lora_alpha / lora_r`."})
+    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout before the adapters."})
 
 
 @dataclass
@@ -116,22 +140,51 @@ def load_model(arguments: ModelArguments, stage: Stage) -> tuple[PreTrainedModel
         return build(arguments)
     if Path(name).is_dir() and not (Path(name) / "config.json").exists():
         raise ValueError(f"{name} is not a checkpoint folder: it has no config.json.")
-    model = AgeVlmForConditionalGeneration.from_pretrained(
-        name, revision=arguments.model_revision, attn_implementation=arguments.attn_implementation, dtype="float32"
-    )
+    with loading(name):
+        config, _ = AgeVlmConfig.get_config_dict(name, revision=arguments.model_revision)
+    if config.get("model_type") != AgeVlmConfig.model_type:
+        raise ValueError(
+            f"{name} is a {config.get('model_type')!r} checkpoint, but a stage starts from an AGE-VLM ('agevlm'). Build one "
+            "around it with `recipes/init.py --text`."
+        )
+    with loading(name):
+        model = AgeVlmForConditionalGeneration.from_pretrained(
+            name, revision=arguments.model_revision, attn_implementation=arguments.attn_implementation, dtype="float32"
+        )
+        processor = AgeVlmProcessor.from_pretrained(name, revision=arguments.model_revision)
     if model.config.training_stage != stage.number - 1:
         raise ValueError(
             f"Stage {stage.number} starts from a checkpoint of stage {stage.number - 1}, but {name} is one of stage "
             f"{model.config.training_stage}. Run the stages in order."
         )
-    return model, AgeVlmProcessor.from_pretrained(name, revision=arguments.model_revision)
+    return model, processor
+
+
+def peft_config(model: PreTrainedModel, arguments: ModelArguments, stage: Stage) -> LoraConfig | None:
+    """
+    The adapters that `--use_peft` asks for.
+
+    Raises:
+        ValueError: If the LLM does not train.
+    """
+    if not arguments.use_peft:
+        return None
+    if not stage.language_model:
+        raise ValueError(
+            f"`--use_peft` adapts the LLM, which does not train in stage {stage.number} of {arguments.variant}. It is for "
+            "stage 4 with `--variant age-vlm-lm` or `ca-baseline`."
+        )
+    return lora_config(model, stage, arguments.lora_r, arguments.lora_alpha, lora_dropout=arguments.lora_dropout)
 
 
 def save(trainer: GuidedSFTTrainer) -> None:
     """
-    Saves model, processor, code and log to the output folder. The config.json comes last: a run that is killed
-    meanwhile leaves no folder that the next stage would take for a checkpoint.
+    Saves model, processor, code and log to the output folder, adapters merged into the model. The config.json comes last:
+    a run that is killed meanwhile leaves no folder that the next stage would take for a checkpoint.
     """
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if isinstance(model, PeftModel):
+        trainer.model = model.merge_and_unload()
     out = Path(trainer.args.output_dir)
     aside = out / UNFINISHED
     if trainer.args.should_save:
@@ -178,13 +231,27 @@ def run_stage(
     rows = load_rows(data, stage, model.config.vision_config.image_size)
     check_regions(rows, stage, training.guidance_weight)
     apply_stage(model, stage)
+    adapters = peft_config(model, arguments, stage)
     model.config.training_stage = number
-    trainer = GuidedSFTTrainer(model, training, processor, rows)
+    trainer = GuidedSFTTrainer(
+        model,
+        training,
+        processor,
+        rows,
+        peft_config=adapters,
+        card_template=card_template(),
+        record=run_record(number, arguments, data, training),
+    )
+    if adapters is not None and (trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled()):
+        raise ValueError(
+            "`--use_peft` merges the adapters in the end, which takes whole weights on every process: launch with plain "
+            "data parallelism (`accelerate launch --multi_gpu`) instead of FSDP or ZeRO-3."
+        )
     if progress is not None:
         trainer.remove_callback(PrinterCallback if training.disable_tqdm else ProgressCallback)
         trainer.add_callback(progress)
     if trainer.accelerator.is_main_process:
-        print(f"Stage {number} of {arguments.variant}\n{parameter_table(model)}", flush=True)
+        print(f"Stage {number} of {arguments.variant}\n{parameter_table(trainer.model)}", flush=True)
     resume = training.resume_from_checkpoint
     trainer.train(resume_from_checkpoint={"true": True, "True": True}.get(resume, resume))
     save(trainer)
@@ -195,5 +262,6 @@ def main(number: int, **defaults) -> None:
     """Command line of stage `number`: every field of the three argument classes, or `--config file.yaml`."""
     parser = TrlParser((ModelArguments, DataArguments, GuidedSFTConfig))
     parser.set_defaults(**defaults)
-    arguments, data, training = parser.parse_args_and_config()
-    run_stage(number, arguments, data, training)
+    with one_sentence():
+        arguments, data, training = parser.parse_args_and_config()
+        run_stage(number, arguments, data, training)

@@ -13,6 +13,7 @@
 # limitations under the License.
 import copy
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from testing_utils import (
 from torch.nn import functional as F
 from trl import SFTConfig, SFTTrainer
 
-from modeling_agevlm import AgeVlmForConditionalGeneration
+from modeling_agevlm import AgeVlmForConditionalGeneration, AgeVlmProcessor
 from trainers import (
     BrokenRowError,
     DataCollatorForGuidedVisionLanguageModeling,
@@ -444,6 +445,23 @@ def test_checkpoint_is_a_whole_model(tmp_path: Path):
     assert {"modeling_agevlm.py", "processor_config.json", "tokenizer.json"} <= {p.name for p in folder.iterdir()}
     again = AgeVlmForConditionalGeneration.from_pretrained(folder)
     assert all(torch.equal(again.get_parameter(name), p) for name, p in model.named_parameters())
+
+
+def test_chat_template_needs_no_generation_markers(tmp_path: Path):
+    """LLMs' own templates rarely have them. The labels of the same words are the same."""
+    processor = tiny_processor()
+    assert "{%- generation %}" in processor.chat_template
+    losses = []
+    for template in (processor.chat_template, re.sub(r"{%- (end)?generation %}", "", processor.chat_template)):
+        trainer = GuidedSFTTrainer(
+            model=tiny_model(),
+            args=GuidedSFTConfig(output_dir=str(tmp_path), max_steps=1, per_device_train_batch_size=4, **CPU),
+            processing_class=AgeVlmProcessor(processor.image_processor, processor.tokenizer, chat_template=template),
+            train_dataset=dataset(),
+        )
+        trainer.train()
+        losses += logged(trainer, "lm_loss")
+    assert len(losses) == 2 and losses[0] == losses[1] and trainer.args.assistant_only_loss
 
 
 def test_reentrant_checkpointing_is_refused(tmp_path: Path):

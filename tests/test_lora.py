@@ -19,12 +19,15 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from test_guided_sft_trainer import CPU, dataset, logged, parameters_of
 from test_stages import declared
 from testing_utils import tiny_batch, tiny_model, tiny_processor
 
 from modeling_agevlm import AgeVlmForConditionalGeneration
-from trainers import GuidedSFTConfig, GuidedSFTTrainer, Stage, apply_stage, get_stage, lora_config
+from modeling_agevlm.modeling_agevlm import AgeVlmVisionModel
+from recipes.common import DataArguments, ModelArguments, run_stage, save
+from trainers import GuidedSFTConfig, GuidedSFTTrainer, Stage, apply_stage, get_stage, lora_config, parameter_table
 
 
 STAGE_4 = get_stage(4, "age-vlm-lm")
@@ -156,3 +159,116 @@ def test_resumed_training_is_uninterrupted_training(tmp_path: Path):
     expected = parameters_of(whole.model)
     for name, parameter in resumed.model.named_parameters():
         assert torch.equal(parameter, expected[name]), name
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_table_counts_what_trains_once(tmp_path: Path, lora: bool):
+    model = make_trainer(tmp_path, Stage(4, "all", language_model=True), lora).model
+    plain = sum(p.numel() for p in tiny_model().parameters())
+    adapters = sum(p.numel() for name, p in model.named_parameters() if ".lora_" in name)
+    *_, language_model, total = [
+        [int(word.replace(",", "")) for word in line.split()[1:]] for line in parameter_table(model).splitlines()[1:]
+    ]
+    assert (adapters > 0) == lora
+    assert total == [plain + adapters, sum(p.numel() for p in trained(model).values())]
+    assert language_model[1] == (adapters if lora else language_model[0])
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_gradient_checkpointing_changes_nothing(tmp_path: Path, lora: bool):
+    ends = {}
+    for checkpointing in (False, True):
+        trainer = make_trainer(tmp_path, lora=lora, gradient_checkpointing=checkpointing, max_steps=2)
+        trainer.train()
+        towers = [module for module in trainer.model.modules() if isinstance(module, AgeVlmVisionModel)]
+        assert len(towers) == 1 + lora  # peft trains a copy
+        assert {stage.grad_checkpointing for tower in towers for stage in tower.timm_model.stages} == {checkpointing}
+        ends[checkpointing] = parameters_of(trainer.model)
+    for name, parameter in ends[True].items():
+        assert torch.equal(parameter, ends[False][name]), name
+
+
+# Stage 4's recipe
+
+
+def arguments_of(out: Path, start: Path, **over: Any) -> tuple[ModelArguments, DataArguments, GuidedSFTConfig]:
+    model = {"model_name_or_path": str(start), "variant": "age-vlm-lm", "use_peft": True, "lora_r": 4}
+    names = ModelArguments.__dataclass_fields__
+    training = {**CPU, "per_device_train_batch_size": 4, "max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    training |= {"learning_rate": 1e-2, "warmup_steps": 0, "guidance_query": "question", "bf16": False}
+    return (
+        ModelArguments(**model | {name: value for name, value in over.items() if name in names}),
+        DataArguments(num_scenes=16),
+        GuidedSFTConfig(
+            output_dir=str(out), **training | {name: value for name, value in over.items() if name not in names}
+        ),
+    )
+
+
+@pytest.fixture(scope="module")
+def stage_3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stage3")
+    model = tiny_model()
+    model.config.training_stage = 3
+    model.save_pretrained(folder)
+    tiny_processor().save_pretrained(folder)
+    return folder
+
+
+def test_stage_four_saves_the_merged_model(tmp_path: Path, stage_3: Path, monkeypatch: pytest.MonkeyPatch):
+    trained_model = {}
+
+    def keep_and_save(trainer: GuidedSFTTrainer) -> None:
+        model = trainer.model.eval()
+        with torch.no_grad():
+            trained_model["logits"] = model(**batch()).logits
+        trained_model["plain"] = isinstance(model, PeftModel)
+        save(trainer)
+
+    monkeypatch.setattr("recipes.common.save", keep_and_save)
+    run_stage(4, *arguments_of(tmp_path / "out", stage_3))
+    names = {path.name for path in (tmp_path / "out").iterdir() if path.is_file()}
+    assert {"model.safetensors", "config.json", "processor_config.json", "training.json"} <= names
+    assert not any("adapter" in name for name in names)
+    assert (tmp_path / "out" / "checkpoint-4" / "adapter_model.safetensors").exists()
+    merged = AgeVlmForConditionalGeneration.from_pretrained(tmp_path / "out").eval()
+    assert merged.config.training_stage == 4
+    with torch.no_grad():
+        found, start = merged(**batch()).logits, tiny_model()(**batch()).logits
+    assert trained_model["plain"]
+    torch.testing.assert_close(found, trained_model["logits"], rtol=0, atol=2e-5)
+    assert (found - start).abs().max() > 0.1
+    before, after = tiny_model().state_dict(), merged.state_dict()
+    for name in before:
+        adapted = name.removesuffix(".weight") in ADAPTED
+        elsewhere = ("vision_tower", "multi_modal_projector", "layers.1.", "layers.3.")
+        if not any(part in name for part in elsewhere):
+            assert torch.equal(before[name], after[name]) != adapted, name
+
+
+def test_stage_four_goes_on_from_adapters(tmp_path: Path, stage_3: Path):
+    run_stage(4, *arguments_of(tmp_path / "whole", stage_3))
+    run_stage(4, *arguments_of(tmp_path / "stopped", stage_3))
+    (tmp_path / "stopped" / "model.safetensors").unlink()
+    resume = {"resume_from_checkpoint": str(tmp_path / "stopped" / "checkpoint-2")}
+    run_stage(4, *arguments_of(tmp_path / "stopped", stage_3, **resume))
+    whole, stopped = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "stopped"))
+    assert whole.keys() == stopped.keys()
+    for name, tensor in whole.items():
+        assert torch.equal(tensor, stopped[name]), name
+
+
+def test_adapters_need_an_llm_that_trains(tmp_path: Path, stage_3: Path):
+    with pytest.raises(ValueError, match="does not train in stage 4 of age-vlm.*--variant age-vlm-lm"):
+        run_stage(4, *arguments_of(tmp_path, stage_3, variant="age-vlm"))
+
+
+def test_adapters_are_not_pushed(tmp_path: Path, stage_3: Path):
+    with pytest.raises(ValueError, match="adapters that do not load by themselves"):
+        run_stage(4, *arguments_of(tmp_path, stage_3, push_to_hub=True))
+
+
+def test_adapters_need_whole_weights(tmp_path: Path, stage_3: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("recipes.common.is_deepspeed_zero3_enabled", lambda: True)
+    with pytest.raises(ValueError, match="plain data parallelism"):
+        run_stage(4, *arguments_of(tmp_path, stage_3))

@@ -32,7 +32,6 @@ import torch
 from datasets import Dataset, IterableDataset
 from test_guided_sft_trainer import dataset, make_trainer, parameters_of
 from testing_utils import box_mask, picture, region, row, tiny_model
-from transformers import Trainer
 from transformers.trainer_utils import get_last_checkpoint
 
 from recipes.common import ModelArguments, load_model, save
@@ -193,19 +192,6 @@ def test_checkpoint_of_the_same_step_is_replaced(tmp_path: Path):
     trainer_of(tmp_path, eight_rows(), save_steps=1, save_total_limit=None).train()
     names = {path.name for path in (tmp_path / "checkpoint-1").iterdir()}
     assert "trainer_state.json" in names and "of-an-earlier-run" not in names
-
-
-def test_checkpoint_is_pushed_from_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    pushed = []
-    monkeypatch.setattr(Trainer, "init_hf_repo", lambda self, *args: None)
-    monkeypatch.setattr(Trainer, "_finish_current_push", lambda self: None)
-    monkeypatch.setattr(
-        Trainer, "_push_from_checkpoint", lambda self, folder: pushed.append((folder, Path(folder).is_dir()))
-    )
-    trainer = trainer_of(tmp_path, eight_rows(), save_steps=3)
-    trainer.args.push_to_hub = True
-    trainer.train()
-    assert pushed == [(str(tmp_path / f"checkpoint-{n}"), True) for n in (3, 6)]
 
 
 # Killed while it writes

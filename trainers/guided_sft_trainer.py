@@ -13,27 +13,40 @@
 # limitations under the License.
 """TRL's `SFTTrainer` with the guidance loss of AGE-VLM (https://huggingface.co/papers/2511.17793)."""
 
+import json
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset, Image, IterableDataset, List
+from huggingface_hub import CommitInfo
+from peft import PeftModel
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, ProcessorMixin
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, rotate_checkpoints
+from transformers.utils import logging
+from transformers.utils.hub import PushInProgress, hf_api
 from trl import SFTTrainer
 
 from .data_collator import DataCollatorForGuidedVisionLanguageModeling
 from .guidance_loss import guidance_loss
 from .guided_sft_config import GuidedSFTConfig
+from .hub import CARD_NAME, RECORD_NAME, link_or_copy, upload_checkpoint
+from .model_card import model_card
+from .stages import count_parameters
 
+
+logger = logging.get_logger(__name__)
 
 # What is being written. The trainer does not take it for a checkpoint, and the Hub is not sent what begins with "_".
 UNFINISHED = "_unfinished"
+# What is being pushed in the background, safe from `save_total_limit`.
+PUSHED = "_pushed"
 
 
 class GuidedSFTTrainer(SFTTrainer):
@@ -55,6 +68,8 @@ class GuidedSFTTrainer(SFTTrainer):
         args ([`GuidedSFTConfig`]): The arguments.
         processing_class ([`AgeVlmProcessor`]): The processor.
         train_dataset (`datasets.Dataset` or `datasets.IterableDataset`): Rows of `images`, `messages`, `regions`.
+        card_template (`str`, *optional*): Text of `model_card.md`, for the README.md. Without it, TRL's.
+        record (`list[dict]`, *optional*): What each stage up to this one was; saved with every checkpoint.
         kwargs: Passed to [`trl.SFTTrainer`].
     """
 
@@ -68,8 +83,18 @@ class GuidedSFTTrainer(SFTTrainer):
         processing_class: ProcessorMixin,
         train_dataset: Dataset | IterableDataset,
         eval_dataset: Dataset | IterableDataset | dict[str, Dataset] | None = None,
+        card_template: str | None = None,
+        record: list[dict[str, Any]] | None = None,
         **kwargs: Any,
     ) -> None:
+        if args.push_to_hub and (kwargs.get("peft_config") is not None or isinstance(model, PeftModel)):
+            raise ValueError(
+                "`push_to_hub` would put up adapters that do not load by themselves. Train without it, and push the merged "
+                "model with `recipes/push.py`."
+            )
+        self._card_template, self._record = card_template, record
+        layers = model.config.text_config.cross_attention_layers
+        self._parameter_counts = count_parameters(((n, p.numel()) for n, p in model.named_parameters()), layers)
         collator = DataCollatorForGuidedVisionLanguageModeling(
             processor=processing_class,
             max_length=args.max_length,
@@ -83,6 +108,8 @@ class GuidedSFTTrainer(SFTTrainer):
             eval_dataset = {name: undecoded_images(dataset) for name, dataset in eval_dataset.items()}
         elif eval_dataset is not None:
             eval_dataset = undecoded_images(eval_dataset)
+        # The collator makes the labels. TRL would want `{% generation %}` in the chat template, which few LLMs' have.
+        args.assistant_only_loss = False
         super().__init__(
             model=model,
             args=args,
@@ -92,6 +119,7 @@ class GuidedSFTTrainer(SFTTrainer):
             processing_class=processing_class,
             **kwargs,
         )
+        args.assistant_only_loss = True
         # TRL's fused language modeling head runs the base model and drops what else it returns.
         self._grounding_maps: tuple[torch.Tensor, ...] | None = None
         self._base_model().register_forward_hook(self._keep_grounding_maps)
@@ -228,9 +256,105 @@ class GuidedSFTTrainer(SFTTrainer):
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(place))
 
+    def _current_record(self) -> list[dict[str, Any]]:
+        *before, run = self._record or [None]
+        return [*before, {**run, "steps": self.state.global_step}] if run else []
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self._record and self.args.should_save:
+            record = json.dumps(self._current_record(), indent=2)
+            Path(output_dir or self.args.output_dir, RECORD_NAME).write_text(record + "\n", encoding="utf-8")
+
+    def create_model_card(self, model_name: str | None = None, **kwargs: Any) -> None:
+        """Writes the README.md of the output folder from the card's template."""
+        if self._card_template is None:
+            return super().create_model_card(model_name, **kwargs)
+        if self.is_world_process_zero():
+            card = model_card(
+                self._card_template,
+                self.hub_model_id or model_name or Path(self.args.output_dir).name,
+                self._base_model().config.to_dict(),
+                self._parameter_counts,
+                log_history=self.state.log_history,
+                record=self._current_record(),
+            )
+            Path(self.args.output_dir).mkdir(parents=True, exist_ok=True)
+            Path(self.args.output_dir, CARD_NAME).write_text(card, encoding="utf-8")
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> CommitInfo | Future | None:
+        """
+        As [`transformers.Trainer.push_to_hub`], but only what belongs to the model goes up: not the training arguments,
+        which hold the token, and not what else lies in the output folder.
+        """
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self.create_model_card(**kwargs)
+        self._finish_current_push()
+        job = self._push(self.args.output_dir, commit_message, token, revision)
+        return job.result() if blocking else job
+
+    def _push(self, folder: str | Path, message: str, token: str | None = None, revision: str | None = None) -> Future:
+        """Starts to put up the checkpoint in `folder` with the card as it is now."""
+        card = Path(self.args.output_dir, CARD_NAME).read_text(encoding="utf-8")
+        revision, token = revision or self.args.hub_revision, token or self.args.hub_token
+        api = hf_api()
+        return api.run_as_future(upload_checkpoint, folder, self.hub_model_id, card, message, revision, token, api)
+
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if not self._writes_aside:  # from its place only: the upload goes on in the background
-            super()._push_from_checkpoint(checkpoint_folder)
+        """Also puts up the code, which transformers (5.23) leaves out until the end of training."""
+        if self._writes_aside or not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+            return
+        busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
+        if busy and not self.args.hub_always_push:
+            return
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        # From a copy: the upload goes on in the background, and `save_total_limit` may take the checkpoint away.
+        name = Path(checkpoint_folder).name
+        copy = Path(self.args.output_dir, PUSHED, name)
+        shutil.rmtree(copy if busy else copy.parent, ignore_errors=True)
+        shutil.copytree(checkpoint_folder, copy, copy_function=link_or_copy)
+        message = f"Training in progress, step {self.state.global_step}"
+        jobs = [self._push(copy, message)]
+        if self.args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):  # to resume from
+            jobs.append(
+                hf_api().upload_folder(
+                    repo_id=self.hub_model_id,
+                    folder_path=copy,
+                    path_in_repo="last-checkpoint" if self.args.hub_strategy == HubStrategy.CHECKPOINT else name,
+                    commit_message=f"{message}, checkpoint",
+                    token=self.args.hub_token,
+                    run_as_future=True,
+                    ignore_patterns=[TRAINING_ARGS_NAME],  # holds the token
+                    revision=self.args.hub_revision,
+                )
+            )
+        if busy:
+            self.push_in_progress.jobs.extend(jobs)
+        else:
+            self.push_in_progress = PushInProgress(jobs)
+
+    def _finish_current_push(self) -> None:
+        """Also says which pushes failed, which transformers (5.23) keeps to itself."""
+        super()._finish_current_push()
+        if self.args.push_to_hub and self.is_world_process_zero():
+            for job in self.push_in_progress.jobs if self.push_in_progress is not None else []:
+                if job.exception() is not None:
+                    logger.warning(f"A push during training failed: {job.exception()}")
+            self.push_in_progress = None
+            shutil.rmtree(Path(self.args.output_dir, PUSHED), ignore_errors=True)
 
     def _add(self, mode: str, **values: torch.Tensor | float) -> None:
         sums = self._sums[mode]

@@ -13,6 +13,7 @@
 # limitations under the License.
 """The four training stages (Table 1 of https://huggingface.co/papers/2511.17793) and the four final models."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -142,13 +143,31 @@ def lora_config(model: nn.Module, stage: Stage, r: int = 16, lora_alpha: int = 3
     )
 
 
+def count_parameters(sizes: Iterable[tuple[str, int]], cross_attention_layers: Sequence[int]) -> dict[str, int]:
+    """Parameters per part of the model, from each tensor's name and number of elements."""
+    cross_attention = tuple(f"language_model.layers.{layer}." for layer in cross_attention_layers)
+    counts = dict.fromkeys(("vision_tower", "projector", "cross_attention", "language_model"), 0)
+    for name, size in sizes:
+        if "vision_tower." in name:
+            counts["vision_tower"] += size
+        elif "multi_modal_projector." in name:
+            counts["projector"] += size
+        elif any(layer in name for layer in cross_attention):
+            counts["cross_attention"] += size
+        else:
+            counts["language_model"] += size
+    return counts
+
+
 def parameter_table(model: nn.Module) -> str:
-    """A table of the parameters per part: all of them and those that train."""
-    parts = model_parts(model)
-    rows = [
-        (name, sum(p.numel() for p in ps), sum(p.numel() for p in ps if p.requires_grad)) for name, ps in parts.items()
-    ]
-    rows.append(("total", sum(row[1] for row in rows), sum(row[2] for row in rows)))
+    """A table of the parameters per part: all of them and those that train. Adapters count with the LLM."""
+    layers = model.config.text_config.cross_attention_layers
+    # peft keeps the weights from before of what trains whole
+    parameters = [(name, p) for name, p in model.named_parameters() if ".original_module." not in name]
+    total = count_parameters(((name, p.numel()) for name, p in parameters), layers)
+    trainable = count_parameters(((name, p.numel()) for name, p in parameters if p.requires_grad), layers)
+    rows = [(part, total[part], trainable[part]) for part in total]
+    rows.append(("total", sum(total.values()), sum(trainable.values())))
     lines = [f"{'part':<16}{'parameters':>16}{'trainable':>16}"]
     lines += [f"{name:<16}{total:>16,}{trainable:>16,}" for name, total, trainable in rows]
     return "\n".join(lines)

@@ -1,0 +1,169 @@
+# Copyright 2026 The AGE-VLM authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Fills the template of the model card (`model_card.md`) with what is known of a checkpoint."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+
+
+UNKNOWN = "not recorded"
+# Base model (part of its id) -> license as the Hub names it, and as Meta asks for it to be named
+LLAMA_LICENSES = {
+    "llama-3.2": ("llama3.2", "Llama 3.2"),
+    "llama-3.1": ("llama3.1", "Llama 3.1"),
+    "llama-3-": ("llama3", "Meta Llama 3"),
+    "llama-2-": ("llama2", "Llama 2"),
+}
+OWN_PARTS = "recipes/backbones/"  # made by this project, under its own license
+
+
+def model_card(
+    template: str,
+    name: str,
+    config: Mapping[str, Any],
+    parameters: Mapping[str, int],
+    log_history: Sequence[Mapping[str, float]] = (),
+    record: Sequence[Mapping[str, Any]] = (),
+    metrics: Mapping[str, float] | None = None,
+    metrics_command: str | None = None,
+    code: str | None = None,
+) -> str:
+    """
+    The text of a checkpoint's model card. What is not known is said not to be, rather than left out or made up.
+
+    Args:
+        template (`str`): The text of `model_card.md`, with `{{ placeholders }}`.
+        name (`str`): Id of the repository, or name of the folder.
+        config (`Mapping`): The model's configuration.
+        parameters (`Mapping[str, int]`): As `count_parameters` counts them.
+        log_history (`Sequence[Mapping]`, *optional*): The trainer's log.
+        record (`Sequence[Mapping]`, *optional*): One entry per stage that the weights went through (`training.json`).
+        metrics (`Mapping[str, float]`, *optional*): Measured on this checkpoint.
+        metrics_command (`str`, *optional*): What printed them.
+        code (`str`, *optional*): Commit or version of the code that writes the card, for want of a record.
+    """
+    parts = next(({"vision": run["vision"], "text": run["text"]} for run in record if run.get("text")), {})
+    base_models = next((run["base_models"] for run in record if run.get("base_models")), [])
+    llama = llama_license(parts.get("text"))
+    card = ModelCard.from_template(
+        ModelCardData(),
+        template_str=template,
+        name=name,
+        license=llama[0] if llama else "other",
+        base_model=", ".join(base_models),
+        parts_table=parts_table(config, parameters, parts),
+        stage=stage_sentence(config, record),
+        stages_table=stages_table(record),
+        commands=commands(record),
+        log_table=log_table(log_history),
+        evaluation_table=evaluation_table(metrics, metrics_command),
+        llama_notice=llama_notice(parts.get("text"), llama),
+        code=record[-1]["code"] if record else f"{code or UNKNOWN} (when this card was written)",
+    )
+    # What YAML cannot hold as a placeholder
+    card.data.base_model = list(base_models) or None
+    if llama is None:
+        own = all(part.startswith(OWN_PARTS) for part in parts.values()) if parts else False
+        card.data.license = "apache-2.0" if own else "other"
+        card.data.license_name = None if own else "those-of-its-parts"
+    datasets = sorted({run["dataset_id"] for run in record if run.get("dataset_id")})
+    card.data.datasets = datasets or None
+    return str(card)
+
+
+def llama_license(text: str | None) -> tuple[str, str] | None:
+    """The license of the LLaMA that an id or a path names, if it is one of Meta's."""
+    name = (text or "").lower().replace("_", "-").replace("meta-llama-3", "llama-3")
+    return next((license for key, license in LLAMA_LICENSES.items() if key in name.rsplit("/", 1)[-1]), None)
+
+
+def llama_notice(text: str | None, license: tuple[str, str] | None) -> str:
+    if license is not None:
+        return (
+            f"**Built with Llama.** {license[1]} is licensed under the {license[1]} Community License, Copyright © Meta "
+            "Platforms, Inc. All Rights Reserved."
+        )
+    if text is None:
+        return f"Which LLM this checkpoint was built from is {UNKNOWN} with it."
+    return f"This checkpoint was built from `{text}`."
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+
+
+def parts_table(config: Mapping[str, Any], parameters: Mapping[str, int], parts: Mapping[str, str]) -> str:
+    text, vision = config["text_config"], config["vision_config"]
+    layers = text["cross_attention_layers"]
+    side, width = vision["image_size"], text["cross_attention_intermediate_size"]
+    what = {
+        "vision_tower": f"`{parts.get('vision', UNKNOWN)}`: timm's `{vision['architecture']}`, {side} x {side} pixels to "
+        f"{(side // vision['patch_size']) ** 2} visual tokens of {vision['hidden_size']} channels",
+        "projector": "two linear layers",
+        "cross_attention": f"layers {', '.join(map(str, layers))} of the combined {text['num_hidden_layers']}, "
+        + (f"with an MLP of width {width}" if width else "without an MLP"),
+        "language_model": f"`{parts.get('text', UNKNOWN)}`: {text['num_hidden_layers'] - len(layers)} layers of width "
+        f"{text['hidden_size']}, {text['vocab_size']} tokens",
+    }
+    rows = [(part.replace("_", " "), words, f"{parameters[part]:,}") for part, words in what.items()]
+    return markdown_table(
+        ("part", "what it is", "parameters"), [*rows, ("total", "", f"{sum(parameters.values()):,}")]
+    )
+
+
+def stage_sentence(config: Mapping[str, Any], record: Sequence[Mapping[str, Any]]) -> str:
+    stage = config.get("training_stage", 0)
+    if stage == 0:
+        return "These weights have been through no stage: projector and cross-attention layers are as they were drawn."
+    variant = f"`{record[-1]['variant']}`" if record else UNKNOWN
+    return f"These weights have been through stages 1 to {stage}, the last one whole or in part. Variant: {variant}."
+
+
+def stages_table(record: Sequence[Mapping[str, Any]]) -> str:
+    """One row per stage, one column per hyperparameter of any stage."""
+    if not record:
+        return f"How this checkpoint was trained is {UNKNOWN} with it."
+    names = list(dict.fromkeys(name for run in record for name in run["hyperparameters"]))
+    rows = [
+        (run["stage"], run["dataset"], run.get("steps", UNKNOWN), *(run["hyperparameters"].get(n, "") for n in names))
+        for run in record
+    ]
+    # Lying down: there are more hyperparameters than a page is wide.
+    header, *columns = zip(("stage", "data", "steps", *(name.replace("_", " ") for name in names)), *rows, strict=True)
+    return markdown_table(header, columns)
+
+
+def commands(record: Sequence[Mapping[str, Any]]) -> str:
+    known = [run["command"] for run in record if run.get("command")]
+    return "\n".join(dict.fromkeys(known)) if known else f"({UNKNOWN})"
+
+
+def log_table(log_history: Sequence[Mapping[str, float]]) -> str:
+    """The last entry of the log that a training step wrote."""
+    last = next((entry for entry in reversed(log_history) if "loss" in entry), None)
+    if last is None:
+        return f"The log of its training is {UNKNOWN} with this checkpoint."
+    rows = [(f"`{name}`", f"{value:.6g}") for name, value in last.items() if isinstance(value, int | float)]
+    return markdown_table(("last logged", "value"), rows)
+
+
+def evaluation_table(metrics: Mapping[str, float] | None, command: str | None) -> str:
+    if not metrics:
+        return "No evaluation of this checkpoint was recorded."
+    printed = f"by `{command}`" if command else f"(the command is {UNKNOWN})"
+    rows = [(f"`{name}`", f"{value:.4f}") for name, value in metrics.items()]
+    return f"Measured {printed}:\n\n{markdown_table(('metric', 'value'), rows)}"
