@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Asks a model about pictures, and where its words look."""
+"""Answers and attention for many rows at once, as the scores of `scenes_evaluation` need them."""
 
 from typing import Any
 

@@ -13,6 +13,7 @@
 # limitations under the License.
 """Draws what people would rather look at than read: attention over pictures, training curves, tables."""
 
+import math
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -20,30 +21,26 @@ from typing import Any
 import matplotlib
 import numpy as np
 import PIL.Image
-import torch
 
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402 (the backend has to be chosen first)
 
 
-def attention_grid(attention: torch.Tensor) -> np.ndarray:
-    """A square grid `(h, w)` scaled to a maximum of 1, from the attention `(h * w,)` over one picture's cells."""
-    side = round(attention.numel() ** 0.5)
-    grid = attention.reshape(side, side).float().numpy()
-    return grid / grid.max()
+LONGEST_SIDE = 1000  # pixels of a picture that is drawn
 
 
-def draw_attention(axes: plt.Axes, picture: PIL.Image.Image, attention: torch.Tensor) -> None:
-    """The picture, dimmed where the attention is low. The picture has to have been stretched, not padded or cropped."""
+def draw_attention(axes: plt.Axes, picture: PIL.Image.Image, attention: np.ndarray) -> None:
+    """The picture, dimmed where the attention, an array over all of the picture in any resolution, is low."""
     height, width = picture.height, picture.width
     axes.imshow(picture.convert("L").convert("RGB"), extent=(0, width, height, 0))
-    grid = attention_grid(attention)
+    step = -(-max(attention.shape) // LONGEST_SIDE)
+    attention = attention[::step, ::step] / attention.max()
     axes.imshow(
-        grid,
+        attention,
         extent=(0, width, height, 0),
         cmap="inferno",
-        alpha=0.25 + 0.5 * grid,
+        alpha=0.25 + 0.5 * attention,
         vmin=0,
         vmax=1,
         interpolation="nearest",
@@ -51,21 +48,33 @@ def draw_attention(axes: plt.Axes, picture: PIL.Image.Image, attention: torch.Te
     axes.set_axis_off()
 
 
-def save_attention(path: Path, picture: PIL.Image.Image, attentions: dict[str, torch.Tensor]) -> None:
+def save_attention(
+    path: Path, picture: PIL.Image.Image, attentions: dict[str, np.ndarray], num_columns: int = 4
+) -> None:
     """
     One picture and beside it where each text looks.
 
     Args:
         path (`Path`): PNG file.
         picture (`PIL.Image.Image`): The picture.
-        attentions (`dict`): Attention `(num_image_tokens,)` by text.
+        attentions (`dict`): Attention over the picture, `(height, width)`, by title.
+        num_columns (`int`, *optional*, defaults to 4): Panels in a line.
     """
-    figure, grid = plt.subplots(1, 1 + len(attentions), figsize=(3.6 * (1 + len(attentions)), 4.2))
-    grid[0].imshow(picture)
-    grid[0].set_axis_off()
-    for ax, (text, attention) in zip(grid[1:], attentions.items(), strict=True):
+    picture = picture.copy()
+    picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+    num_panels = 1 + len(attentions)
+    shape = (math.ceil(num_panels / num_columns), min(num_panels, num_columns))
+    panel_height = 0.7 + 3.4 * min(
+        2, picture.height / picture.width
+    )  # inches, of a panel 3.6 inches wide with its title
+    figure, grid = plt.subplots(*shape, figsize=(3.6 * shape[1], panel_height * shape[0]), squeeze=False)
+    for ax in grid.flat:
+        ax.set_axis_off()
+    grid[0, 0].imshow(picture)
+    for ax, (title, attention) in zip(grid.flat[1:], attentions.items(), strict=False):  # the last line may have gaps
         draw_attention(ax, picture, attention)
-        ax.set_title(textwrap.fill(textwrap.shorten(text, 120, placeholder=" ..."), 40), fontsize=9, loc="left")
+        title = textwrap.fill(textwrap.shorten(title, 120, placeholder=" ..."), 40)
+        ax.set_title(title, fontsize=9, loc="left", parse_math=False)
     figure.tight_layout()
     figure.savefig(path, dpi=110, bbox_inches="tight")
     plt.close(figure)
@@ -78,7 +87,7 @@ def save_attention_sheet(path: Path, rows: list[dict[str, Any]], columns: list[s
     Args:
         path (`Path`): PNG file.
         rows (`list[dict]`): Each with `image`, `question`, `truth`, and under every name of `columns` a pair of
-            prediction and attention `(num_image_tokens,)`.
+            prediction and attention, `(num_image_tokens,)` over a square grid of cells.
         columns (`list[str]`): Names of the models.
     """
     figure, grid = plt.subplots(
@@ -91,7 +100,8 @@ def save_attention_sheet(path: Path, rows: list[dict[str, Any]], columns: list[s
         axes[0].set_title(f"{question}\ntruth: {row['truth']}", fontsize=8, loc="left")
         for ax, name in zip(axes[1:], columns, strict=True):
             prediction, attention = row[name]
-            draw_attention(ax, row["image"], attention)
+            side = math.isqrt(attention.numel())
+            draw_attention(ax, row["image"], attention.view(side, side).numpy())
             answer = textwrap.shorten(prediction, 70, placeholder=" ...")
             ax.set_title(f"{name}\n{textwrap.fill(answer, 36)}", fontsize=8, loc="left")
     figure.tight_layout()

@@ -63,8 +63,12 @@ def outputs(folder, auto_class):
     inputs = processor.apply_chat_template(
         messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt")
     tokens = model.generate(**inputs, min_new_tokens=6, max_new_tokens=6, do_sample=False)
+    queries = processor.get_query_masks(tokens, ["cup"])
     with torch.no_grad():
-        return model, processor, {"logits": model(**inputs).logits, "tokens": tokens}
+        logits = model(**inputs).logits
+        asked = model(input_ids=tokens, pixel_values=inputs["pixel_values"], query_masks=queries)
+    maps = processor.post_process_grounding(asked, target_sizes=[(64, 80)])[0][0]
+    return model, processor, {"logits": logits, "tokens": tokens, "maps": maps}
 
 config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=True)
 assert config.model_type == "agevlm" and config.text_config.cross_attention_layers == [1, 3]
@@ -141,8 +145,12 @@ def expected() -> dict[str, torch.Tensor]:
         return_tensors="pt",
     )
     tokens = model.generate(**inputs, min_new_tokens=6, max_new_tokens=6, do_sample=False)
+    queries = processor.get_query_masks(tokens, ["cup"])
     with torch.no_grad():
-        return {"logits": model(**inputs).logits, "tokens": tokens}
+        logits = model(**inputs).logits
+        asked = model(input_ids=tokens, pixel_values=inputs["pixel_values"], query_masks=queries)
+    maps = processor.post_process_grounding(asked, target_sizes=[(64, 80)])[0][0]
+    return {"logits": logits, "tokens": tokens, "maps": maps}
 
 
 @pytest.mark.parametrize("name", ["AutoModel", "AutoModelForImageTextToText"])
@@ -151,6 +159,7 @@ def test_loaded_elsewhere_it_computes_the_same(elsewhere: Path, expected: dict, 
     found = torch.load(elsewhere / "found.pt")[name + copy]
     assert torch.equal(found["logits"], expected["logits"])
     assert torch.equal(found["tokens"], expected["tokens"]) and found["tokens"].shape[1] > 6
+    assert torch.equal(found["maps"], expected["maps"]) and found["maps"].shape == (1, 64, 80)
 
 
 def test_saved_elsewhere_it_is_complete_again(checkpoint: Path, elsewhere: Path):
@@ -168,9 +177,9 @@ def test_code_does_not_run_without_trust(checkpoint: Path, tmp_path: Path):
 @pytest.mark.parametrize("name", CODE_FILES)
 def test_code_imports_only_what_users_have(name: str):
     file = Path(modeling_agevlm.__file__).parent / name
-    assert set(get_imports(file)) <= {"torch", "transformers", "huggingface_hub", "timm", "numpy", "PIL"} | set(
-        sys.stdlib_module_names
-    )
+    assert set(get_imports(file)) <= {
+        *("torch", "transformers", "huggingface_hub", "safetensors", "timm", "numpy", "PIL")
+    } | set(sys.stdlib_module_names)
 
 
 def test_all_code_is_listed_here():
