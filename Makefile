@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 export HF_HUB_OFFLINE ?= 1
+# torchao (0.18) sets off a deprecation notice in torch (2.15) wherever peft is imported.
+export TORCH_LOGS ?= -torch.utils._pytree
 
 .PHONY: demo ask test test-slow test-upstream mutants style check
 
