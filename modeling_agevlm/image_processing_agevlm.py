@@ -37,6 +37,14 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType, auto_docstring
 
 
+def as_shown(image: PIL.Image.Image) -> PIL.Image.Image:
+    """A picture as a viewer shows it: turned as its EXIF data asks, and 16 bits scaled to 8 (Pillow would clip them)."""
+    image = PIL.ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):
+        image = PIL.Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image
+
+
 class AgeVlmImageProcessorKwargs(ImagesKwargs, total=False):
     r"""
     patch_size (`int`, *optional*, defaults to `self.patch_size`):
@@ -94,7 +102,7 @@ class AgeVlmImageProcessor(TorchvisionBackend):
 
     def process_image(self, image: ImageInput, **kwargs) -> torch.Tensor:
         if isinstance(image, PIL.Image.Image):
-            image = PIL.ImageOps.exif_transpose(image)
+            image = as_shown(image)
         return super().process_image(image, **kwargs)
 
     @staticmethod

@@ -32,12 +32,12 @@ from pathlib import Path
 
 import numpy as np
 import PIL.Image
-import PIL.ImageOps
 import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, ProcessorMixin
 
 from modeling_agevlm import AgeVlmConfig, AgeVlmForConditionalGeneration, AgeVlmProcessor
+from modeling_agevlm.image_processing_agevlm import as_shown
 from recipes.pictures import save_attention
 from trainers.data_collator import load_image
 
@@ -151,7 +151,7 @@ def main() -> None:
     if not args.question.strip():
         sys.exit("error: `--question` is empty.")
     try:
-        picture = PIL.ImageOps.exif_transpose(load_image(args.image)).convert("RGB")
+        picture = as_shown(load_image(args.image)).convert("RGB")
     except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
         sys.exit(f"error: {args.image} cannot be read as a picture ({error}). Pass a PNG, JPEG or WebP file.")
     if not Path(args.model).is_dir() and args.model == parser.get_default("model"):

@@ -21,7 +21,7 @@ import PIL.Image
 import pytest
 import torch
 from PIL.Image import Transpose
-from testing_utils import picture
+from testing_utils import picture, tiny_processor
 
 from modeling_agevlm import AgeVlmImageProcessor
 
@@ -209,3 +209,13 @@ def test_save_and_load(tmp_path: Path):
     assert torch.equal(again.mask_coverage(mask), image_processor.mask_coverage(mask))
     outputs, expected = again(picture(), return_tensors="pt"), image_processor(picture(), return_tensors="pt")
     assert all(torch.equal(outputs[name], expected[name]) for name in ("pixel_values", "pixel_attention_mask"))
+
+
+def test_sixteen_bits_are_scaled(tmp_path):
+    gray = np.random.default_rng(0).integers(0, 256, (64, 96), dtype=np.uint8)
+    PIL.Image.fromarray(gray.astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    deep = PIL.Image.open(tmp_path / "deep.png")
+    assert deep.mode == "I;16"
+    processor = tiny_processor().image_processor
+    found, expected = (processor([[image]], return_tensors="pt") for image in (deep, PIL.Image.fromarray(gray)))
+    assert torch.equal(found["pixel_values"], expected["pixel_values"])
