@@ -18,7 +18,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow.compute as pc
-from datasets import Dataset, IterableDataset, load_dataset, load_from_disk
+from datasets import (
+    Dataset,
+    IterableDataset,
+    concatenate_datasets,
+    interleave_datasets,
+    load_dataset,
+    load_from_disk,
+)
 from peft import LoraConfig, PeftModel
 from transformers import PreTrainedModel, PrinterCallback, ProcessorMixin, ProgressCallback, TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
@@ -27,6 +34,7 @@ from trl import TrlParser
 
 from modeling_agevlm import AgeVlmConfig, AgeVlmForConditionalGeneration, AgeVlmProcessor
 from modeling_agevlm.modeling_agevlm import loading
+from recipes.data import load_records
 from recipes.errors import one_sentence
 from recipes.init import PartsArguments, build
 from recipes.record import card_template, run_record
@@ -81,8 +89,22 @@ class DataArguments:
         default="scenes",
         metadata={
             "help": "`scenes` (made on the spot), a folder written by `datasets`' `save_to_disk`, a folder of parquet "
-            "files, or a Hub id; rows of `images`, `messages` and `regions`."
+            "files, a LLaVA-style JSON or JSONL file (`--streaming`), or a Hub id; rows of `images`, `messages` and "
+            "`regions`."
         },
+    )
+    image_folder: str | None = field(
+        default=None, metadata={"help": "Folder that the image paths of a JSON or JSONL file start from."}
+    )
+    masks_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "Rows with masks, as `recipes/masks.py` writes them. They stand in for those of the same `id`."
+        },
+    )
+    masked_share: float | None = field(
+        default=None,
+        metadata={"help": "Share of the rows that are to come from `--masks_name`. Default: as many as there are."},
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
     dataset_split: str = field(default="train", metadata={"help": "Split to train on."})
@@ -92,18 +114,58 @@ class DataArguments:
 
 
 def load_rows(data: DataArguments, stage: Stage, image_size: int) -> Dataset | IterableDataset:
-    """The rows of a stage: captions in stages 1 to 3, instructions in stage 4 where the data set is `scenes`."""
-    if data.dataset_name == "scenes":
+    """
+    The rows of a stage: captions in stages 1 to 3, instructions in stage 4 where the data set is `scenes`. Where there are
+    masks for some of them, those rows have `regions`.
+
+    Raises:
+        ValueError: If the arguments do not go together.
+    """
+    rows = load_dataset_of(data.dataset_name, data, stage, image_size)
+    if data.masks_name is None:
+        return rows
+    masked = load_dataset_of(data.masks_name, data, stage, image_size)
+    if data.masked_share is None and data.streaming:
+        raise ValueError("A stream cannot tell how many rows have masks: say how many shall, with `--masked_share`.")
+    if data.masked_share is not None and not 0 < data.masked_share < 1:
+        raise ValueError(f"`--masked_share` is a share between 0 and 1, but is {data.masked_share}.")
+    for name, part in ((data.dataset_name, rows), (data.masks_name, masked)):
+        if "id" not in (part.column_names or []):
+            raise ValueError(f"{name} has no column `id`, by which rows and masks find each other.")
+    identities = (
+        set(masked["id"]) if isinstance(masked, Dataset) else {row["id"] for row in masked.select_columns("id")}
+    )
+    rest = rows.filter(lambda identity: identity not in identities, input_columns="id")
+    rest = rest.select_columns(["id", "images", "messages"])  # its `regions` become null
+    masked = masked.select_columns(["id", "images", "messages", "regions"])
+    if data.masked_share is None:
+        return concatenate_datasets([masked, rest])
+    shares = [data.masked_share, 1 - data.masked_share]
+    return interleave_datasets(
+        [masked, rest], probabilities=shares, seed=data.scenes_seed, stopping_strategy="all_exhausted"
+    )
+
+
+def load_dataset_of(name: str, data: DataArguments, stage: Stage, image_size: int) -> Dataset | IterableDataset:
+    """The rows of one data set."""
+    if name == "scenes":
         task = "instruction" if stage.number == 4 else "caption"
         return load_scenes(
             data.dataset_split, task, data.num_scenes, image_size, data.scenes_seed, streaming=data.streaming
         )
-    folder = Path(data.dataset_name)
+    folder = Path(name)
+    if folder.suffix in (".json", ".jsonl"):
+        if data.image_folder is None or not data.streaming:
+            raise ValueError(
+                f"{name} is read as a stream: pass `--streaming true` and `--image_folder`, or make a data set of it with "
+                "`recipes/data.py --out`."
+            )
+        return load_records(folder, Path(data.image_folder))
     if (folder / "dataset_info.json").exists() or (folder / "dataset_dict.json").exists():
-        rows = load_from_disk(data.dataset_name)
+        rows = load_from_disk(name)
         rows = rows[data.dataset_split] if (folder / "dataset_dict.json").exists() else rows
         return rows.to_iterable_dataset() if data.streaming else rows
-    return load_dataset(data.dataset_name, data.dataset_config, split=data.dataset_split, streaming=data.streaming)
+    return load_dataset(name, data.dataset_config, split=data.dataset_split, streaming=data.streaming)
 
 
 def check_regions(rows: Dataset | IterableDataset, stage: Stage, guidance_weight: float) -> None:
