@@ -14,7 +14,6 @@
 """From a LLaVA-style file on disk to a trained model: check, rows, masks, a look at them, stages 3 and 4."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -26,14 +25,15 @@ from mask_networks import ExactLocator, ExactSegmenter, save_florence
 from testing_utils import tiny_model, tiny_processor
 
 from modeling_agevlm import AgeVlmForConditionalGeneration
+from recipes import look_at_masks
 from recipes.common import DataArguments, ModelArguments, load_rows, run_stage
 from recipes.data import Source, survey, write
+from recipes.look_at_masks import KINDS, Entry, choose
 from recipes.masks import MaskArguments, MaskMaker, make_masks, start_folder, summary
 from recipes.scenes import load_scenes
 from trainers import GuidedSFTConfig, decode_rle, get_stage
 
 
-ROOT = Path(__file__).parents[1]
 NUM_SCENES = 12
 
 
@@ -135,13 +135,21 @@ def test_stages_three_and_four_train_on_them(place: Path, tmp_path: Path, share:
     assert AgeVlmForConditionalGeneration.from_pretrained(previous).config.training_stage == 4
 
 
-def test_look_at_masks(place: Path, tmp_path: Path):
-    command = [sys.executable, str(ROOT / "recipes/look_at_masks.py"), "--out", str(tmp_path), "--number", "2"]
-    result = subprocess.run([*command, "--masks", str(place / "masks")], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert "6 masks" in result.stdout
+def test_look_at_masks(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    arguments = ["look_at_masks.py", "--out", str(tmp_path), "--number", "2", "--masks"]
+    monkeypatch.setattr(sys, "argv", [*arguments, str(place / "masks")])
+    look_at_masks.main()
+    assert "6 masks" in capsys.readouterr().out
     assert PIL.Image.open(tmp_path / "sheet.png").size[0] > 500
     page = (tmp_path / "index.html").read_text()
-    assert page.count("<figure>") == 6 + 0 and "scene0" in page and page.count("data:image/jpeg") == 6
-    result = subprocess.run([*command, "--masks", str(tmp_path)], capture_output=True, text=True)
-    assert result.returncode == 1 and result.stderr.splitlines()[-1].startswith("error: There are no masks in")
+    assert page.count("<figure>") == page.count("data:image/jpeg") == 6 and "scene0" in page
+    monkeypatch.setattr(sys, "argv", [*arguments, str(tmp_path)])
+    with pytest.raises(SystemExit, match="error: There are no masks in"):
+        look_at_masks.main()
+
+
+def test_doubtful_masks_come_first():
+    facts = [(0.5, 0.9, 0), (0.001, 0.8, 0), (0.9, 0.95, 0), (0.3, 0.1, 0), (0.2, 0.7, 2), (0.4, 0.9, 0)]
+    entries = [Entry(Path("a"), n, 0, *values) for n, values in enumerate(facts)]
+    chosen = {kind: [entry.row for entry in found] for kind, found in choose(entries, 1, 0).items()}
+    assert [chosen[kind] for kind in list(KINDS)[:4]] == [[1], [2], [3], [4]] and chosen["any"][0] in (0, 5)
