@@ -246,7 +246,8 @@ def masks(florence: str, sam: str, num_rows: int, num_instances: int, size: tupl
 
     maker.locator.generate = generate_and_replace
     maker.locator.read = clock.timed("outlines from tokens", read)
-    maker.segmenter.encode = clock.timed("SAM, pictures", maker.segmenter.encode)
+    maker.segmenter.encode = clock.timed("pictures for SAM", maker.segmenter.encode)
+    maker.segmenter.embed = clock.timed("SAM, pictures", maker.segmenter.embed)
     maker.segmenter.decode = clock.timed("SAM, boxes", maker.segmenter.decode)
     maker.segmenter.masks = clock.timed("masks at the picture's size", maker.segmenter.masks)
     features = Features({**FEATURES, "regions": List(masks_recipe.REGION), "mask_problems": List(Value("string"))})

@@ -28,9 +28,10 @@ rows each, which appear when they are complete.
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import PIL.Image
@@ -41,7 +42,7 @@ from datasets import Dataset, Features, Image, List, Value
 from pycocotools import mask as coco_mask
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import AutoModelForMaskGeneration, AutoProcessor, Florence2ForConditionalGeneration
+from transformers import AutoModelForMaskGeneration, AutoProcessor, Florence2ForConditionalGeneration, SamProcessor
 from trl import TrlParser
 
 from modeling_agevlm.image_processing_agevlm import as_shown
@@ -223,20 +224,47 @@ def box_around(polygons: list[list[float]]) -> tuple[float, float, float, float]
 class Segmenter:
     """SAM or SAM 2. From boxes to masks."""
 
+    @property
+    def pads(self) -> bool:
+        """Whether pictures are padded to a square (SAM) or stretched (SAM 2)."""
+        return isinstance(self.processor, SamProcessor)
+
     def __init__(self, arguments: MaskArguments, device: torch.device, dtype: torch.dtype) -> None:
         with loading(arguments.sam):
             self.processor = AutoProcessor.from_pretrained(arguments.sam)
             self.model = AutoModelForMaskGeneration.from_pretrained(arguments.sam, dtype=dtype).to(device).eval()
         self.device, self.dtype = device, dtype
 
+    def encode(self, pictures: list[PIL.Image.Image]) -> list["Encoded"]:
+        """What the decoder needs of each picture."""
+        inputs = self.processor(images=pictures, return_tensors="pt")
+        original = inputs["original_sizes"]
+        fed = torch.tensor(inputs["pixel_values"].shape[-2:]).expand(len(pictures), 2)
+        if self.pads:
+            fed = inputs["reshaped_input_sizes"]
+        return [Encoded(*parts) for parts in zip(self.embed(inputs["pixel_values"]), original, fed, strict=True)]
+
+    def masks(self, raw: "RawMasks") -> Iterator[tuple[np.ndarray, float]]:
+        """The mask in each box, `(height, width)` of the picture, and its score."""
+        sizes = [raw.original_size[None]]
+        if self.pads:
+            sizes.append(raw.fed_size[None])
+        for logits, score in zip(raw.logits, raw.scores.tolist(), strict=True):  # one by one: they are large
+            yield self.processor.post_process_masks([logits[None, None]], *sizes)[0][0, 0].numpy(), score
+
+    def prompt(self, encoded: "Encoded", boxes: Sequence[tuple]) -> "RawMasks":
+        """What the network makes of boxes in the picture's pixels."""
+        scale = (encoded.fed_size / encoded.original_size).flip(0).repeat(2)  # of x, y, x, y
+        logits, scores = self.decode(encoded.features, torch.tensor(boxes)[None] * scale)
+        return RawMasks(logits, scores, encoded.original_size, encoded.fed_size)
+
     @torch.inference_mode()
-    def encode(self, pictures: list[PIL.Image.Image]) -> list[Any]:
+    def embed(self, pixel_values: torch.Tensor) -> list[Any]:
         """The features of each picture."""
-        pixel_values = self.processor(images=pictures, return_tensors="pt")["pixel_values"]
         features = self.model.get_image_embeddings(pixel_values.to(self.device, self.dtype))
         if isinstance(features, torch.Tensor):
             return list(features.split(1))
-        return [[level[n : n + 1] for level in features] for n in range(len(pictures))]  # SAM 2
+        return [[level[n : n + 1] for level in features] for n in range(len(pixel_values))]  # SAM 2
 
     @torch.inference_mode()
     def decode(self, features: Any, boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -246,19 +274,22 @@ class Segmenter:
         )
         return outputs.pred_masks[0, :, 0].float().cpu(), outputs.iou_scores[0, :, 0].float().cpu()
 
-    def masks(
-        self, features: Any, picture: PIL.Image.Image, boxes: Sequence[tuple]
-    ) -> Iterator[tuple[np.ndarray, float]]:
-        """The mask in each box, `(height, width)` of the picture, and its score."""
-        size = PIL.Image.new("L", picture.size)  # the geometry is all that counts
-        inputs = self.processor(
-            images=size.convert("RGB"), input_boxes=[[list(box) for box in boxes]], return_tensors="pt"
-        )
-        logits, scores = self.decode(features, inputs["input_boxes"])
-        sizes = [inputs[name] for name in ("original_sizes", "reshaped_input_sizes") if name in inputs]
-        for n, score in enumerate(scores.tolist()):  # one by one: at the picture's size they are large
-            mask = self.processor.post_process_masks([logits[n][None, None]], *sizes)[0]
-            yield mask[0, 0].numpy(), score
+
+class Encoded(NamedTuple):
+    """A picture as SAM keeps it. Sizes are `(height, width)`, tensors."""
+
+    features: Any
+    original_size: torch.Tensor
+    fed_size: torch.Tensor  # of the picture inside of SAM's square
+
+
+class RawMasks(NamedTuple):
+    """SAM's own output for the boxes of one picture."""
+
+    logits: torch.Tensor  # (num_boxes, height, width), of its own size
+    scores: torch.Tensor  # (num_boxes,)
+    original_size: torch.Tensor
+    fed_size: torch.Tensor
 
 
 # From what they found to regions
@@ -312,6 +343,9 @@ def make_region(
     return region, None
 
 
+Place = tuple[int, int]  # of a row in its batch, and of a picture in its row
+
+
 class MaskMaker:
     """Both networks, and what lies before, between and behind them."""
 
@@ -320,17 +354,43 @@ class MaskMaker:
 
     def __call__(self, rows: list[Prepared]) -> list[dict[str, Any]]:
         """The rows with `regions`, and with `mask_problems`: why something has none."""
-        findings = self._find(rows)
-        masks = self._segment(rows, findings)
-        results = []
-        for row, row_findings, row_masks in zip(rows, findings, masks, strict=True):
+        return self.finish(rows, *self.run_networks(rows))
+
+    def run_networks(self, rows: list[Prepared]) -> tuple[list[list[Finding]], dict[Place, RawMasks]]:
+        """What Florence-2 finds in each row, and SAM's masks of all instances in a picture. Each is encoded once."""
+        findings: list[list[Finding]] = [[] for _ in rows]
+        queries = [(n, query) for n, row in enumerate(rows) for query in row.queries]
+        for batch in batched(queries, self.arguments.batch_size):
+            pictures = [rows[n].pictures[query.image] for n, query in batch]
+            written = self.locator.generate([query.text for _, query in batch], pictures)
+            for (n, query), text, picture in zip(batch, written, pictures, strict=True):
+                findings[n] += self.locator.read(query, text, picture) or [Finding(query, [])]
+        boxes: dict[Place, list[tuple]] = {}
+        for n, row_findings in enumerate(findings):
+            for finding in row_findings:
+                if finding.instances:
+                    boxes.setdefault((n, finding.query.image), []).extend(i.box for i in finding.instances)
+        raw = {}
+        for batch in batched(list(boxes), self.arguments.batch_size):
+            pictures = [rows[n].pictures[image] for n, image in batch]
+            for place, encoded in zip(batch, self.segmenter.encode(pictures), strict=True):
+                raw[place] = self.segmenter.prompt(encoded, boxes[place])
+        return findings, raw
+
+    def finish(
+        self, rows: list[Prepared], findings: list[list[Finding]], raw: dict[Place, RawMasks]
+    ) -> list[dict[str, Any]]:
+        """From the networks' output to the rows with their regions."""
+        results, masks = [], {place: self.segmenter.masks(found) for place, found in raw.items()}
+        for n, (row, row_findings) in enumerate(zip(rows, findings, strict=True)):
             regions, problems = [], [] if row.failure is None else [f"failed: {row.failure}"]
-            for finding, instance_masks in zip(row_findings, row_masks, strict=True):
+            for finding in row_findings:
                 if not finding.instances:
                     problems.append("empty")
                     continue
+                of_instances = [next(masks[n, finding.query.image]) for _ in finding.instances]
                 size = displayed_size(row.pictures[finding.query.image])
-                region, problem = make_region(finding, instance_masks, size, self.arguments)
+                region, problem = make_region(finding, of_instances, size, self.arguments)
                 if problem is None:
                     regions.append(region)
                 else:
@@ -338,38 +398,10 @@ class MaskMaker:
             results.append({**row.row, "regions": regions, "mask_problems": problems})
         return results
 
-    def _find(self, rows: list[Prepared]) -> list[list[Finding]]:
-        """What Florence-2 finds: for each row its findings."""
-        findings: list[list[Finding]] = [[] for _ in rows]
-        queries = [(n, query) for n, row in enumerate(rows) for query in row.queries]
-        for start in range(0, len(queries), self.arguments.batch_size):
-            batch = queries[start : start + self.arguments.batch_size]
-            pictures = [rows[n].pictures[query.image] for n, query in batch]
-            written = self.locator.generate([query.text for _, query in batch], pictures)
-            for (n, query), text, picture in zip(batch, written, pictures, strict=True):
-                findings[n] += self.locator.read(query, text, picture) or [Finding(query, [])]
-        return findings
 
-    def _segment(self, rows: list[Prepared], findings: list[list[Finding]]) -> list[list[list[tuple]]]:
-        """SAM's masks and scores: for each row and finding those of its instances. Each picture is encoded once."""
-        boxes: dict[tuple[int, int], list[tuple]] = {}  # of each row and picture
-        for n, row_findings in enumerate(findings):
-            for finding in row_findings:
-                if finding.instances:
-                    boxes.setdefault((n, finding.query.image), []).extend(i.box for i in finding.instances)
-        found, places = {}, list(boxes)
-        for start in range(0, len(places), self.arguments.batch_size):
-            batch = places[start : start + self.arguments.batch_size]
-            pictures = [rows[n].pictures[image] for n, image in batch]
-            for place, picture, features in zip(batch, pictures, self.segmenter.encode(pictures), strict=True):
-                found[place] = self.segmenter.masks(features, picture, boxes[place])
-        return [
-            [
-                [next(found[n, finding.query.image]) for _ in finding.instances] if finding.instances else []
-                for finding in row_findings
-            ]
-            for n, row_findings in enumerate(findings)
-        ]
+def batched(items: list, size: int) -> Iterator[list]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
 
 
 # All rows, on all processes
@@ -425,11 +457,12 @@ def make_masks(rows: Dataset, maker: MaskMaker, out: Path, state: PartialState) 
                 num_workers=min(arguments.num_workers, len(part)),
                 collate_fn=list,
             )
-            done = []
-            for batch in loader:
-                done += maker(batch)
-                bar.update(len(batch))
-            write_parquet(out / name, done, features)
+            with ThreadPoolExecutor(1) as finisher:  # while the networks have the next batch
+                jobs = []
+                for batch in loader:
+                    jobs.append(finisher.submit(maker.finish, batch, *maker.run_networks(batch)))
+                    bar.update(len(batch))
+            write_parquet(out / name, [row for job in jobs for row in job.result()], features)
 
 
 @dataclass
@@ -449,17 +482,22 @@ class Preparing:
 
 def summary(out: Path) -> str:
     """A table of what the files in a folder hold."""
-    num_rows, num_masked, kept, problems, regions = 0, 0, 0, Counter(), 0
+    num_rows, num_masked, kept, regions, problems, first = 0, 0, 0, 0, Counter(), {}
     for file in sorted(out.glob("train-*.parquet")):
-        for row in pq.read_table(file, columns=["regions", "mask_problems"]).to_pylist():
+        columns = [name for name in ("id", "regions", "mask_problems") if name in pq.read_schema(file).names]
+        for row in pq.read_table(file, columns=columns).to_pylist():
             num_rows += 1
             num_masked += bool(row["regions"])
             regions += len(row["regions"])
             kept += sum(region["outlines_kept"] > 0 for region in row["regions"])
-            problems.update(row["mask_problems"])
+            for problem in row["mask_problems"]:
+                kind, _, detail = problem.partition(": ")
+                kind = f"{kind}: {detail.partition(':')[0]}" if detail else kind
+                problems[kind] += 1
+                first.setdefault(kind, f"   {row['id']}: {detail}" if detail and "id" in row else "")
     lines = [f"{num_rows:>12,} rows", f"{num_masked:>12,} with masks", f"{regions:>12,} masks"]
     lines += [f"{kept:>12,} of them with an outline of Florence-2 that SAM's mask disagreed with"]
-    lines += [f"{n:>12,} {problem}" for problem, n in problems.most_common()]
+    lines += [f"{n:>12,} {problem}{first[problem]}" for problem, n in problems.most_common()]
     return "\n".join(lines)
 
 

@@ -46,7 +46,7 @@ from transformers import (
     SamVisionConfig,
 )
 
-from recipes.masks import TASKS, Locator, MaskArguments, Segmenter
+from recipes.masks import TASKS, Encoded, Locator, MaskArguments, Segmenter
 
 
 def save_florence(folder: Path) -> Path:
@@ -189,9 +189,12 @@ class ExactSegmenter(Segmenter):
         self.processor = Sam2Processor(Sam2ImageProcessor()) if sam2 else SamProcessor(SamImageProcessor())
         self.masks_of, self.sam2, self.encoded = masks, sam2, 0
 
-    def encode(self, pictures: list[PIL.Image.Image]) -> list[Any]:
+    def encode(self, pictures: list[PIL.Image.Image]) -> list[Encoded]:
         self.encoded += len(pictures)
-        return pictures
+        return [e._replace(features=picture) for e, picture in zip(super().encode(pictures), pictures, strict=True)]
+
+    def embed(self, pixel_values: torch.Tensor) -> list[None]:
+        return [None] * len(pixel_values)
 
     def decode(self, features: PIL.Image.Image, boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         logits = []
