@@ -499,14 +499,14 @@ def start_worker(source: Source) -> None:
     _source = source
 
 
-def look_at(numbers: range) -> list[Seen]:
+def look_at(numbers: list[int]) -> list[Seen]:
     return [_source.look(number) for number in numbers]
 
 
 def survey(source: Source, workers: int = 1, strict: bool = False, piece_size: int = 20_000) -> Report:
     """
     Looks at every record and every image. What was seen of each `piece_size` lines is kept, so that a survey that was
-    stopped goes on there.
+    stopped goes on there. What was at fault is looked at again.
 
     Args:
         source ([`Source`]): The data set.
@@ -539,15 +539,18 @@ def survey(source: Source, workers: int = 1, strict: bool = False, piece_size: i
     ):
         for piece in pieces:
             kept = source.memory / f"{piece.start}-{piece.stop}.json"
+            seen = {}
             if kept.exists():
-                seen = [Seen(*values) for values in json.loads(kept.read_text())]
+                seen = dict(zip(piece, (Seen(*values) for values in json.loads(kept.read_text())), strict=True))
+                seen = {n: s for n, s in seen.items() if s.fault is None}  # an image may be there by now
                 bar.update(len(seen))
-            else:
-                chunks = [range(start, min(start + 64, piece.stop)) for start in range(piece.start, piece.stop, 64)]
-                seen = []
-                for found in pool.map(look_at, chunks):
-                    seen += found
-                    bar.update(len(found))
+            unseen = [number for number in piece if number not in seen]
+            chunks = [unseen[start : start + 64] for start in range(0, len(unseen), 64)]
+            for chunk, found in zip(chunks, pool.map(look_at, chunks), strict=True):
+                seen |= zip(chunk, found, strict=True)
+                bar.update(len(found))
+            seen = [seen[number] for number in piece]
+            if unseen:
                 aside = kept.with_suffix(f".{os.getpid()}")
                 aside.write_text(json.dumps(seen))
                 aside.replace(kept)
