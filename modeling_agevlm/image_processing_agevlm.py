@@ -100,6 +100,18 @@ class AgeVlmImageProcessor(TorchvisionBackend):
     def _prepare_images_structure(self, images: ImageInput, expected_ndims: int = 3) -> list[list[ImageInput]]:
         return make_nested_list_of_images(self.fetch_images(images), expected_ndims=expected_ndims)
 
+    def fetch_images(self, image_url_or_urls: str | list[str] | list[list[str]]):
+        try:
+            return super().fetch_images(image_url_or_urls)
+        except (ValueError, IndexError, OSError, RuntimeError) as error:  # what the decoders raise
+            if not isinstance(image_url_or_urls, str):
+                raise
+            source = image_url_or_urls if len(image_url_or_urls) <= 100 else f"{image_url_or_urls[:60]}..."  # base64
+            raise ValueError(
+                f"{source!r} cannot be read as a picture. Pass the path or URL of a JPEG, PNG, WebP or GIF file, the "
+                "content of one in base64, or a `PIL.Image`."
+            ) from error
+
     def process_image(self, image: ImageInput, **kwargs) -> torch.Tensor:
         if isinstance(image, PIL.Image.Image):
             image = as_shown(image)

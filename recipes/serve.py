@@ -21,6 +21,8 @@ Serves a checkpoint with transformers' own OpenAI-compatible server.
 client talk to it. Needs `pip install "transformers[serving]"`.
 """
 
+import sys
+
 import transformers
 import typer
 from transformers.cli.serve import Serve
@@ -40,7 +42,10 @@ def main() -> None:
     register()
     app = typer.Typer(add_completion=False)
     app.command(help=__doc__)(Serve)
-    app()
+    try:
+        app()
+    except (ImportError, OSError, ValueError) as error:  # packages or the checkpoint are not there
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

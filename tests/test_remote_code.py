@@ -96,6 +96,40 @@ for auto_class in (AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProce
         raise SystemExit(f"{auto_class.__name__} loaded code without being told to")
 """
 )
+# The version is only said to be another, but timm is away.
+LACKING = (
+    """
+import importlib.metadata, importlib.util
+find_spec, version = importlib.util.find_spec, importlib.metadata.version
+importlib.util.find_spec = lambda name, package=None: None if name == "timm" else find_spec(name, package)
+"""
+    + PROLOGUE.replace('"recipes")', '"recipes", "timm")')
+    + """
+from functools import partial
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+def refusal(loader):
+    try:
+        loader(checkpoint, trust_remote_code=True)
+    except ImportError as error:
+        return str(error)
+
+importlib.metadata.version = lambda name: "5.0.0" if name == "transformers" else version(name)
+loaders = [auto_class.from_pretrained for auto_class in (AutoConfig, AutoProcessor, AutoModel)]
+loaders += [partial(get_class_from_dynamic_module, name) for name in (
+    "configuration_agevlm.AgeVlmConfig", "image_processing_agevlm.AgeVlmImageProcessor",
+    "processing_agevlm.AgeVlmProcessor", "modeling_agevlm.AgeVlmForConditionalGeneration")]
+for loader in loaders:
+    message = refusal(loader)
+    assert message and message.startswith("transformers>=5.23 is required"), (loader, message)
+    assert "found transformers==5.0.0" in message and "pip install --upgrade transformers" in message, message
+importlib.metadata.version = version
+for auto_class in (AutoConfig, AutoProcessor):
+    assert refusal(auto_class.from_pretrained) is None
+for auto_class in (AutoModel, AutoModelForImageTextToText):
+    assert "`pip install timm`" in refusal(auto_class.from_pretrained)
+"""
+)
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +202,10 @@ def test_saved_elsewhere_it_is_complete_again(checkpoint: Path, elsewhere: Path)
     assert names == {path.name for path in (elsewhere / "again").iterdir() if path.is_file()}
     for name in CODE_FILES:
         assert (elsewhere / "again" / name).read_text() == (checkpoint / name).read_text()
+
+
+def test_what_is_lacking_is_said(checkpoint: Path, tmp_path: Path):
+    run(LACKING, checkpoint, tmp_path)
 
 
 def test_code_does_not_run_without_trust(checkpoint: Path, tmp_path: Path):

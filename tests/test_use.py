@@ -89,11 +89,12 @@ text = processor.apply_chat_template(ask("Is there a cup?", image), add_generati
 found["pipeline", "text"] = pipe(images=image, text=text, **options)[0]["generated_text"]
 for given, sentence in (
     ({"images": image, "text": "no placeholder"}, "Put one placeholder per image into the text"),
-    ({"images": "nowhere.jpg", "text": text}, "Incorrect image source"),
-    ({"images": "words.txt", "text": text}, "words.txt"),
+    ({"images": "nowhere.jpg", "text": text}, "'nowhere.jpg' cannot be read as a picture"),
+    ({"images": "words.txt", "text": text}, "'words.txt' cannot be read as a picture"),
+    ({"images": data[:-400], "text": text}, "...' cannot be read as a picture"),
 ):
     try:
-        pipe(**given)
+        processor(**given)
     except (ValueError, OSError) as error:
         assert sentence in str(error) and len(str(error).splitlines()) == 1, error
     else:
