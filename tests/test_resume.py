@@ -194,6 +194,14 @@ def test_checkpoint_of_the_same_step_is_replaced(tmp_path: Path):
     assert "trainer_state.json" in names and "of-an-earlier-run" not in names
 
 
+def test_checkpoints_over_the_limit_go_when_nothing_is_left_to_do(tmp_path: Path):
+    """As a kill leaves them between the last checkpoint and the removal of those before."""
+    trainer_of(tmp_path, eight_rows(), save_steps=3).train()
+    assert {path.name for path in tmp_path.glob("checkpoint-*")} == {"checkpoint-3", "checkpoint-6"}
+    trainer_of(tmp_path, eight_rows(), save_steps=3, save_total_limit=1).train(resume_from_checkpoint=True)
+    assert {path.name for path in tmp_path.glob("checkpoint-*")} == {"checkpoint-6"}
+
+
 # Killed while it writes
 
 

@@ -156,6 +156,9 @@ class GuidedSFTTrainer(SFTTrainer):
         """Also resumes where transformers (5.23) does not: at the last step, and after the first pass of a stream."""
         position = super()._init_training_state(max_steps, num_update_steps_per_epoch, num_train_epochs, *args)
         if self.state.global_step >= max_steps:
+            if self.args.should_save:  # a kill may have come between the last checkpoint and this
+                best = self.state.best_model_checkpoint
+                rotate_checkpoints(self._get_output_dir(None), self.args.save_total_limit, best, use_mtime=True)
             return num_train_epochs, 0  # there is nothing left to do; it would take one more step
         if isinstance(self.train_dataset, IterableDataset) and not self.args.ignore_data_skip:
             # It takes all steps for one epoch, and would skip more batches than a pass has.
