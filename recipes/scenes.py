@@ -53,7 +53,7 @@ import re
 import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -186,7 +186,7 @@ def _generator(split: str, index: int, seed: int, stream: str) -> np.random.Gene
     """Returns the generator of one use (`stream`) of one row; raises `ValueError` for an unknown split."""
     if split not in SPLITS:
         raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
-    streams = ("plan", "background", "caption", "instruction", "object")
+    streams = ("plan", "background", "caption", "instruction", "object", "pair")
     return np.random.default_rng([seed, SPLITS.index(split), index, streams.index(stream)])
 
 
@@ -854,6 +854,24 @@ def _relation_drafts(plans: Sequence[_Plan], total: int, rng: np.random.Generato
             yield i, message.content, side, "relation", name, message.mentions
 
 
+def _question_row(
+    scene: Scene, question: str, answer: str, kind: str, name: str, phrases: Sequence[tuple[str, int, tuple[int, ...]]]
+) -> dict[str, Any]:
+    return {
+        "image": scene.image,
+        "question": question,
+        "answer": answer,
+        "kind": kind,
+        "object": name,
+        "context": scene.context,
+        "mask": _encode(scene, [n for _, _, items in phrases for n in items]) if phrases else None,
+        "phrases": [
+            {"text": text, "span": [start, start + len(text)], "mask": _encode(scene, items)}
+            for text, start, items in phrases
+        ],
+    }
+
+
 def load_questions(
     split: str = "test", num_images: int = 300, image_size: int = 192, seed: int = 0
 ) -> list[dict[str, Any]]:
@@ -875,22 +893,114 @@ def load_questions(
         *_relation_drafts(plans, 2 * num_images // 3, rng),
     ]
     scenes = {i: sample_scene(split, i, seed, image_size) for i in sorted({draft[0] for draft in drafts})}
-    return [
-        {
-            "image": scenes[i].image,
-            "question": question,
-            "answer": answer,
-            "kind": kind,
-            "object": name,
-            "context": plans[i].context,
-            "mask": _encode(scenes[i], [n for _, _, items in phrases for n in items]) if phrases else None,
-            "phrases": [
-                {"text": text, "span": [start, start + len(text)], "mask": _encode(scenes[i], items)}
-                for text, start, items in phrases
-            ],
-        }
-        for i, question, answer, kind, name, phrases in drafts
-    ]
+    return [_question_row(scenes[i], *draft) for i, *draft in drafts]
+
+
+# --- Evaluation: the same question on a picture and on an edited one ---
+
+
+def _without(plan: _Plan, index: int) -> _Plan:
+    return replace(plan, items=plan.items[:index] + plan.items[index + 1 :])
+
+
+def _in_sight(items: Sequence[_Item]) -> bool:
+    """Tells whether every item keeps the share of the coarse grid's cells that `_place` leaves it."""
+    grid = np.zeros((64, 64), dtype=np.int8)
+    areas = np.array([_stamp(grid, item, i) for i, item in enumerate(items, start=1)])
+    return bool(np.all(np.bincount(grid.ravel(), minlength=len(items) + 1)[1:] >= 0.7 * areas))
+
+
+def _moved(plan: _Plan, rng: np.random.Generator, name: str, side: str, other: str) -> _Plan | None:
+    """Moves the object straight to the opposite side of `other`; null when the others leave it no place there."""
+    (index,), (fixed,) = plan.groups[name], plan.groups[other]
+    item = plan.items[index]
+    axis, extent = ("cx", "width") if side in ("left", "right") else ("cy", "height")
+    low, high = 0.01 + getattr(item, extent) / 2, 0.99 - getattr(item, extent) / 2
+    if side in ("left", "above"):
+        low = max(low, getattr(plan.items[fixed], axis) + 0.15)
+    else:
+        high = min(high, getattr(plan.items[fixed], axis) - 0.15)
+    if low >= high:
+        return None
+    for _ in range(8):
+        place = {axis: float(rng.uniform(low, high))}
+        items = (*plan.items[:index], replace(item, **place), *plan.items[index + 1 :])
+        if _in_sight(items):
+            return replace(plan, items=items)
+    return None
+
+
+def _edits(plan: _Plan, rng: np.random.Generator) -> Iterator[tuple[_Plan, str, str, str | None, str | None]]:
+    """Yields up to one edited plan, kind, class, and for a relation side (in `plan`) and class, for each kind."""
+    if len(plan.items) > 2:  # no scene has less than two objects
+        for kind, chosen in (("existence", lambda count: count == 1), ("count", lambda count: count > 1)):
+            if names := [name for name, items in plan.groups.items() if chosen(len(items))]:
+                name = _pick(rng, names)
+                yield _without(plan, _pick(rng, plan.groups[name])), kind, name, None, None
+    relations = _relations(plan)
+    for i in rng.permutation(len(relations)):
+        if edited := _moved(plan, rng, *relations[i]):
+            yield edited, "relation", *relations[i]
+            return
+
+
+def _pair_draft(plan: _Plan, kind: str, name: str, side: str | None, other: str | None) -> tuple[Any, ...]:
+    """Returns what `_question_row` takes; the answer is read off the plan, `side` says which axis is asked for."""
+    if kind == "relation":
+        sides = ("left", "right") if side in ("left", "right") else ("above", "below")
+        message = _relation_question(plan, name, sides, other)
+        answer = next(side for side in sides if (name, side, other) in _relations(plan))
+        return message.content, answer, kind, name, message.mentions
+    items = plan.groups.get(name, ())
+    if kind == "count":
+        word, question, answer = _plural(name), _COUNTS[0].format(_plural(name)), _NUMBERS[len(items)]
+    else:
+        word, question, answer = name, _EXISTENCE[0].format(_one(name)), "yes" if items else "no"
+    return question, answer, kind, name, ((word, question.index(word), items),) if items else ()
+
+
+def load_pairs(
+    split: str = "test", num_images: int = 100, image_size: int = 192, seed: int = 0
+) -> list[dict[str, Any]]:
+    """Returns questions about the scenes 0 to `num_images` - 1 of a split, each asked a second time after an edit.
+
+    As in HallusionBench, the edit changes the answer and nothing that it need not change: one object is gone ("Is there
+    ...?", "How many ...?") or has moved straight to the other side of another ("Is the ... to the left or right of the
+    ...?"). Background and other objects stay where and as they are, and all objects stay in sight. Each scene has up to
+    three edited pictures, one for each of the kinds "existence", "count" and "relation", as far as it allows them.
+
+    Rows are those of `load_questions` with HallusionBench's columns, all strings: `set_id` (the scene), `figure_id` (the
+    picture within the scene, "1" is the unedited one), `question_id` (within the scene) and `visual_input` ("1" before
+    the edit, "2" after it). The two rows of a question stand one after the other.
+
+    A model that sees nothing but the question never gets both rows of a question right, and one half of the rows about
+    existence if it says yes or no.
+    """
+    rows = []
+    for index in range(num_images):
+        plan = _plan(split, index, seed)
+        background = _background(_generator(split, index, seed, "background"), split, image_size)
+        scene = _compose(plan, background.copy())
+        for number, (edited, *subject) in enumerate(_edits(plan, _generator(split, index, seed, "pair")), start=1):
+            place = {"set_id": str(index), "question_id": str(number)}
+            before = _question_row(scene, *_pair_draft(plan, *subject))
+            after = _question_row(_compose(edited, background.copy()), *_pair_draft(edited, *subject))
+            rows.append(before | place | {"figure_id": "1", "visual_input": "1"})
+            rows.append(after | place | {"figure_id": str(number + 1), "visual_input": "2"})
+    return rows
+
+
+@functools.cache
+def _forms() -> dict[str, str]:
+    """Returns singulars and plurals with their class, the longest ones first."""
+    forms = {form: name for name in CLASSES for form in (name, _plural(name))}
+    return {form: forms[form] for form in sorted(forms, key=len, reverse=True)}
+
+
+def find_classes(text: str) -> list[str]:
+    """Returns the classes that a text names, one for each mention: whole words, and as many of them as make a name."""
+    text = re.sub(r"[\s-]+", " ", text.lower())
+    return [_forms()[form] for form in re.findall(rf"\b(?:{'|'.join(_forms())})\b", text)]
 
 
 def _says_no(text: str) -> bool:

@@ -21,7 +21,17 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from recipes import scenes
-from recipes.scenes import CLASSES, CONTEXTS, draw_object, load_questions, load_scenes, sample_scene, scene_texts
+from recipes.scenes import (
+    CLASSES,
+    CONTEXTS,
+    draw_object,
+    find_classes,
+    load_pairs,
+    load_questions,
+    load_scenes,
+    sample_scene,
+    scene_texts,
+)
 
 
 SINGULAR = {scenes._plural(name): name for name in CLASSES} | {name: name for name in CLASSES}
@@ -32,6 +42,12 @@ COUNT_WORDS = {"a": 1, "an": 1, "one": 1, "two": 2, "three": 3, "four": 4}
 @pytest.fixture(scope="module")
 def questions() -> list[dict]:
     return load_questions()
+
+
+@pytest.fixture(scope="module")
+def pairs() -> list[tuple[dict, dict]]:
+    rows = load_pairs(num_images=100, image_size=96)
+    return list(zip(rows[::2], rows[1::2], strict=True))
 
 
 @pytest.fixture(scope="module", params=[("train", "caption"), ("train", "instruction"), ("test", "instruction")])
@@ -280,6 +296,130 @@ def test_negatives_differ_by_kind(questions: list[dict]):
         if row["answer"] == "no":
             asked[row["kind"]].append(frequency[CLASSES.index(row["object"])])
     assert np.mean(asked["popular"]) > np.mean(asked["adversarial"]) > np.mean(asked["random"])
+
+
+def edited_plans(index: int) -> list[tuple]:
+    return list(scenes._edits(scenes._plan("test", index, 0), scenes._generator("test", index, 0, "pair")))
+
+
+def test_pairs_are_the_same_question_with_another_answer(pairs: list[tuple[dict, dict]]):
+    kinds = Counter(before["kind"] for before, _ in pairs)
+    assert kinds.keys() == {"existence", "count", "relation"} and min(kinds.values()) >= 50
+    places = set()
+    for before, after in pairs:
+        for name in ("question", "kind", "object", "context", "set_id", "question_id"):
+            assert before[name] == after[name]
+        assert (before["visual_input"], after["visual_input"]) == ("1", "2")
+        assert before["figure_id"] == "1" != after["figure_id"]
+        places |= {(row["set_id"], row["figure_id"], row["question_id"]) for row in (before, after)}
+        answers = before["answer"], after["answer"]
+        if before["kind"] == "existence":
+            assert answers == ("yes", "no") and after["mask"] is None and not after["phrases"]
+        elif before["kind"] == "count":
+            assert COUNT_WORDS[answers[0]] == COUNT_WORDS[answers[1]] + 1
+        else:
+            assert scenes._OPPOSITES[answers[0]] == answers[1]
+    assert len(places) == 2 * len(pairs)
+    pictures = defaultdict(set)
+    for row in (row for pair in pairs for row in pair):
+        pictures[row["set_id"], row["figure_id"]].add(row["image"].tobytes())
+    assert all(len(same) == 1 for same in pictures.values())
+    assert len({picture for same in pictures.values() for picture in same}) == len(pictures)
+
+
+def test_pairs_differ_where_one_object_was_or_is(pairs: list[tuple[dict, dict]]):
+    made = iter(pairs)
+    for index in range(100):
+        plan, scene = scenes._plan("test", index, 0), sample_scene("test", index, image_size=96)
+        for edited, kind, name, *_ in edited_plans(index):
+            before, after = next(made)
+            assert (before["kind"], before["object"]) == (kind, name)
+            assert np.array_equal(np.asarray(before["image"]), np.asarray(scene.image))
+            touched = [item for item in plan.items if item not in edited.items]
+            touched += [item for item in edited.items if item not in plan.items]
+            assert {item.name for item in touched} == {name} and len(touched) == 1 + (kind == "relation")
+            # the whole object, with what others hide of it: painted alone
+            alone = np.full((96, 96), -1, dtype=np.int8)
+            for item in touched:
+                scenes._paint(np.zeros((96, 96, 3), dtype=np.uint8), alone, item, 0)
+            differs = (np.asarray(before["image"]) != np.asarray(after["image"])).any(axis=-1)
+            assert differs.any() and not differs[alone < 0].any()
+            # whatever is asked about has its mask in either picture
+            now = scenes._compose(edited, np.zeros((96, 96, 3), dtype=np.uint8))
+            assert len(now.objects) >= 2 and all(0.4 <= thing.visible <= 1 for thing in now.objects)
+            for row, there in ((before, scene), (after, now)):
+                things = [SINGULAR[thing] for thing in re.findall(rf"\b({THINGS})\b", row["question"])]
+                union = np.logical_or.reduce([thing.mask & (thing.name in things) for thing in there.objects])
+                assert (row["mask"] is None and not union.any()) or np.array_equal(decode(row["mask"]), union)
+                assert len(row["phrases"]) == (0 if row["mask"] is None else len(things))
+                for phrase in row["phrases"]:
+                    assert row["question"][slice(*phrase["span"])] == phrase["text"]
+                    own = [thing.mask for thing in there.objects if thing.name == SINGULAR[phrase["text"]]]
+                    assert np.array_equal(decode(phrase["mask"]), np.logical_or.reduce(own))
+                if kind == "relation":
+                    assert side_holds(there, things[0], row["answer"], things[1])
+                elif kind == "count":
+                    assert COUNT_WORDS[row["answer"]] == counts_of(there)[name]
+                else:
+                    assert (row["answer"] == "yes") == (name in counts_of(there))
+    assert next(made, None) is None
+
+
+def test_a_moved_object_stays_on_its_line():
+    for index in range(100):
+        plan = scenes._plan("test", index, 0)
+        for edited, kind, *_, side, _ in edited_plans(index):
+            if kind == "relation":
+                ((old, new),) = [pair for pair in zip(plan.items, edited.items, strict=True) if pair[0] != pair[1]]
+                assert (old.cy == new.cy) if side in ("left", "right") else (old.cx == new.cx)
+                assert new.width / 2 <= new.cx <= 1 - new.width / 2
+                assert new.height / 2 <= new.cy <= 1 - new.height / 2
+
+
+def test_blind_models_never_get_a_pair_right(pairs: list[tuple[dict, dict]]):
+    for model in blind_models().values():
+        existence = [(a, b) for a, b in pairs if a["kind"] == "existence"]
+        answers = [row["answer"] for pair in existence for row in pair]
+        said = [model(row["question"]) for pair in existence for row in pair]
+        assert scenes.score_pope(answers, said)["accuracy"] == 0.5
+    for say in ("one", "two", "three", "four"):
+        assert not any(scenes.score_count(a["answer"], say) and scenes.score_count(b["answer"], say) for a, b in pairs)
+    for say in scenes._SIDES:
+        right = [[scenes.score_relation(row["answer"], say) for row in pair] for pair in pairs]
+        assert not any(map(all, right)) and any(map(any, right))
+
+
+def test_pairs_depend_on_their_scene_alone(pairs: list[tuple[dict, dict]]):
+    fewer = load_pairs(num_images=7, image_size=96)
+    assert fewer == [row for pair in pairs for row in pair][: len(fewer)]
+    assert [row["answer"] for row in fewer] == [row["answer"] for row in load_pairs(num_images=7, image_size=64)]
+    assert fewer != load_pairs(num_images=7, image_size=96, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("text", "classes"),
+    [
+        ("a carrot and a hot dog", ["carrot", "hot dog"]),
+        ("A Car, two cars and the car's dog.", ["car", "car", "car", "dog"]),
+        ("some wine glasses, a glass and wine", ["wine glass"]),
+        ("a teddy-bear beside a bear", ["teddy bear", "bear"]),
+        ("two teddy\nbears", ["teddy bear"]),
+        ("TVs and a tv", ["tv", "tv"]),
+        ("knives, mice, people, sheep, deer, buses", ["knife", "mouse", "person", "sheep", "deer", "bus"]),
+        ("traffic lights at a stop sign; light, traffic, sign", ["traffic light", "stop sign"]),
+        ("a scarf, a bookcase, an oranges-seller's cupboard", ["orange"]),
+        ("a person with a personal plant pot", ["person"]),
+        ("", []),
+    ],
+)
+def test_classes_in_a_text(text: str, classes: list[str]):
+    assert find_classes(text) == classes
+
+
+def test_classes_in_the_captions_are_those_of_the_scene():
+    for index in range(100):
+        caption = scenes._dialog(scenes._plan("test", index, 0), "caption", "test", index, 0)[1].content
+        assert set(find_classes(caption)) == set(counts_of(sample_scene("test", index, image_size=48)))
 
 
 @pytest.mark.parametrize(
