@@ -51,7 +51,7 @@ import math
 import os
 import re
 import textwrap
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -1001,45 +1001,6 @@ def find_classes(text: str) -> list[str]:
     """Returns the classes that a text names, one for each mention: whole words, and as many of them as make a name."""
     text = re.sub(r"[\s-]+", " ", text.lower())
     return [_forms()[form] for form in re.findall(rf"\b(?:{'|'.join(_forms())})\b", text)]
-
-
-def _says_no(text: str) -> bool:
-    """Applies POPE's own rule: the first sentence, without commas, has one of the words No, not and no."""
-    return not {"No", "not", "no"}.isdisjoint(text.split(".")[0].replace(",", "").split(" "))
-
-
-def score_pope(answers: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
-    """Returns accuracy, precision, recall and f1 (of yes) and yes_ratio by the rule of the POPE authors.
-
-    `answers` are "yes" or "no", `predictions` free texts. A ratio with nothing to divide by is 0. Raises `ValueError`
-    when the lengths differ.
-    """
-    pairs = [(answer == "yes", not _says_no(text)) for answer, text in zip(answers, predictions, strict=True)]
-    table = Counter(pairs)
-    said, true, hits = table[True, True] + table[False, True], sum(truth for truth, _ in pairs), table[True, True]
-    precision, recall = hits / max(said, 1), hits / max(true, 1)
-    return {
-        "accuracy": (hits + table[False, False]) / max(len(pairs), 1),
-        "precision": precision,
-        "recall": recall,
-        "f1": 2 * precision * recall / (precision + recall) if hits else 0.0,
-        "yes_ratio": said / max(len(pairs), 1),
-    }
-
-
-def score_count(answer: str, prediction: str) -> bool:
-    """Tells whether the first number in the prediction, as a word or in digits, is `answer` (a word)."""
-    found = re.search(rf"\b(\d+|{'|'.join(_NUMBERS)})\b", prediction.lower())
-    if found is None:
-        return False
-    word = found[1]
-    return word == answer if word in _NUMBERS else int(word) == _NUMBERS.index(answer)
-
-
-def score_relation(answer: str, prediction: str) -> bool:
-    """Tells whether the first side (left, right, above, below) that the prediction names is `answer`."""
-    found = re.search(rf"\b({'|'.join(_SIDES)})\b", prediction.lower())
-    return found is not None and found[1] == answer
 
 
 # --- Command line ---

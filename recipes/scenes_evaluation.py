@@ -32,10 +32,8 @@ from recipes.scenes import (
     load_questions,
     load_scenes,
     sample_scene,
-    score_count,
-    score_pope,
-    score_relation,
 )
+from recipes.scorers import mark, score_count, score_pope, score_relation
 from trainers import DataCollatorForGuidedVisionLanguageModeling
 
 
@@ -172,25 +170,16 @@ def answer_all(
     return predictions
 
 
-def is_correct(kind: str, answer: str, prediction: str) -> bool:
-    """Whether a prediction is right by the rule of the question's kind."""
-    if kind == "count":
-        return score_count(answer, prediction)
-    if kind == "relation":
-        return score_relation(answer, prediction)
-    return score_pope([answer], [prediction])["accuracy"] == 1
-
-
 def as_record(question: dict[str, Any], identity: str, prediction: str, **over: str) -> dict[str, Any]:
     """A line of the file of per-question results: the question without its picture, and what became of it."""
-    return {
+    record = {
         "benchmark": "scenes",
         "id": identity,
         **{name: question[name] for name in ("kind", "question", "answer", "object", "context")},
         "prediction": prediction,
-        "correct": is_correct(question["kind"], question["answer"], prediction),
         **over,
     }
+    return record | {"correct": mark(record)}
 
 
 def pair_record(pair: dict[str, Any], prediction: str) -> dict[str, Any]:

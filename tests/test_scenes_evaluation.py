@@ -25,7 +25,6 @@ from recipes.scenes_evaluation import (
     caption,
     evaluate_all,
     exchanged,
-    is_correct,
     judge,
     judge_pairs,
     language_modeling_loss,
@@ -34,6 +33,7 @@ from recipes.scenes_evaluation import (
     summarize,
     summarize_pairs,
 )
+from recipes.scorers import mark
 from tests.testing_utils import picture, tiny_model, tiny_processor
 
 
@@ -222,12 +222,4 @@ def test_records_are_consistent_with_the_metrics(result):
     pairs = [record for record in records if record["kind"].startswith("pair_")]
     assert {name: metrics[name] for name in ("pairs_aAcc", "pairs_fAcc", "pairs_qAcc")} == summarize_pairs(pairs)
     for record in records:
-        kind = record["kind"].removeprefix("pair_")
-        assert record["correct"] == is_correct(kind, record["answer"], record["prediction"])
-
-
-def test_rules_of_the_kinds():
-    assert is_correct("count", "two", "There are 2 cups.") and not is_correct("count", "two", "Yes")
-    assert is_correct("relation", "left", "To the left.") and not is_correct("relation", "left", "No, right")
-    for kind in (*POPE_KINDS, "existence"):
-        assert is_correct(kind, "no", "No, there is no cup.") and not is_correct(kind, "yes", "No, there is no cup.")
+        assert record["correct"] == mark(record)
