@@ -17,11 +17,11 @@ train on.
 
     python recipes/data.py --json alignment_2.5m.jsonl --images cambrian --check
     python recipes/data.py --json alignment_2.5m.jsonl --images cambrian --out data/captions
-    python recipes/data.py hash --images coco/val2014 --out coco_val2014.hashes
+    python recipes/data.py --images coco/val2014 --write_hashes coco_val2014.hashes
 
 `--check` reads every record and decodes every image, says what is there and what is wrong with it, and writes nothing.
 `--out` writes what can be trained on as parquet files; images stay where they are, and rows hold their paths. Either way
-the first look is remembered beside the JSON file, so the second command does not look again.
+the first look is remembered beside the JSON file: the second command looks again only at what was at fault.
 
 What is wrong is mended where that is safe, left out where not, and counted in any case (`--strict` stops at the first):
 

@@ -13,7 +13,9 @@
 # limitations under the License.
 """From rows of `images`, `messages` and `regions` to the tensors of a training step."""
 
+import functools
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -217,7 +219,10 @@ class DataCollatorForGuidedVisionLanguageModeling:
                 raise OSError(f"image {n} cannot be read ({error})") from error
         messages = with_placeholders(row["messages"], len(images))
         tokenizer = self.processor.tokenizer
-        text = self._render(messages)
+        if not messages:
+            raise ValueError("it has no messages")
+        up_to = functools.cache(lambda n: self._render(messages[: n + 1]))  # the chat text up to and with message n
+        text = up_to(len(messages) - 1)
         image_token = self.processor.image_token
         if text.count(image_token) != len(images):
             raise ValueError(f"the image placeholder {image_token} stands among its words")
@@ -232,7 +237,7 @@ class DataCollatorForGuidedVisionLanguageModeling:
         special = np.isin(input_ids, tokenizer.all_special_ids + [self.processor.image_token_id])
 
         is_label = np.zeros(len(starts), dtype=bool)
-        for span in self._assistant_spans(messages, text):
+        for span in self._assistant_spans(messages, up_to):
             is_label |= (starts < span[1]) & (ends > span[0])
         is_label &= input_ids != self.processor.image_token_id
         # Cut here: the tokenizer would keep its own truncation as a setting, and save it with the checkpoint.
@@ -244,7 +249,7 @@ class DataCollatorForGuidedVisionLanguageModeling:
         for n, region in enumerate(row.get("regions") or []):
             if self.guidance_level != "all" and (self.guidance_level == "phrase") == (region["text"] is None):
                 continue
-            located = located or self._locate_words(messages, text)
+            located = located or self._locate_words(messages, up_to)
             try:
                 mask = (region["image"], str(region["mask"]))
                 if mask not in cells_of:
@@ -276,13 +281,13 @@ class DataCollatorForGuidedVisionLanguageModeling:
         )
         return texts[0]
 
-    def _assistant_spans(self, messages: list[dict[str, Any]], text: str) -> list[Span]:
+    def _assistant_spans(self, messages: list[dict[str, Any]], up_to: Callable[[int], str]) -> list[Span]:
         """Where the assistant's words and its ends of turn stand in the chat text: what `generate` is to write."""
-        spans = []
+        text, spans = up_to(len(messages) - 1), []
         for n, message in enumerate(messages):
             if message["role"] == "assistant":
                 prompt = self._render(messages[:n], add_generation_prompt=True)
-                turn = self._render(messages[: n + 1]).rstrip()  # some templates end a turn with a line break
+                turn = up_to(n).rstrip()  # some templates end a turn with a line break
                 if not (text.startswith(turn) and turn.startswith(prompt)):
                     raise ValueError(
                         f"the chat template renders the assistant's message {n} differently once others follow, or "
@@ -291,11 +296,11 @@ class DataCollatorForGuidedVisionLanguageModeling:
                 spans.append((len(prompt), len(turn)))
         return spans
 
-    def _locate_words(self, messages: list[dict[str, Any]], text: str) -> list[list[Piece]]:
+    def _locate_words(self, messages: list[dict[str, Any]], up_to: Callable[[int], str]) -> list[list[Piece]]:
         """Where the words of each message stand in the chat text: one piece per text part that has words."""
-        located, block_start = [], 0
+        text, located, block_start = up_to(len(messages) - 1), [], 0
         for n, message in enumerate(messages):
-            block = self._render(messages[: n + 1])
+            block = up_to(n)
             if not text.startswith(block):
                 raise ValueError(
                     "the chat template renders a message differently once others follow, so that the words of a "
