@@ -7,7 +7,7 @@ export HF_HUB_OFFLINE ?= 1
 # torchao (0.18) sets off a deprecation notice in torch (2.15) wherever peft is imported.
 export TORCH_LOGS ?= -torch.utils._pytree
 
-.PHONY: demo ask test test-slow test-upstream mutants style check
+.PHONY: demo ask test test-slow test-eval test-upstream mutants style check
 
 demo: $(INSTALLED)
 	$(BIN)/python recipes/demo.py $(ARGS)
@@ -20,6 +20,11 @@ test: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -q -m slow $(ARGS)
+
+# Installs lmms-eval, which brings a hundred packages, and runs the tests that need it. `make test` skips them without it.
+test-eval: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[eval]"
+	$(BIN)/python -m pytest -q tests/test_lmms_eval_model.py tests/test_evaluate.py $(ARGS)
 
 # transformers' own common test suites, in the installed version. Its source distribution lacks the generation and export
 # suites: CHECKOUT=path/to/a/checkout takes them all from there.
