@@ -60,7 +60,8 @@ def generation_arguments(gen_kwargs: dict[str, Any]) -> tuple[dict[str, Any], li
     What a task's `generation_kwargs` mean to `generate`, and the texts at which an answer ends.
 
     Greedy unless the task asks for samples; a temperature of 0 is greedy too. Keys that `generate` does not know are meant
-    for other models of lmms-eval.
+    for other models of lmms-eval. A blank line ends no answer: lmms-eval says so for every task that names no end, and a
+    chat model's answer may have paragraphs.
     """
     known = GenerationConfig()
     arguments = {"max_new_tokens": 1024}
@@ -70,7 +71,7 @@ def generation_arguments(gen_kwargs: dict[str, Any]) -> tuple[dict[str, Any], li
     if not arguments["do_sample"]:
         arguments |= dict.fromkeys(("temperature", "top_p", "top_k"))
     until = gen_kwargs.get("until") or []
-    return arguments, [text for text in ([until] if isinstance(until, str) else until) if text]
+    return arguments, [text for text in ([until] if isinstance(until, str) else until) if text.strip()]
 
 
 class ImageTextToTextModel(lmms):

@@ -190,6 +190,7 @@ def test_generation_arguments(gen_kwargs, expected):
     arguments, until = generation_arguments(gen_kwargs | {"image_aspect_ratio": "pad"})
     assert expected.items() <= arguments.items()
     assert until == [] and "image_aspect_ratio" not in arguments
+    assert generation_arguments(gen_kwargs | {"until": ["\n\n", "Q:"]})[1] == ["Q:"]
 
 
 def test_an_answer_ends_where_the_task_says(model):
