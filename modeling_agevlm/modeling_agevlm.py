@@ -97,11 +97,18 @@ class AgeVlmModelOutputWithPast(BaseModelOutputWithPast):
         One tensor of shape `(batch_size, num_regions, num_images * num_image_tokens)` per cross-attention layer, in
         float32: the layer's attention averaged over its heads and over the tokens of each query. Each map sums to 1,
         or is 0 throughout for a query without a token that sees an image.
+    probe_means (`tuple(torch.FloatTensor)`, *optional*, returned when `probe_values` is passed):
+        One tensor of shape `(batch_size, num_regions)` per cross-attention layer, in float32: the mean of each probe's
+        values under the attention of its query, which is the sum of probe and grounding map without the map.
+    uniform_probe_means (`torch.FloatTensor` of shape `(batch_size, num_regions)`, *optional*, returned when `probe_values` is passed):
+        The same means if the attention were even over all visual tokens that any word of the query sees.
     """
 
     cross_attentions: tuple[torch.FloatTensor, ...] | None = None
     image_hidden_states: torch.FloatTensor | None = None
     grounding_maps: tuple[torch.FloatTensor, ...] | None = None
+    probe_means: tuple[torch.FloatTensor, ...] | None = None
+    uniform_probe_means: torch.FloatTensor | None = None
 
 
 @auto_docstring(custom_intro="Output of the model with its language modeling head.")
@@ -116,11 +123,17 @@ class AgeVlmCausalLMOutputWithPast(CausalLMOutputWithPast):
         The projected visual tokens of this call's images; zero where a row has fewer images.
     grounding_maps (`tuple(torch.FloatTensor)`, *optional*, returned when `query_masks` is passed):
         One map per cross-attention layer, see [`AgeVlmModelOutputWithPast`].
+    probe_means (`tuple(torch.FloatTensor)`, *optional*, returned when `probe_values` is passed):
+        The probes' means under each layer's attention, see [`AgeVlmModelOutputWithPast`].
+    uniform_probe_means (`torch.FloatTensor` of shape `(batch_size, num_regions)`, *optional*, returned when `probe_values` is passed):
+        The probes' means under even attention, see [`AgeVlmModelOutputWithPast`].
     """
 
     cross_attentions: tuple[torch.FloatTensor, ...] | None = None
     image_hidden_states: torch.FloatTensor | None = None
     grounding_maps: tuple[torch.FloatTensor, ...] | None = None
+    probe_means: tuple[torch.FloatTensor, ...] | None = None
+    uniform_probe_means: torch.FloatTensor | None = None
 
 
 class AgeVlmCrossAttentionCacheLayer(CacheLayerMixin):
@@ -393,6 +406,7 @@ class AgeVlmCrossAttention(nn.Module):
         visible: torch.Tensor | None,
         query_weights: torch.Tensor | None,
         past_key_values: Cache | None,
+        probe_values: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         hidden_shape = (*hidden_states.shape[:-1], -1, self.head_dim)
@@ -400,26 +414,43 @@ class AgeVlmCrossAttention(nn.Module):
         key_states, value_states = self.project_visual_tokens(
             cross_attention_states, cross_attention_positions, visible, past_key_values
         )
+        inputs = query_states, key_states, value_states
+        if probe_values is not None:
+            inputs = self.append_probes(*inputs, probe_values)
 
         # Flash attention takes a 2-D text mask and would cut the visual keys to the text's length.
         backend = CROSS_ATTENTION_BACKENDS.get(self.config._attn_implementation, "sdpa")
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(backend, eager_attention_forward)
         attn_output, attn_weights = attention_interface(
             self,
-            query_states,
-            key_states,
-            value_states,
+            *inputs,
             cross_attention_mask,
             dropout=self.attention_dropout if self.training else 0.0,
             scaling=self.scaling,
             is_causal=False,
         )
-        attn_output = self.o_proj(attn_output.reshape(*hidden_states.shape[:-1], -1))
+        grounding = None
+        if probe_values is not None:
+            attn_output, probes = attn_output.split([self.head_dim, attn_output.shape[-1] - self.head_dim], dim=-1)
+            probes = probes[..., : probe_values.shape[1]].float().mean(dim=2)  # over heads
+            grounding = (query_weights.transpose(1, 2) * probes).sum(dim=1)
+        elif query_weights is not None:
+            grounding = self.grounding_map(query_states, key_states, cross_attention_mask, query_weights)
+        return self.o_proj(attn_output.reshape(*hidden_states.shape[:-1], -1)), attn_weights, grounding
 
-        grounding_map = None
-        if query_weights is not None:
-            grounding_map = self.grounding_map(query_states, key_states, cross_attention_mask, query_weights)
-        return attn_output, attn_weights, grounding_map
+    @staticmethod
+    def append_probes(
+        query_states: torch.Tensor, key_states: torch.Tensor, value_states: torch.Tensor, probe_values: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """
+        Probes `(batch_size, num_regions, num_image_tokens)` as further channels of the values. Queries and keys get zeros,
+        for backends want all three alike, in multiples of 8 channels.
+        """
+        num_channels = -(-probe_values.shape[1] // 8) * 8
+        probes = nn.functional.pad(probe_values.transpose(1, 2), (0, num_channels - probe_values.shape[1]))
+        probes = probes.to(value_states.dtype).unsqueeze(1).expand(-1, value_states.shape[1], -1, -1)
+        query_states, key_states = (nn.functional.pad(x, (0, num_channels)) for x in (query_states, key_states))
+        return query_states, key_states, torch.cat([value_states, probes], dim=-1)
 
     def project_visual_tokens(
         self,
@@ -502,12 +533,12 @@ class AgeVlmCrossAttentionDecoderLayer(GradientCheckpointingLayer):
         sees_image: torch.Tensor,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        attn_output, _, grounding_map = self.cross_attn(self.input_layernorm(hidden_states), **kwargs)
+        attn_output, _, grounding = self.cross_attn(self.input_layernorm(hidden_states), **kwargs)
         hidden_states = torch.where(sees_image, hidden_states + attn_output, hidden_states)
         if self.mlp is not None:
             mlp_output = self.mlp(self.post_attention_layernorm(hidden_states))
             hidden_states = torch.where(sees_image, hidden_states + mlp_output, hidden_states)
-        return hidden_states, grounding_map
+        return hidden_states, grounding
 
 
 @auto_docstring
@@ -636,6 +667,7 @@ class AgeVlmTextModel(AgeVlmPreTrainedModel):
         cross_attention_mask: torch.BoolTensor | None = None,
         visible: torch.BoolTensor | None = None,
         query_masks: torch.BoolTensor | None = None,
+        probe_values: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> AgeVlmModelOutputWithPast:
@@ -650,6 +682,9 @@ class AgeVlmTextModel(AgeVlmPreTrainedModel):
             True for the visual tokens of this call that every later token sees; kept in the cache.
         query_masks (`torch.BoolTensor` of shape `(batch_size, num_regions, sequence_length)`, *optional*):
             True for the tokens whose attention `grounding_maps` averages, one query per region.
+        probe_values (`torch.FloatTensor` of shape `(batch_size, num_regions, num_images * num_image_tokens)`, *optional*):
+            A value for every visual token, one probe per query. With them `probe_means` holds each query's mean of its
+            probe at next to no cost, and there are no `grounding_maps`.
         """
         if (input_ids is None) ^ (inputs_embeds is not None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
@@ -671,11 +706,19 @@ class AgeVlmTextModel(AgeVlmPreTrainedModel):
         )
         position_embeddings = self.rotary_emb(inputs_embeds, position_ids=position_ids)
         cross_attention_kwargs = self.prepare_cross_attention(
-            inputs_embeds.shape[1], inputs_embeds.dtype, past_key_values, cross_attention_mask, query_masks
+            inputs_embeds.shape[1],
+            inputs_embeds.dtype,
+            past_key_values,
+            cross_attention_mask,
+            query_masks,
+            probe_values,
         )
 
         hidden_states = inputs_embeds
-        grounding_maps = []
+        uniform_probe_means = None
+        if probe_values is not None:
+            uniform_probe_means = cross_attention_kwargs.pop("uniform_probe_means")
+        grounding = []
         for decoder_layer in self.layers:
             if isinstance(decoder_layer, LlamaDecoderLayer):
                 hidden_states = decoder_layer(
@@ -688,21 +731,24 @@ class AgeVlmTextModel(AgeVlmPreTrainedModel):
                     **kwargs,
                 )
             elif cross_attention_kwargs is not None:
-                hidden_states, grounding_map = decoder_layer(
+                hidden_states, layer_grounding = decoder_layer(
                     hidden_states,
                     cross_attention_states=cross_attention_states,
                     cross_attention_positions=cross_attention_positions,
                     visible=visible,
+                    probe_values=probe_values,
                     past_key_values=past_key_values,
                     **cross_attention_kwargs,
                     **kwargs,
                 )
-                grounding_maps.append(grounding_map)
+                grounding.append(layer_grounding)
 
         return AgeVlmModelOutputWithPast(
             last_hidden_state=self.norm(hidden_states),
             past_key_values=past_key_values,
-            grounding_maps=tuple(grounding_maps) if query_masks is not None else None,
+            grounding_maps=tuple(grounding) if query_masks is not None and probe_values is None else None,
+            probe_means=tuple(grounding) if probe_values is not None else None,
+            uniform_probe_means=uniform_probe_means,
         )
 
     def prepare_cross_attention(
@@ -712,13 +758,20 @@ class AgeVlmTextModel(AgeVlmPreTrainedModel):
         past_key_values: Cache | None,
         cross_attention_mask: torch.Tensor | None,
         query_masks: torch.Tensor | None,
+        probe_values: torch.Tensor | None,
     ) -> dict[str, torch.Tensor | None] | None:
         """
         What all cross-attention layers share, or None when there is no image, neither in this call nor in the cache:
         the additive `cross_attention_mask` of shape `(batch_size, 1, sequence_length, num_image_tokens)` over the
         cached and the new visual tokens, `sees_image` of shape `(batch_size, sequence_length, 1)` and the
-        `query_weights` of shape `(batch_size, num_regions, sequence_length)`, which sum to 1 for each query.
+        `query_weights` of shape `(batch_size, num_regions, sequence_length)`, which sum to 1 for each query; and with
+        probes their `uniform_probe_means`, which the layers do not take.
         """
+        if probe_values is not None and (query_masks is None or query_masks.shape[:2] != probe_values.shape[:2]):
+            raise ValueError(
+                f"`probe_values` of shape {tuple(probe_values.shape)} need `query_masks` of as many rows and regions, but "
+                f"they are {'None' if query_masks is None else tuple(query_masks.shape)}."
+            )
         masks = []
         # CODEPATH: an empty list is the plain LLM; all AGE-VLM checkpoints have cross-attention layers
         if past_key_values is not None and self.config.cross_attention_layers:
@@ -744,9 +797,19 @@ class AgeVlmTextModel(AgeVlmPreTrainedModel):
                 )
             query_weights = (query_masks & sees_image.transpose(1, 2)).float()
             query_weights = query_weights / query_weights.sum(dim=-1, keepdim=True).clamp(min=1)
+        probe_kwargs = {}
+        if probe_values is not None:
+            if probe_values.shape[-1] != mask.shape[-1]:
+                raise ValueError(
+                    f"`probe_values` holds values of {probe_values.shape[-1]} visual tokens, but the text sees up to "
+                    f"{mask.shape[-1]}, cached ones included."
+                )
+            seen = (torch.matmul(query_weights, mask.float()) > 0).float()  # by any word of the query
+            probe_kwargs["uniform_probe_means"] = (seen * probe_values).sum(dim=-1) / seen.sum(dim=-1).clamp(min=1)
         # A token that sees nothing attends to everything, which keeps the softmax finite; its output is dropped.
         hidden = ~(mask | ~sees_image).unsqueeze(1)
         return {
+            **probe_kwargs,
             "cross_attention_mask": torch.zeros_like(hidden, dtype=dtype).masked_fill_(hidden, torch.finfo(dtype).min),
             "sees_image": sees_image,
             "query_weights": query_weights,
@@ -797,6 +860,7 @@ class AgeVlmModel(AgeVlmPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         query_masks: torch.BoolTensor | None = None,
+        probe_values: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> AgeVlmModelOutputWithPast:
@@ -809,6 +873,9 @@ class AgeVlmModel(AgeVlmPreTrainedModel):
             1 for pixels of the picture, 0 for padding. Cells without a pixel of the picture are not attended to.
         query_masks (`torch.BoolTensor` of shape `(batch_size, num_regions, sequence_length)`, *optional*):
             True for the tokens whose attention `grounding_maps` averages, one query per region.
+        probe_values (`torch.FloatTensor` of shape `(batch_size, num_regions, num_images * num_image_tokens)`, *optional*):
+            A value for every visual token, one probe per query. With them `probe_means` holds each query's mean of its
+            probe at next to no cost, and there are no `grounding_maps`.
         """
         self._check_placeholders(input_ids, pixel_values)
         image_hidden_states = cross_attention_states = positions = cross_attention_mask = visible = None
@@ -846,6 +913,7 @@ class AgeVlmModel(AgeVlmPreTrainedModel):
             cross_attention_mask=cross_attention_mask,
             visible=visible,
             query_masks=query_masks,
+            probe_values=probe_values,
             use_cache=use_cache,
             **kwargs,
         )
@@ -1102,6 +1170,7 @@ class AgeVlmForConditionalGeneration(AgeVlmPreTrainedModel, GenerationMixin):
         inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
         query_masks: torch.BoolTensor | None = None,
+        probe_values: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Unpack[TransformersKwargs],
@@ -1113,6 +1182,9 @@ class AgeVlmForConditionalGeneration(AgeVlmPreTrainedModel, GenerationMixin):
             1 for pixels of the picture, 0 for padding.
         query_masks (`torch.BoolTensor` of shape `(batch_size, num_regions, sequence_length)`, *optional*):
             True for the tokens whose attention `grounding_maps` averages, one query per region.
+        probe_values (`torch.FloatTensor` of shape `(batch_size, num_regions, num_images * num_image_tokens)`, *optional*):
+            A value for every visual token, one probe per query. With them `probe_means` holds each query's mean of its
+            probe at next to no cost, and there are no `grounding_maps`.
 
         Example:
 
@@ -1141,6 +1213,7 @@ class AgeVlmForConditionalGeneration(AgeVlmPreTrainedModel, GenerationMixin):
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             query_masks=query_masks,
+            probe_values=probe_values,
             use_cache=use_cache,
             **kwargs,
         )
@@ -1160,6 +1233,8 @@ class AgeVlmForConditionalGeneration(AgeVlmPreTrainedModel, GenerationMixin):
             cross_attentions=outputs.cross_attentions,
             image_hidden_states=outputs.image_hidden_states,
             grounding_maps=outputs.grounding_maps,
+            probe_means=outputs.probe_means,
+            uniform_probe_means=outputs.uniform_probe_means,
         )
 
 

@@ -172,9 +172,17 @@ MUTANTS = [
         "trainers/guidance_loss.py",
         {
             "    guided = (region_masks > 0).any(dim=-1) & (maps > 0).any(dim=-1).all(dim=0)\n": "    guided = (maps > 0).any(dim=-1).all(dim=0)\n",
-            "    loss = -dice.clamp(min=torch.finfo(dice.dtype).tiny).log()\n": "    loss = -(dice + 1e-6).log()\n",
+            "    return -dice.clamp(min=torch.finfo(dice.dtype).tiny).log()\n": "    return -(dice + 1e-6).log()\n",
         },
         "test_guidance_loss.py",
+    ),
+    Mutant(
+        "a probe's mean under another query",
+        MODEL,
+        {
+            "            grounding = (query_weights.transpose(1, 2) * probes)": "            grounding = (query_weights.roll(1, 1).transpose(1, 2) * probes)"
+        },
+        "test_probes.py",
     ),
     Mutant(
         "sum and max swapped",

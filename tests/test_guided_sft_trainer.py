@@ -521,7 +521,7 @@ def test_dropped_regions_are_counted(tmp_path: Path):
 def test_lost_maps_are_noticed(tmp_path: Path):
     trainer = make_trainer(tmp_path)
     trainer.model.model._forward_hooks.clear()
-    with pytest.raises(RuntimeError, match="the model returned no grounding maps"):
+    with pytest.raises(RuntimeError, match="the model returned nothing of its attention"):
         trainer.train()
 
 

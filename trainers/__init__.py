@@ -17,7 +17,7 @@ from .data_collator import (
     decode_rle,
     displayed_size,
 )
-from .guidance_loss import GuidanceLoss, guidance_loss
+from .guidance_loss import GuidanceLoss, guidance_loss, guidance_loss_from_mass
 from .guided_sft_config import GuidedSFTConfig
 from .guided_sft_trainer import GuidedSFTTrainer
 from .stages import STAGES, Stage, Variant, apply_stage, get_stage, lora_config, parameter_table
@@ -37,6 +37,7 @@ __all__ = [
     "displayed_size",
     "get_stage",
     "guidance_loss",
+    "guidance_loss_from_mass",
     "lora_config",
     "parameter_table",
 ]

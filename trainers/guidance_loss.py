@@ -81,12 +81,51 @@ def guidance_loss(
     scale = attention_mass if normalization == "sum" else maps.amax(dim=-1)
     overlap = (maps * masks).sum(dim=-1)
     dice = 2 * (overlap / scale) / (masks.sum(dim=-1) + attention_mass / scale)
-    # Only an overlap that float32 cannot hold is clamped; it keeps -log finite.
-    loss = -dice.clamp(min=torch.finfo(dice.dtype).tiny).log()
     reachable = (maps > 0).any(dim=0)
     return GuidanceLoss(
-        loss=loss.mean(),
+        loss=_negative_log(dice).mean(),
         in_mask_mass=(overlap / attention_mass).detach().mean(),
         uniform_mass=((masks * reachable).sum(dim=-1) / reachable.sum(dim=-1)).mean(),
         num_regions=num_regions,
     )
+
+
+def guidance_loss_from_mass(
+    masses: tuple[torch.Tensor, ...], region_masks: torch.Tensor, uniform_mass: torch.Tensor
+) -> GuidanceLoss:
+    """
+    [`guidance_loss`] normalized by `"sum"`, which needs no map: only how much of the attention falls inside each region.
+
+    Args:
+        masses (`tuple[torch.Tensor]`):
+            One tensor of shape `(batch_size, num_regions)` per cross-attention layer: the share of the query's attention
+            inside its region, float32. It is what the model returns as `probe_means` for `region_masks`.
+        region_masks (`torch.Tensor` of shape `(batch_size, num_regions, num_image_tokens)`):
+            1 inside the region, 0 outside. A mask that is 0 throughout is not guided.
+        uniform_mass (`torch.Tensor` of shape `(batch_size, num_regions)`):
+            That share for even attention. A region that no word of its query sees has 0 and is not guided.
+
+    Returns:
+        [`GuidanceLoss`]; all zero if no region is guided.
+
+    Raises:
+        ValueError: If the shapes differ or there is no layer.
+    """
+    if len(masses) == 0 or masses[0].shape != region_masks.shape[:2]:
+        raise ValueError(
+            f"`region_masks` of shape {tuple(region_masks.shape)} needs at least one layer's masses of shape "
+            f"{tuple(region_masks.shape[:2])}, but they have shapes {[tuple(m.shape) for m in masses]}."
+        )
+    guided = uniform_mass > 0
+    mass = torch.stack(masses).float()[:, guided]  # (num_layers, guided regions)
+    num_regions = guided.sum()
+    if num_regions == 0:
+        zero = mass.sum()
+        return GuidanceLoss(zero, zero.detach(), zero.detach(), num_regions)
+    dice = 2 * mass / (region_masks[guided].float().sum(dim=-1) + 1)
+    return GuidanceLoss(_negative_log(dice).mean(), mass.detach().mean(), uniform_mass[guided].mean(), num_regions)
+
+
+def _negative_log(dice: torch.Tensor) -> torch.Tensor:
+    """Only an overlap that float32 cannot hold is clamped; it keeps -log finite."""
+    return -dice.clamp(min=torch.finfo(dice.dtype).tiny).log()

@@ -34,7 +34,7 @@ from transformers.utils.hub import PushInProgress, hf_api
 from trl import SFTTrainer
 
 from .data_collator import DataCollatorForGuidedVisionLanguageModeling
-from .guidance_loss import guidance_loss
+from .guidance_loss import guidance_loss, guidance_loss_from_mass
 from .guided_sft_config import GuidedSFTConfig
 from .hub import CARD_NAME, RECORD_NAME, link_or_copy, upload_checkpoint
 from .model_card import model_card
@@ -121,8 +121,8 @@ class GuidedSFTTrainer(SFTTrainer):
         )
         args.assistant_only_loss = True
         # TRL's fused language modeling head runs the base model and drops what else it returns.
-        self._grounding_maps: tuple[torch.Tensor, ...] | None = None
-        self._base_model().register_forward_hook(self._keep_grounding_maps)
+        self._grounding: tuple[Any, ...] | None = None
+        self._base_model().register_forward_hook(self._keep_grounding)
         self._num_regions: torch.Tensor | None = None
         self._writes_aside = False
         self._sums: dict[str, dict[str, torch.Tensor | float]] = {"train": {}, "eval": {}}
@@ -133,9 +133,9 @@ class GuidedSFTTrainer(SFTTrainer):
             model = model.get_base_model()
         return model.base_model
 
-    def _keep_grounding_maps(self, module: nn.Module, args: tuple, output: Any) -> None:
-        if self._grounding_maps is None:  # with label smoothing, TRL runs the model again without gradients
-            self._grounding_maps = output.grounding_maps
+    def _keep_grounding(self, module: nn.Module, args: tuple, output: Any) -> None:
+        if self._grounding is None:  # with label smoothing, TRL runs the model again without gradients
+            self._grounding = output.grounding_maps, output.probe_means, output.uniform_probe_means
         head = self.model.get_output_embeddings()
         if isinstance(head, FSDPModule):
             # TRL's head reads the weight without running the module. Gathered by TRL (1.16) rather than by FSDP2, it
@@ -188,7 +188,14 @@ class GuidedSFTTrainer(SFTTrainer):
         region_masks = inputs.pop("region_masks", None)
         counts = {name: inputs.pop(name).sum().float() for name in ("dropped_regions", "skipped_rows")}
         num_labels = (inputs["labels"][:, 1:] != -100).sum().float()
-        self._grounding_maps = None
+        # Eq. 3 over the attention's sum needs no map, only the attention inside each region.
+        # At weight 0 the model runs as without guidance, to the bit.
+        by_mass = (
+            region_masks is not None and self.args.guidance_normalization == "sum" and self.args.guidance_weight > 0
+        )
+        if by_mass:
+            inputs["probe_values"] = region_masks
+        self._grounding = None
         result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         lm_loss = result[0] if return_outputs else result
 
@@ -199,13 +206,16 @@ class GuidedSFTTrainer(SFTTrainer):
         if region_masks is None:
             return result
 
-        maps, self._grounding_maps = self._grounding_maps, None
-        if maps is None:
+        maps, means, uniform_means = self._grounding or (None, None, None)
+        if (means if by_mass else maps) is None:
             raise RuntimeError(
-                "The batch has regions, but the model returned no grounding maps: its base model was run without "
+                "The batch has regions, but the model returned nothing of its attention: its base model was run without "
                 "`query_masks`, or not through its `forward`."
             )
-        guidance = guidance_loss(maps, region_masks, self.args.guidance_normalization)
+        if by_mass:
+            guidance = guidance_loss_from_mass(means, region_masks, uniform_means)
+        else:
+            guidance = guidance_loss(maps, region_masks, self.args.guidance_normalization)
         local_regions = guidance.num_regions.float()
         self._add(
             mode,
