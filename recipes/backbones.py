@@ -18,7 +18,7 @@ single objects, and a small LLaMA that has read the scenes' texts and never seen
     python recipes/backbones.py --out recipes/backbones
 
 The folders `convnext` (timm's `local-dir:` format) and `llama` (transformers' format, with its tokenizer) that this
-writes in about 15 minutes on two CPU cores are shipped beside this file, so that the demo need not make them.
+writes in about an hour on two CPU cores are shipped beside this file, so that the demo need not make them.
 """
 
 import argparse
@@ -95,22 +95,55 @@ def object_batch(split: str, first: int, size: int, batch_size: int) -> tuple[to
     return ((pixels - mean) / std).contiguous(memory_format=torch.channels_last), torch.tensor(labels)
 
 
-def make_convnext(out: Path, steps: int, batch_size: int = 64, size: int = 96) -> None:
-    """Trains the ConvNeXt to name single objects and saves it without its classifier."""
+def jitter(pixels: torch.Tensor) -> torch.Tensor:
+    """Changes the brightness, the contrast and the tint of every normalized picture at random."""
+    gain = 1 + 0.25 * torch.randn(len(pixels), 1, 1, 1) + 0.1 * torch.randn(len(pixels), 3, 1, 1)
+    return pixels * gain + 0.3 * torch.randn(len(pixels), 1, 1, 1) + 0.1 * torch.randn(len(pixels), 3, 1, 1)
+
+
+def disturb(pixels: torch.Tensor) -> torch.Tensor:
+    """Mixes the colors of every normalized picture at random, changes its contrast and lays a random texture over it."""
+    number, size = len(pixels), pixels.shape[-2:]
+    mix = torch.eye(3) + 0.12 * torch.randn(number, 3, 3)
+    pixels = torch.einsum("nij,njhw->nihw", mix / mix.sum(2, keepdim=True), pixels)
+    pixels = pixels * (0.25 * torch.randn(number, 1, 1, 1)).exp() + 0.3 * torch.randn(number, 1, 1, 1)
+    side = int(torch.randint(3, 25, ()))
+    mode = "bilinear" if torch.rand(()) < 0.5 else "nearest"
+    texture = F.interpolate(torch.randn(number, 3, side, side), size=size, mode=mode)
+    pixels = pixels + 0.5 * torch.rand(number, 1, 1, 1) * texture
+    return pixels.contiguous(memory_format=torch.channels_last)
+
+
+# What is done to the pictures of the ConvNeXt, and for how many steps; the learning rate starts anew each time.
+ROUNDS = ((jitter, 4000), (disturb, 3000), (disturb, 4000))
+
+
+def make_convnext(out: Path, share: float, batch_size: int = 64, size: int = 96) -> None:
+    """Trains the ConvNeXt to name single objects, for a share of the steps of `ROUNDS`; saves it without its classifier."""
     torch.manual_seed(0)
     model = timm.create_model("convnext_atto", num_classes=len(CLASSES), ls_init_value=0.1, **CONVNEXT)
     model = model.to(memory_format=torch.channels_last).train()
 
-    def loss_of_step(step: int) -> torch.Tensor:
-        pixels, labels = object_batch("train", step * batch_size, size, batch_size)
-        return F.cross_entropy(model(pixels), labels, label_smoothing=0.1)
+    def logits_of(pixels: torch.Tensor) -> torch.Tensor:
+        # Any cell may show the object: in a scene every cell has to speak for itself.
+        cells = model.head.norm(model.forward_features(pixels)).flatten(2).transpose(1, 2)
+        return model.head.fc(cells).logsumexp(dim=1)
 
-    optimize(list(model.parameters()), steps, 2e-3, loss_of_step, "convnext")
+    done = 0
+    for change, full in ROUNDS:
+
+        def loss_of_step(step: int, change: callable = change, done: int = done) -> torch.Tensor:
+            pixels, labels = object_batch("train", (done + step) * batch_size, size, batch_size)
+            return F.cross_entropy(logits_of(change(pixels)), labels, label_smoothing=0.1)
+
+        steps = round(share * full)
+        optimize(list(model.parameters()), steps, 2e-3, loss_of_step, f"convnext, {change.__name__}")
+        done += steps
     model.eval()
-    for split, first in (("train", steps * batch_size), ("test", 0)):
+    for split, first in (("train", done * batch_size), ("test", 0)):
         with torch.no_grad():
             pixels, labels = object_batch(split, first, size, 1000)
-            accuracy = (model(pixels).argmax(-1) == labels).float().mean().item()
+            accuracy = (logits_of(pixels).argmax(-1) == labels).float().mean().item()
         print(f"convnext: {accuracy:.1%} of 1000 new objects of the {split} split are named right")
     out.mkdir(parents=True, exist_ok=True)
     state = {k: v.contiguous() for k, v in model.state_dict().items() if not k.startswith("head.fc")}
@@ -155,7 +188,7 @@ def make_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast
     )
 
 
-def make_llama(out: Path, steps: int, batch_size: int = 48, num_texts: int = 20000) -> None:
+def make_llama(out: Path, steps: int, batch_size: int = 16, num_texts: int = 20000) -> None:
     """Trains the LLaMA on the scenes' chats, without pictures, and saves it with its tokenizer."""
     torch.manual_seed(0)
     chats = list(scene_texts("train", num_texts))
@@ -181,12 +214,15 @@ def make_llama(out: Path, steps: int, batch_size: int = 48, num_texts: int = 200
         labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
         return model(**batch, labels=labels).loss
 
+    # Texts of like length go into one batch: mixed ones would be half padding.
+    encoded.sort(key=len)
     generator = np.random.default_rng(0)
+    starts = generator.integers(len(encoded) - batch_size, size=steps)
     optimize(
         list(model.parameters()),
         steps,
         2e-3,
-        lambda step: loss_of([encoded[i] for i in generator.integers(len(encoded), size=batch_size)]),
+        lambda step: loss_of(encoded[starts[step] : starts[step] + batch_size]),
         "llama",
     )
     model.eval()
@@ -200,11 +236,11 @@ def make_llama(out: Path, steps: int, batch_size: int = 48, num_texts: int = 200
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to write `convnext` and `llama` to")
-    parser.add_argument("--convnext_steps", type=int, default=2000, help="0 leaves the ConvNeXt as it is")
-    parser.add_argument("--llama_steps", type=int, default=300, help="0 leaves the LLaMA as it is")
+    parser.add_argument("--convnext", type=float, default=1.0, help="share of its steps; 0 leaves it as it is")
+    parser.add_argument("--llama_steps", type=int, default=4500, help="0 leaves the LLaMA as it is")
     args = parser.parse_args()
-    if args.convnext_steps:
-        make_convnext(args.out / "convnext", args.convnext_steps)
+    if args.convnext:
+        make_convnext(args.out / "convnext", args.convnext)
     if args.llama_steps:
         make_llama(args.out / "llama", args.llama_steps)
 

@@ -144,7 +144,14 @@ class _Look:
 
 
 _LOOKS = {
-    "train": _Look(sizes=((0.19, 0.34),), hues=((-0.03, 0.03),), lights=((0.9, 1.1),), angles=(-6, 0, 6)),
+    # A range that stands twice is drawn twice as often. The test split's lie between those of the training split, so that
+    # a model has to fill gaps rather than to go beyond all that it has seen.
+    "train": _Look(
+        sizes=((0.19, 0.34),) * 6 + ((0.14, 0.16), (0.38, 0.42)),
+        hues=((-0.03, 0.03),) * 2 + ((-0.08, -0.05), (0.05, 0.08)),
+        lights=((0.9, 1.1),) * 2 + ((0.7, 0.8), (1.2, 1.3)),
+        angles=(-12, -6, 0, 6, 12),
+    ),
     "test": _Look(
         sizes=((0.16, 0.19), (0.34, 0.38)),
         hues=((-0.05, -0.035), (0.035, 0.05)),
@@ -471,7 +478,7 @@ def draw_object(split: str, index: int, seed: int = 0, size: int = 64) -> tuple[
     rng = _generator(split, index, seed, "object")
     label = int(rng.integers(len(CLASSES)))
     canvas = _background(rng, split, size)
-    main = _draw_item(rng, split, CLASSES[label], size=rng.uniform(0.6, 0.95))
+    main = _draw_item(rng, split, CLASSES[label], size=rng.uniform(0.42, 0.95))
     if rng.random() < 0.5:
         other = _draw_item(rng, split, _pick(rng, CLASSES), size=0.6)
         edge = {_pick(rng, ("cx", "cy")): _pick(rng, (0.0, 1.0))}
@@ -642,9 +649,12 @@ def _existence_turns(plan: _Plan, rng: np.random.Generator, names: Sequence[str]
 
 
 def _instruction(plan: _Plan, rng: np.random.Generator) -> list[_Message]:
-    """Returns 4 to 6 turns: existence first, as the other questions give away what is there, then the rest."""
+    """
+    Returns 2 to 6 turns: existence first, as the other questions give away what is there, then the rest. A third of the
+    dialogs are without existence, so that every kind of question comes first in some.
+    """
     names = [str(name) for name in rng.permutation(list(plan.groups))]
-    existence = _existence_turns(plan, rng, names)
+    existence = _existence_turns(plan, rng, names) if rng.random() < 2 / 3 else []
     relations = _relations(plan)
     rest = []
     if relations:
@@ -671,12 +681,15 @@ def _dialog(plan: _Plan, task: str, split: str, index: int, seed: int) -> list[_
 
 
 def scene_texts(split: str, num: int, seed: int = 0) -> Iterator[list[dict[str, str]]]:
-    """Yields the messages of `num` rows, captions and instructions by turns, without drawing the pictures.
+    """Yields the messages of `num` chats without drawing the pictures: captions, instructions and both by turns.
 
-    They are the messages that `load_scenes` gives for the rows 0, 1, 2, ... of `"caption"`, `"instruction"`, ...
+    They are the messages that `load_scenes` gives for row 0 of `"caption"`, row 1 of `"instruction"`, rows 2 and 3 of
+    either, one after the other, and so on. In the last kind the answers follow from the caption.
     """
     for index in range(num):
-        dialog = _dialog(_plan(split, index, seed), TASKS[index % 2], split, index, seed)
+        plan = _plan(split, index, seed)
+        tasks = (TASKS[:1], TASKS[1:], TASKS, TASKS)[index % 4]
+        dialog = [message for task in tasks for message in _dialog(plan, task, split, index, seed)]
         yield [{"role": message.role, "content": message.content} for message in dialog]
 
 

@@ -95,7 +95,7 @@ def test_init_and_scenes_from_the_command_line(tmp_path):
 
 
 def test_backbones_from_the_command_line(tmp_path):
-    result = run(tmp_path, "backbones.py", "--out", "made", "--convnext_steps", "2", "--llama_steps", "2")
+    result = run(tmp_path, "backbones.py", "--out", "made", "--convnext", "0.0005", "--llama_steps", "2")
     assert result.returncode == 0, result.stderr[-2000:]
     assert {path.name for path in (tmp_path / "made").iterdir()} == {"convnext", "llama"}
 

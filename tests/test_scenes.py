@@ -203,11 +203,12 @@ def existence_is_true(scene: scenes.Scene, name: str, answer: str) -> bool:
 
 @pytest.mark.parametrize("split", scenes.SPLITS)
 def test_answers_are_true(split: str):
-    kinds = Counter()
+    kinds, first = Counter(), Counter()
     for index in range(150):
         scene = sample_scene(split, index)
         dialog = scenes._dialog(scenes._plan(split, index, 0), "instruction", split, index, 0)
-        assert 8 <= len(dialog) <= 12
+        assert 4 <= len(dialog) <= 12
+        first[dialog[1].content.split()[0]] += 1
         for question, answer in zip(dialog[::2], dialog[1::2], strict=True):
             things = [SINGULAR[thing] for thing in re.findall(rf"\b({THINGS})\b", question.content)]
             if answer.content[:3] in ("Yes", "No,"):
@@ -221,11 +222,15 @@ def test_answers_are_true(split: str):
                 side = re.search(r"left|right|above|below", answer.content)[0]
                 assert side_holds(scene, things[0], side, things[1])
     assert abs(kinds["Yes"] / kinds.total() - 0.5) < 0.08
+    # every kind of question comes first in some rows: existence in two thirds of them
+    assert set(first) == {"Yes,", "No,", "There", "The"} and min(first.values()) >= 4
+    assert abs((first["Yes,"] + first["No,"]) / 150 - 2 / 3) < 0.12
 
 
 def test_texts_are_those_of_the_rows():
-    for index, messages in enumerate(scene_texts("train", 6)):
-        assert messages == scenes._row("train", scenes.TASKS[index % 2], index, 48, 0)["messages"]
+    for index, messages in enumerate(scene_texts("train", 8)):
+        caption, instruction = (scenes._row("train", task, index, 48, 0)["messages"] for task in scenes.TASKS)
+        assert messages == (caption, instruction, caption + instruction, caption + instruction)[index % 4]
 
 
 def asked_object(question: str) -> str:
