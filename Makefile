@@ -7,13 +7,21 @@ export HF_HUB_OFFLINE ?= 1
 # torchao (0.18) sets off a deprecation notice in torch (2.15) wherever peft is imported.
 export TORCH_LOGS ?= -torch.utils._pytree
 
-.PHONY: demo ask test test-slow test-eval test-upstream mutants style check
+.PHONY: demo ask scenes-model claim test test-slow test-eval test-upstream mutants style check
 
 demo: $(INSTALLED)
 	$(BIN)/python recipes/demo.py $(ARGS)
 
 ask: $(INSTALLED)
 	$(BIN)/python recipes/ask.py --image "$(IMAGE)" --question "$(Q)" $(ARGS)
+
+# The checkpoint that `make ask` uses: an hour or two on two CPU cores.
+scenes-model: $(INSTALLED)
+	$(BIN)/python recipes/scenes_model.py $(ARGS)
+
+# Does guidance help? Hours; goes on where it was stopped.
+claim: $(INSTALLED)
+	$(BIN)/python recipes/claim.py $(ARGS)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -q -m "not slow" $(ARGS)

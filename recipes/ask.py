@@ -42,6 +42,7 @@ from recipes.pictures import save_attention
 from trainers.data_collator import load_image
 
 
+SHIPPED = Path(__file__).parent / "scenes_model"
 FUNCTION_WORDS = frozenset(
     """
     a an the this that these those some any no every each all both either neither another other such own same
@@ -140,7 +141,9 @@ def main() -> None:
     parser.add_argument("--image", required=True, help="a picture file")
     parser.add_argument("--question", required=True, help="what to ask")
     parser.add_argument("--phrases", nargs="+", help="words of the question or the answer; guessed by default")
-    parser.add_argument("--model", default="runs/demo/age-vlm", help="checkpoint folder or Hub id")
+    parser.add_argument(
+        "--model", default=str(SHIPPED), help="checkpoint folder or Hub id; default: the tiny model of this repository"
+    )
     parser.add_argument(
         "--out", type=Path, default=Path("runs/ask.png"), help="PNG file to draw to; the .npz goes beside it"
     )
@@ -154,8 +157,6 @@ def main() -> None:
         picture = as_shown(load_image(args.image)).convert("RGB")
     except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
         sys.exit(f"error: {args.image} cannot be read as a picture ({error}). Pass a PNG, JPEG or WebP file.")
-    if not Path(args.model).is_dir() and args.model == parser.get_default("model"):
-        sys.exit(f"error: there is no checkpoint in {args.model}. Run `make demo` first, or pass `--model`.")
     try:
         model, processor = load_checkpoint(args.model)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:

@@ -27,7 +27,7 @@ from datasets import (
     load_from_disk,
 )
 from peft import LoraConfig, PeftModel
-from transformers import PreTrainedModel, PrinterCallback, ProcessorMixin, ProgressCallback, TrainerCallback
+from transformers import PreTrainedModel, PrinterCallback, ProcessorMixin, ProgressCallback, TrainerCallback, set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import CONFIG_NAME
 from trl import TrlParser
@@ -270,6 +270,7 @@ def run_stage(
     data: DataArguments,
     training: GuidedSFTConfig,
     progress: TrainerCallback | None = None,
+    rows: Dataset | IterableDataset | None = None,
 ) -> GuidedSFTTrainer:
     """
     Trains stage `number` and saves model, processor, code and log to `training.output_dir`.
@@ -280,6 +281,7 @@ def run_stage(
         data ([`DataArguments`]): The rows.
         training ([`GuidedSFTConfig`]): The training arguments.
         progress (`TrainerCallback`, *optional*): Shows the progress instead of the trainer's own bar and log lines.
+        rows (`Dataset`, *optional*): The rows themselves, instead of those that `data` names.
 
     Raises:
         ValueError: If the stage cannot start from what it is given.
@@ -289,8 +291,10 @@ def run_stage(
         stage = Stage(stage.number, arguments.vision_training, stage.language_model, stage.guided)
     if not stage.guided:
         training.guidance_weight = 0.0
+    set_seed(training.seed)  # of what is built anew
     model, processor = load_model(arguments, stage)
-    rows = load_rows(data, stage, model.config.vision_config.image_size)
+    if rows is None:
+        rows = load_rows(data, stage, model.config.vision_config.image_size)
     check_regions(rows, stage, training.guidance_weight)
     apply_stage(model, stage)
     adapters = peft_config(model, arguments, stage)

@@ -60,6 +60,8 @@ class Scale:
     batch_size: int
     cross_attention_layers: list[int] | None
     """`None` for every fifth layer."""
+    save_steps: int | None = None
+    """Steps between the checkpoints that a stage is taken up from again; `None` for stages of minutes."""
 
 
 SCALES = {
@@ -108,12 +110,11 @@ class StepLine(TrainerCallback):
         print(flush=True)
 
 
-def train(out: Path, text: str, folder: str, stage: int, variant: str, previous: str | None) -> None:
-    """Runs one stage, unless an interrupted demo has completed it."""
+def train(out: Path, text: str, scale: Scale, folder: str, stage: int, variant: str, previous: str | None) -> None:
+    """Runs one stage, unless an interrupted run has completed it."""
     if (out / folder / "config.json").exists():
         print(f"{folder}: done before")
         return
-    scale = SCALES[text]
     arguments = ModelArguments(
         model_name_or_path=None if previous is None else str(out / previous),
         variant=variant,
@@ -131,7 +132,10 @@ def train(out: Path, text: str, folder: str, stage: int, variant: str, previous:
         gradient_checkpointing=False,
         use_cpu=not torch.cuda.is_available(),
         logging_steps=5,
-        save_strategy="no",
+        save_strategy="no" if scale.save_steps is None else "steps",
+        save_steps=scale.save_steps or 500,
+        save_total_limit=1,
+        resume_from_checkpoint="true" if any((out / folder).glob("checkpoint-*")) else None,
         disable_tqdm=True,
         report_to="none",
         seed=stage,
@@ -207,7 +211,7 @@ def main() -> None:
     start = time.time()
     runs = plan(variants)
     for run in runs:
-        train(args.out, args.text, *run)
+        train(args.out, args.text, SCALES[args.text], *run)
     questions = load_questions("test", num_images=200 if args.text == "llama" else 20, image_size=IMAGE_SIZE)
     judged = {variant: evaluate(args.out, variant, questions) for variant in variants}
     metrics = {variant: summarize(j) for variant, j in judged.items()}

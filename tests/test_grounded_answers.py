@@ -416,7 +416,7 @@ def test_ask_reads_pictures_of_all_kinds(run):
         ({"model": "llama"}, "error: llama cannot be loaded .*: its config.json is of model type 'llama'."),
         ({"model": "half"}, "error: half cannot be loaded as an AGE-VLM checkpoint: "),
         ({"model": "me/nothing"}, "error: me/nothing cannot be loaded as an AGE-VLM checkpoint: "),
-        ({"model": "runs/demo/age-vlm"}, "error: there is no checkpoint in runs/demo/age-vlm. Run `make demo` first"),
+        ({"model": "runs/nothing"}, "error: runs/nothing cannot be loaded as an AGE-VLM checkpoint: "),
         ({"out": "out/ask.jpg"}, "error: `--out` has to end in .png"),
     ],
 )

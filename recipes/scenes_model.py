@@ -1,0 +1,79 @@
+# Copyright 2026 The AGE-VLM authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+Makes the checkpoint that the repository ships: the demo's AGE-VLM, trained until it answers sensibly.
+
+    python recipes/scenes_model.py [--out runs/scenes_model]
+
+The four stages are the demo's with more steps. In the end the model is scored on scenes of the test split, and model,
+processor and `metrics.json` are copied to `recipes/scenes_model/`, where `recipes/ask.py` finds them. A run that was stopped
+goes on from its last checkpoint.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+import time
+import warnings
+from pathlib import Path
+
+from transformers.utils.logging import disable_progress_bar
+
+from modeling_agevlm import AgeVlmForConditionalGeneration, AgeVlmProcessor
+from recipes.ask import SHIPPED
+from recipes.demo import IMAGE_SIZE, Scale, plan, train
+from recipes.pictures import table
+from recipes.record import public_command
+from recipes.scenes_evaluation import evaluate_all
+
+
+SCALE = Scale(
+    steps={1: 60, 2: 60, 3: 500, 4: 3000},
+    learning_rate={1: 3e-3, 2: 3e-3, 3: 2e-3, 4: 1e-3},
+    batch_size=16,
+    cross_attention_layers=[1, 3, 5],
+    save_steps=250,
+)
+NUM_IMAGES = 300
+GOOD = 0.85  # of the answers about existence
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/scenes_model"), help="folder of the stages")
+    args = parser.parse_args()
+    start = time.time()
+    for run in plan(("age-vlm",)):
+        train(args.out, "llama", SCALE, *run)
+    model = AgeVlmForConditionalGeneration.from_pretrained(args.out / "age-vlm")
+    processor = AgeVlmProcessor.from_pretrained(args.out / "age-vlm")
+    metrics, _ = evaluate_all(model, processor, num_images=NUM_IMAGES, image_size=IMAGE_SIZE)
+    print(f"\n{table({'age-vlm': metrics})}\n\n{time.time() - start:.0f} s")
+    if metrics["pope_accuracy"] < GOOD:
+        sys.exit(f"error: {metrics['pope_accuracy']:.3f} of the answers about existence are right, {GOOD} should be.")
+    shutil.rmtree(SHIPPED, ignore_errors=True)
+    model.save_pretrained(SHIPPED)
+    processor.save_pretrained(SHIPPED)
+    for code in SHIPPED.glob("*.py"):  # it stands in this repository already
+        code.unlink()
+    entry = {"command": public_command(sys.argv), "steps": SCALE.steps, "num_test_images": NUM_IMAGES, **metrics}
+    (SHIPPED / "metrics.json").write_text(json.dumps(entry, indent=2) + "\n")
+    print(f"see {SHIPPED.relative_to(Path.cwd()) if SHIPPED.is_relative_to(Path.cwd()) else SHIPPED}")
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore", FutureWarning)  # of transformers about its own renamings
+    disable_progress_bar()
+    main()
