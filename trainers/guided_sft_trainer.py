@@ -144,7 +144,7 @@ class GuidedSFTTrainer(SFTTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        self._signature_columns = [*self._signature_columns, "regions", "id"]
+        self._signature_columns = [*self._signature_columns, "regions", "id", self.args.length_column_name]
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Every weight but norms, biases and timm's layer scales."""

@@ -1,0 +1,127 @@
+# Copyright 2026 The AGE-VLM authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The study of the paper's claim: what its settings share, what they change of the rows, and what it reports."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from recipes import claim
+from recipes.claim import ABLATIONS, LM, LONG_MODELS, MODELS, Setting
+from recipes.scenes import load_questions
+from trainers.data_collator import decode_rle
+
+
+def test_models_share_the_stages_that_they_agree_on():
+    for number in (1, 2):
+        assert len({setting.folder(number) for setting in MODELS.values()}) == 1
+    assert MODELS["age-vlm"].folder(3) == MODELS["age-vlm-lm"].folder(3)
+    assert MODELS["ca-baseline"].folder(3) == MODELS["ca-baseline-frozen"].folder(3)
+    assert len({setting.folder(4) for setting in MODELS.values()}) == len(MODELS)
+    # without guidance it makes no difference what the guidance would have been
+    assert replace(LM, guided=(), weight=3.0).folder(4) == replace(LM, guided=()).folder(4)
+    # stage 3 does not know how long stage 4 will be
+    long = LONG_MODELS["age-vlm-lm, long"]
+    assert long.folder(3) == LM.folder(3) and long.folder(4) != LM.folder(4)
+
+
+def test_every_ablation_is_another_model():
+    assert len({setting.folder(4) for setting in ABLATIONS.values()}) == len(ABLATIONS)
+    assert MODELS["age-vlm-lm"] == ABLATIONS["base (age-vlm-lm)"]
+
+
+def test_the_variants_run_the_stages():
+    for name, setting in MODELS.items():
+        assert setting.variant(4) == name.partition(",")[0]
+        assert (setting.variant(3) == "age-vlm") == name.startswith("age-vlm")
+    with pytest.raises(ValueError, match="no variant that guides stage 4"):
+        Setting(guided=(4,)).variant(4)
+
+
+def test_exchanged_masks_belong_to_other_rows():
+    rows = [[{"mask": f"{n}{k}", "text": k} for k in range(count)] for n, count in enumerate((2, 0, 3, 1))]
+    exchanged = claim.exchange_masks(rows)
+    assert [[region["text"] for region in row] for row in exchanged] == [[0, 1], [], [0, 1, 2], [0]]
+    assert all(region["mask"][0] != str(n) for n, row in enumerate(exchanged) for region in row)
+
+
+def test_rows_with_masks(monkeypatch):
+    monkeypatch.setattr(claim, "STEPS", {1: 2, 2: 2, 3: 10, 4: 2})
+    plain = claim.training_rows(LM, 3)
+    part = claim.training_rows(replace(LM, masked_share=0.1), 3)
+    masked = [n for n, regions in enumerate(part["regions"]) if regions]
+    assert len(masked) == 16
+    assert all(part[n]["regions"] == plain[n]["regions"] for n in masked)
+    assert part["messages"][:] == plain["messages"][:]
+    other = claim.training_rows(replace(LM, masks="other"), 3)
+    assert all(
+        a["mask"] != b["mask"]
+        for mine, theirs in zip(plain["regions"], other["regions"], strict=True)
+        for a, b in zip(mine, theirs, strict=True)
+    )
+
+
+@pytest.mark.parametrize("kind", ["stretched", "padded", "padded in the picture"])
+def test_masks_go_through_the_picture_s_change(kind):
+    question = next(q for q in load_questions("test", num_images=12, image_size=256) if q["mask"])
+    mask = decode_rle(question["mask"])
+    changed = decode_rle(claim.reshape_mask(question["mask"], kind))
+    picture = claim.reshape(question["image"], kind)
+    assert changed.shape == (picture.height, picture.width)
+    top = 48 if kind == "padded in the picture" else 0
+    rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+    new_rows, new_columns = (np.flatnonzero(changed.any(axis)) for axis in (1, 0))
+    assert abs(new_rows[0] - (top + rows[0] * 5 / 8)) <= 1.5 and abs(new_rows[-1] - (top + rows[-1] * 5 / 8)) <= 1.5
+    assert abs(new_columns[0] - columns[0]) <= 1.5 and abs(new_columns[-1] - columns[-1]) <= 1.5
+
+
+def test_accuracy_at_the_same_loss():
+    curve = [{"lm_loss": 0.6, "pope_accuracy": 0.5}, {"lm_loss": 0.4, "pope_accuracy": 0.7}]
+    assert claim.at_loss(curve, 0.5) == pytest.approx(0.6)
+    assert math.isnan(claim.at_loss(curve, 0.3))
+    better = [{"lm_loss": 0.6, "pope_accuracy": 0.5}, {"lm_loss": 0.3, "pope_accuracy": 0.8}]
+    results = [
+        {"name": name, "setting": {"seed": 0}, "curve": c} for name, c in (("a", better), ("b", curve), ("c", curve))
+    ]
+    assert claim.matched(results, "a", "b") == [
+        {"seed": 0, "lm_loss": 0.4, "a": pytest.approx(0.7), "b": pytest.approx(0.7)}
+    ]
+
+
+def test_interval():
+    assert claim.interval([0.5]) == "0.500"
+    # 4.30 x 0.1 / sqrt(3)
+    assert claim.interval([0.4, 0.5, 0.6]) == "0.500 ± 0.248"
+
+
+@pytest.mark.slow
+def test_a_model_from_its_first_stage_to_the_page(tmp_path, monkeypatch):
+    monkeypatch.setattr(claim, "STEPS", {1: 2, 2: 2, 3: 2, 4: 2})
+    monkeypatch.setattr(claim, "BATCH_SIZE", 4)
+    monkeypatch.setattr(claim, "TEST_IMAGES", 20)
+    monkeypatch.setattr(claim, "CURVE_POINTS", 2)
+    padded = replace(LM, stage2=False, first_image_size=128, pictures="padded")
+    for name, setting in {"base (age-vlm-lm)": LM, "wide pictures, padding masked": padded}.items():
+        for number in range(1, 5):
+            claim.train(tmp_path, setting, number)
+        claim.evaluate(tmp_path, name, setting)
+    claim.report(tmp_path)
+    result = json.loads((tmp_path / "results" / "base-age-vlm-lm-seed0.json").read_text())
+    assert [point["step"] for point in result["curve"]] == [1, 2]
+    page = (tmp_path / "page.html").read_text()
+    assert "wide pictures, padding masked" in page and (tmp_path / "ablations.png").exists()
+    assert len((tmp_path / "results.csv").read_text().splitlines()) == 3
