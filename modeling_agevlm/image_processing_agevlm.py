@@ -203,10 +203,12 @@ class AgeVlmImageProcessor(TorchvisionBackend):
             `torch.FloatTensor` of shape `(h, w)` in [0, 1], computed exactly from the areas: greater than 0 as soon as
             any part of a pixel of the mask lies in the cell.
         """
-        rows, columns = self._cell_edges(*mask.shape)
-        area = self._sum_between(self._sum_between(mask, rows, axis=0), columns, axis=1)
-        coverage = area / ((rows[1] - rows[0]) * (columns[1] - columns[0]))
-        coverage[area < 1e-6] = 0  # the sums are exact to about 1e-9 pixels
+        edges = self._cell_edges(*mask.shape)
+        rows, columns = (self._overlaps(*axis) for axis in zip(edges, mask.shape, strict=True))
+        area = rows @ mask @ columns.T
+        cell_height, cell_width = (axis[1] - axis[0] for axis in edges)
+        coverage = area / (cell_height * cell_width)
+        coverage[area < 1e-6] = 0  # an edge that meets a pixel's may miss it by a rounding error
         return torch.from_numpy(coverage.clip(0, 1)).float()
 
     def cells_to_pixels(self, cells: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -226,9 +228,7 @@ class AgeVlmImageProcessor(TorchvisionBackend):
         """
         shares = []
         for edges, length in zip(self._cell_edges(height, width), (height, width), strict=True):
-            pixels = np.arange(length)
-            overlap = np.minimum.outer(edges[1:], pixels + 1) - np.maximum.outer(edges[:-1], pixels)
-            overlap = overlap.clip(0)
+            overlap = self._overlaps(edges, length)
             totals = overlap.sum(axis=1, keepdims=True)  # 0 for cells of padding
             shares.append(torch.from_numpy(overlap / np.where(totals > 0, totals, 1)).to(cells))
         rows, columns = shares
@@ -245,16 +245,10 @@ class AgeVlmImageProcessor(TorchvisionBackend):
         return rows * height / resized_height, columns * width / resized_width
 
     @staticmethod
-    def _sum_between(values: np.ndarray, edges: np.ndarray, axis: int) -> np.ndarray:
-        """Sums of `values` along `axis` between consecutive `edges`, which may cut through a pixel."""
-        length = values.shape[axis]
-        shape = [side + (n == axis) for n, side in enumerate(values.shape)]
-        integral = np.zeros(shape)  # linear between the pixels' edges
-        np.cumsum(values, axis=axis, out=integral[1:] if axis == 0 else integral[:, 1:])
-        edges = edges.clip(0, length)
-        low = np.minimum(edges.astype(np.int64), length - 1)
-        weight = np.expand_dims(edges - low, 1 - axis)
-        return np.diff(integral.take(low, axis) * (1 - weight) + integral.take(low + 1, axis) * weight, axis=axis)
+    def _overlaps(edges: np.ndarray, length: int) -> np.ndarray:
+        """How much of each of `length` pixels lies between consecutive `edges`: `(len(edges) - 1, length)`."""
+        pixels = np.arange(length)
+        return (np.minimum.outer(edges[1:], pixels + 1) - np.maximum.outer(edges[:-1], pixels)).clip(0)
 
 
 __all__ = ["AgeVlmImageProcessor"]

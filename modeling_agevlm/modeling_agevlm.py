@@ -25,6 +25,7 @@ from dataclasses import dataclass
 import torch
 from huggingface_hub.errors import GatedRepoError
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
@@ -141,8 +142,9 @@ class AgeVlmCrossAttentionCacheLayer(CacheLayerMixin):
     Visual keys and values of one cross-attention layer, and which of them a row sees.
 
     It grows with the images, never with the text: cropping the text (assisted decoding) leaves it alone. `visible`
-    of shape `(batch_size, num_image_tokens)` is False for the padding of rows with fewer images and for padded cells;
-    whatever is cached stands before the next token, so that token sees all that is visible.
+    of shape `(batch_size, num_image_tokens)` is False for the padding of rows with fewer images and for padded cells, or
+    of shape `(batch_size, 1)` where a row sees all or nothing; whatever is cached stands before the next token, so that
+    token sees all that is visible.
     """
 
     is_compileable = True
@@ -164,9 +166,15 @@ class AgeVlmCrossAttentionCacheLayer(CacheLayerMixin):
             self.lazy_initialization(key_states, value_states)
             self.keys, self.values, self.visible = key_states, value_states, visible
         else:
+            self.visible = torch.cat(
+                [
+                    self.visible.expand(-1, self.keys.shape[-2]),
+                    visible.expand(-1, key_states.shape[-2]),
+                ],
+                dim=-1,
+            )
             self.keys = torch.cat([self.keys, key_states], dim=-2)
             self.values = torch.cat([self.values, value_states], dim=-2)
-            self.visible = torch.cat([self.visible, visible], dim=-1)
         return self.keys, self.values
 
     def get_seq_length(self) -> int:
@@ -402,11 +410,11 @@ class AgeVlmCrossAttention(nn.Module):
         hidden_states: torch.Tensor,
         cross_attention_states: torch.Tensor | None,
         cross_attention_positions: torch.Tensor | None,
-        cross_attention_mask: torch.Tensor,
+        cross_attention_mask: torch.Tensor | None,
         visible: torch.Tensor | None,
         query_weights: torch.Tensor | None,
         past_key_values: Cache | None,
-        probe_values: torch.Tensor | None = None,
+        probes: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         hidden_shape = (*hidden_states.shape[:-1], -1, self.head_dim)
@@ -415,8 +423,8 @@ class AgeVlmCrossAttention(nn.Module):
             cross_attention_states, cross_attention_positions, visible, past_key_values
         )
         inputs = query_states, key_states, value_states
-        if probe_values is not None:
-            inputs = self.append_probes(*inputs, probe_values)
+        if probes is not None:
+            inputs = self.append_probes(*inputs, probes)
 
         # Flash attention takes a 2-D text mask and would cut the visual keys to the text's length.
         backend = CROSS_ATTENTION_BACKENDS.get(self.config._attn_implementation, "sdpa")
@@ -430,27 +438,26 @@ class AgeVlmCrossAttention(nn.Module):
             is_causal=False,
         )
         grounding = None
-        if probe_values is not None:
-            attn_output, probes = attn_output.split([self.head_dim, attn_output.shape[-1] - self.head_dim], dim=-1)
-            probes = probes[..., : probe_values.shape[1]].float().mean(dim=2)  # over heads
-            grounding = (query_weights.transpose(1, 2) * probes).sum(dim=1)
+        if probes is not None:
+            attn_output, means = attn_output.split([self.head_dim, probes.shape[-1]], dim=-1)
+            means = means[..., : query_weights.shape[1]].float().mean(dim=2)  # over heads
+            grounding = (query_weights.transpose(1, 2) * means).sum(dim=1)
         elif query_weights is not None:
-            grounding = self.grounding_map(query_states, key_states, cross_attention_mask, query_weights)
+            inputs = query_states, key_states, cross_attention_mask, query_weights
+            # The scores of all heads and tokens are worth computing twice, not keeping.
+            grounding = checkpoint(self.grounding_map, *inputs, use_reentrant=False, preserve_rng_state=False)
         return self.o_proj(attn_output.reshape(*hidden_states.shape[:-1], -1)), attn_weights, grounding
 
     @staticmethod
     def append_probes(
-        query_states: torch.Tensor, key_states: torch.Tensor, value_states: torch.Tensor, probe_values: torch.Tensor
+        query_states: torch.Tensor, key_states: torch.Tensor, value_states: torch.Tensor, probes: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """
-        Probes `(batch_size, num_regions, num_image_tokens)` as further channels of the values. Queries and keys get zeros,
-        for backends want all three alike, in multiples of 8 channels.
+        Probes `(batch_size, 1, num_image_tokens, num_channels)` as further channels of the values. Queries and keys get
+        zeros, for backends want all three alike.
         """
-        num_channels = -(-probe_values.shape[1] // 8) * 8
-        probes = nn.functional.pad(probe_values.transpose(1, 2), (0, num_channels - probe_values.shape[1]))
-        probes = probes.to(value_states.dtype).unsqueeze(1).expand(-1, value_states.shape[1], -1, -1)
-        query_states, key_states = (nn.functional.pad(x, (0, num_channels)) for x in (query_states, key_states))
-        return query_states, key_states, torch.cat([value_states, probes], dim=-1)
+        query_states, key_states = (nn.functional.pad(x, (0, probes.shape[-1])) for x in (query_states, key_states))
+        return query_states, key_states, torch.cat([value_states, probes.expand(*value_states.shape[:3], -1)], dim=-1)
 
     def project_visual_tokens(
         self,
@@ -477,7 +484,7 @@ class AgeVlmCrossAttention(nn.Module):
         self,
         query_states: torch.Tensor,
         key_states: torch.Tensor,
-        cross_attention_mask: torch.Tensor,
+        cross_attention_mask: torch.Tensor | None,
         query_weights: torch.Tensor,
     ) -> torch.Tensor:
         """
@@ -486,9 +493,9 @@ class AgeVlmCrossAttention(nn.Module):
         """
         key_states = repeat_kv(key_states, self.num_key_value_groups)
         scores = torch.matmul(query_states, key_states.transpose(2, 3)).float() * self.scaling
-        weights = (
-            (scores + cross_attention_mask).softmax(dim=-1).mean(dim=1)
-        )  # (batch_size, sequence_length, num_image_tokens)
+        if cross_attention_mask is not None:
+            scores = scores + cross_attention_mask
+        weights = scores.softmax(dim=-1).mean(dim=1)  # (batch_size, sequence_length, num_image_tokens)
         return torch.matmul(query_weights, weights)
 
 
@@ -677,8 +684,9 @@ class AgeVlmTextModel(AgeVlmPreTrainedModel):
         cross_attention_positions (`torch.FloatTensor` of shape `(num_image_tokens, hidden_size)`, *optional*):
             Position code added to what the keys are made from.
         cross_attention_mask (`torch.BoolTensor` of shape `(batch_size, sequence_length, num_image_tokens)`, *optional*):
-            True where a text token of this call sees a visual token of this call.
-        visible (`torch.BoolTensor` of shape `(batch_size, num_image_tokens)`, *optional*):
+            True where a text token of this call sees a visual token of this call; of shape `(batch_size, sequence_length, 1)`
+            where a text token sees all of them or none, which spares the attention a mask.
+        visible (`torch.BoolTensor` of shape `(batch_size, num_image_tokens)` or `(batch_size, 1)`, *optional*):
             True for the visual tokens of this call that every later token sees; kept in the cache.
         query_masks (`torch.BoolTensor` of shape `(batch_size, num_regions, sequence_length)`, *optional*):
             True for the tokens whose attention `grounding_maps` averages, one query per region.
@@ -706,9 +714,9 @@ class AgeVlmTextModel(AgeVlmPreTrainedModel):
         )
         position_embeddings = self.rotary_emb(inputs_embeds, position_ids=position_ids)
         cross_attention_kwargs = self.prepare_cross_attention(
-            inputs_embeds.shape[1],
-            inputs_embeds.dtype,
+            inputs_embeds,
             past_key_values,
+            cross_attention_states,
             cross_attention_mask,
             query_masks,
             probe_values,
@@ -736,7 +744,6 @@ class AgeVlmTextModel(AgeVlmPreTrainedModel):
                     cross_attention_states=cross_attention_states,
                     cross_attention_positions=cross_attention_positions,
                     visible=visible,
-                    probe_values=probe_values,
                     past_key_values=past_key_values,
                     **cross_attention_kwargs,
                     **kwargs,
@@ -753,9 +760,9 @@ class AgeVlmTextModel(AgeVlmPreTrainedModel):
 
     def prepare_cross_attention(
         self,
-        sequence_length: int,
-        dtype: torch.dtype,
+        inputs_embeds: torch.Tensor,
         past_key_values: Cache | None,
+        cross_attention_states: torch.Tensor | None,
         cross_attention_mask: torch.Tensor | None,
         query_masks: torch.Tensor | None,
         probe_values: torch.Tensor | None,
@@ -763,23 +770,31 @@ class AgeVlmTextModel(AgeVlmPreTrainedModel):
         """
         What all cross-attention layers share, or None when there is no image, neither in this call nor in the cache:
         the additive `cross_attention_mask` of shape `(batch_size, 1, sequence_length, num_image_tokens)` over the
-        cached and the new visual tokens, `sees_image` of shape `(batch_size, sequence_length, 1)` and the
-        `query_weights` of shape `(batch_size, num_regions, sequence_length)`, which sum to 1 for each query; and with
-        probes their `uniform_probe_means`, which the layers do not take.
+        cached and the new visual tokens (None if each token sees all or none), `sees_image` of shape
+        `(batch_size, sequence_length, 1)` and the `query_weights` of shape
+        `(batch_size, num_regions, sequence_length)`, which sum to 1 for each query. With probes also the `probes` of shape
+        `(batch_size, 1, num_image_tokens, num_channels)`, filled up to a multiple of 8 channels as attention kernels
+        like them, and their `uniform_probe_means`, which the layers do not take.
         """
+        sequence_length, dtype = inputs_embeds.shape[1], inputs_embeds.dtype
         if probe_values is not None and (query_masks is None or query_masks.shape[:2] != probe_values.shape[:2]):
             raise ValueError(
                 f"`probe_values` of shape {tuple(probe_values.shape)} need `query_masks` of as many rows and regions, but "
                 f"they are {'None' if query_masks is None else tuple(query_masks.shape)}."
             )
-        masks = []
+        masks, num_image_tokens = [], 0
         # CODEPATH: an empty list is the plain LLM; all AGE-VLM checkpoints have cross-attention layers
         if past_key_values is not None and self.config.cross_attention_layers:
             cache_layer = cross_attention_cache_layer(past_key_values, self.config.cross_attention_layers[0])
             if cache_layer.is_initialized:
+                num_image_tokens = cache_layer.get_seq_length()
                 masks.append(cache_layer.visible.unsqueeze(1).expand(-1, sequence_length, -1))
         if cross_attention_mask is not None:
+            if masks:
+                masks[0] = masks[0].expand(-1, -1, num_image_tokens)
+                cross_attention_mask = cross_attention_mask.expand(-1, -1, cross_attention_states.shape[1])
             masks.append(cross_attention_mask)
+            num_image_tokens += cross_attention_states.shape[1]
         if not masks:
             if query_masks is not None:
                 raise ValueError(
@@ -799,18 +814,24 @@ class AgeVlmTextModel(AgeVlmPreTrainedModel):
             query_weights = query_weights / query_weights.sum(dim=-1, keepdim=True).clamp(min=1)
         probe_kwargs = {}
         if probe_values is not None:
-            if probe_values.shape[-1] != mask.shape[-1]:
+            if probe_values.shape[-1] != num_image_tokens:
                 raise ValueError(
                     f"`probe_values` holds values of {probe_values.shape[-1]} visual tokens, but the text sees up to "
-                    f"{mask.shape[-1]}, cached ones included."
+                    f"{num_image_tokens}, cached ones included."
                 )
             seen = (torch.matmul(query_weights, mask.float()) > 0).float()  # by any word of the query
+            seen = seen.expand(-1, -1, num_image_tokens)
             probe_kwargs["uniform_probe_means"] = (seen * probe_values).sum(dim=-1) / seen.sum(dim=-1).clamp(min=1)
+            probes = nn.functional.pad(probe_values.transpose(1, 2), (0, -probe_values.shape[1] % 8))
+            probe_kwargs["probes"] = probes.to(dtype).unsqueeze(1)
         # A token that sees nothing attends to everything, which keeps the softmax finite; its output is dropped.
-        hidden = ~(mask | ~sees_image).unsqueeze(1)
+        additive_mask = None
+        if mask.shape[-1] > 1:
+            hidden = ~(mask | ~sees_image).unsqueeze(1)
+            additive_mask = torch.zeros_like(hidden, dtype=dtype).masked_fill_(hidden, torch.finfo(dtype).min)
         return {
             **probe_kwargs,
-            "cross_attention_mask": torch.zeros_like(hidden, dtype=dtype).masked_fill_(hidden, torch.finfo(dtype).min),
+            "cross_attention_mask": additive_mask,
             "sees_image": sees_image,
             "query_weights": query_weights,
         }
@@ -892,13 +913,13 @@ class AgeVlmModel(AgeVlmPreTrainedModel):
             seen = self._seen_images(input_ids, inputs_embeds, pixel_values)
             copies = seen.shape[0] // pixel_values.shape[0]  # beams share the pictures of their row
             image_hidden_states = self._image_hidden_states(pixel_values, seen[::copies, -1])
-            cells = self._cell_mask(pixel_values, pixel_attention_mask)
-            if copies > 1:
-                image_hidden_states = image_hidden_states.repeat_interleave(copies, dim=0)
-                cells = cells.repeat_interleave(copies, dim=0)
-            # (batch_size, sequence_length, num_images, num_image_tokens) -> all images of a row in one axis
-            cross_attention_mask = (seen.unsqueeze(-1) & cells.unsqueeze(1)).flatten(2)
-            visible = (seen[:, -1].unsqueeze(-1) & cells).flatten(1)
+            image_hidden_states = image_hidden_states.repeat_interleave(copies, dim=0)
+            cross_attention_mask = seen  # (batch_size, sequence_length, 1): all of the picture or none of it
+            if pixel_values.shape[1] > 1 or pixel_attention_mask is not None:
+                cells = self._cell_mask(pixel_values, pixel_attention_mask).repeat_interleave(copies, dim=0)
+                # (batch_size, sequence_length, num_images, num_image_tokens) -> all images of a row in one axis
+                cross_attention_mask = (seen.unsqueeze(-1) & cells.unsqueeze(1)).flatten(2)
+            visible = cross_attention_mask[:, -1]
             cross_attention_states = image_hidden_states.flatten(1, 2)
             positions = self._visual_positions(pixel_values, image_hidden_states)
 
@@ -962,12 +983,13 @@ class AgeVlmModel(AgeVlmPreTrainedModel):
         """Projected visual tokens `(batch_size, num_images, num_image_tokens, hidden_size)`; only images run, fillers are 0."""
         if is_torchdynamo_compiling():  # the number of images is data; fillers run too and are masked
             return self.get_image_features(pixel_values).pooler_output.unflatten(0, pixel_values.shape[:2])
+        num_images = int(is_image.sum())
+        if num_images == is_image.numel():
+            return self.get_image_features(pixel_values).pooler_output.unflatten(0, pixel_values.shape[:2])
         runs = is_image.clone()
-        if not runs.any():  # the dummy image
+        if num_images == 0:  # the dummy image
             runs[0, 0] = True
         features = self.get_image_features(pixel_values[runs]).pooler_output
-        if runs.all():
-            return features.unflatten(0, pixel_values.shape[:2])
         hidden_states = features.new_zeros(*pixel_values.shape[:2], *features.shape[1:])
         hidden_states[runs] = features
         return hidden_states

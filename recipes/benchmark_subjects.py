@@ -294,12 +294,12 @@ class Ours(nn.Module):
 
     def prefill(self, input_ids: torch.Tensor, image_tokens: torch.Tensor) -> tuple[torch.Tensor, Cache]:
         """The last position's logits, and the cache."""
-        visible = image_tokens.new_ones(image_tokens.shape[:2], dtype=torch.bool)
+        seen = torch.ones((*input_ids.shape, 1), dtype=torch.bool, device=input_ids.device)  # all of it, by all words
         outputs = self.vlm.model.language_model(
             input_ids=input_ids,
             cross_attention_states=image_tokens,
-            cross_attention_mask=visible.unsqueeze(1).expand(-1, input_ids.shape[1], -1),
-            visible=visible,
+            cross_attention_mask=seen,
+            visible=seen[:, -1],
             use_cache=True,
         )
         return self.vlm.lm_head(outputs.last_hidden_state[:, -1]), outputs.past_key_values

@@ -171,7 +171,7 @@ MUTANTS = [
         "an eps that hides an empty mask",
         "trainers/guidance_loss.py",
         {
-            "    guided = (region_masks > 0).any(dim=-1) & (maps > 0).any(dim=-1).all(dim=0)\n": "    guided = (maps > 0).any(dim=-1).all(dim=0)\n",
+            "    guided = (masks > 0).any(dim=-1) & (maps > 0).any(dim=-1).all(dim=0)\n": "    guided = (maps > 0).any(dim=-1).all(dim=0)\n",
             "    return -dice.clamp(min=torch.finfo(dice.dtype).tiny).log()\n": "    return -(dice + 1e-6).log()\n",
         },
         "test_guidance_loss.py",
@@ -180,9 +180,25 @@ MUTANTS = [
         "a probe's mean under another query",
         MODEL,
         {
-            "            grounding = (query_weights.transpose(1, 2) * probes)": "            grounding = (query_weights.roll(1, 1).transpose(1, 2) * probes)"
+            "            grounding = (query_weights.transpose(1, 2) * means)": "            grounding = (query_weights.roll(1, 1).transpose(1, 2) * means)"
         },
         "test_probes.py",
+    ),
+    Mutant(
+        "a padded picture is taken for a whole one",
+        MODEL,
+        {
+            "            if pixel_values.shape[1] > 1 or pixel_attention_mask is not None:\n": "            if pixel_values.shape[1] > 1:\n"
+        },
+        "test_modeling_agevlm.py",
+    ),
+    Mutant(
+        "a row sees what fills the place of a picture that it does not have",
+        MODEL,
+        {
+            "self.visible.expand(-1, self.keys.shape[-2]),": "torch.ones_like(self.visible).expand(-1, self.keys.shape[-2]),"
+        },
+        "test_modeling_agevlm.py",
     ),
     Mutant(
         "sum and max swapped",

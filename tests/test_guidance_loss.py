@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 import torch
 from testing_utils import guidance_by_hand
+from torch._subclasses import FakeTensorMode
 
-from trainers import GuidanceLoss, guidance_loss
+from trainers import GuidanceLoss, guidance_loss, guidance_loss_from_mass
 
 
 NORMALIZATIONS = pytest.mark.parametrize("normalization", ["sum", "max"])
@@ -220,3 +221,12 @@ def test_no_maps_are_refused():
 def test_unknown_normalization_is_refused():
     with pytest.raises(ValueError, match="`normalization` has to be .* but is 'mean'"):
         guidance_loss(random_maps(1, 1, 1, 9), torch.ones(1, 1, 9), "mean")
+
+
+def test_nothing_waits_for_the_device():
+    """Neither loss asks for a value of its tensors, so that on a GPU the next step is under way meanwhile."""
+    with FakeTensorMode():
+        maps, masks = torch.rand(2, 3, 4, 9).unbind(), torch.rand(3, 4, 9)
+        for normalization in ("sum", "max"):
+            assert guidance_loss(maps, masks, normalization).loss.shape == ()
+        assert guidance_loss_from_mass((masks.mean(-1),), masks, masks.mean(-1)).loss.shape == ()

@@ -237,11 +237,46 @@ def test_visual_keys_cut_to_the_texts_length_would_be_noticed(
     def cut(module, query, key, value, attention_mask, **kwargs):
         if isinstance(module, AgeVlmCrossAttention):
             length = query.shape[2]
-            key, value, attention_mask = key[:, :, :length], value[:, :, :length], attention_mask[..., :length]
+            key, value = key[:, :, :length], value[:, :, :length]
         return sdpa(module, query, key, value, attention_mask, **kwargs)
 
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", cut)
     assert not first_token_reads_the_last_cell(model)
+
+
+@BACKENDS
+def test_a_whole_picture_per_row_needs_no_mask(backend: str):
+    """Which spares the attention, and changes nothing: not for rows without a picture, words before it or later turns."""
+    model = tiny_model(attn_implementation=backend).requires_grad_(False)
+    masks = []
+    for layer in model.modules():
+        if isinstance(layer, AgeVlmCrossAttention):
+            layer.register_forward_pre_hook(
+                lambda module, args, kwargs: masks.append(kwargs["cross_attention_mask"]), with_kwargs=True
+            )
+    batch = tiny_batch(placeholders=((2,), ()))
+    batch["query_masks"] = some_queries(batch)
+    later = torch.full((2, 3), 7)
+    second = {"input_ids": torch.cat([torch.full((2, 1), IMAGE), later], dim=1)}
+    second["pixel_values"] = batch["pixel_values"].flip(0)
+
+    def three_turns(**padding: torch.Tensor) -> list[torch.Tensor]:
+        first = model(**batch, **padding, use_cache=True)
+        cache = first.past_key_values
+        turns = [first, model(input_ids=later, past_key_values=cache), model(**second, past_key_values=cache)]
+        return [turn.logits for turn in turns] + list(first.grounding_maps)
+
+    spared = three_turns()
+    assert [mask is None for mask in masks] == [True] * 4 + [False] * 2
+    masks.clear()
+    masked = three_turns(pixel_attention_mask=torch.ones_like(batch["pixel_values"][:, :, 0]))
+    assert not any(mask is None for mask in masks)
+    for without, with_mask in zip(spared, masked, strict=True):
+        torch.testing.assert_close(without, with_mask, atol=1e-5, rtol=1e-5)
+    # The row without a picture does not see what fills its place when another row's comes before its own.
+    texts = [batch["input_ids"][1:], later[1:], second["input_ids"][1:]]
+    alone = model(input_ids=torch.cat(texts, dim=1), pixel_values=second["pixel_values"][1:]).logits
+    torch.testing.assert_close(alone[:, -4:], spared[2][1:], atol=1e-5, rtol=1e-5)
 
 
 def test_visual_positions_change_the_logits():

@@ -69,24 +69,21 @@ def guidance_loss(
             f"but the maps have shapes {[tuple(m.shape) for m in grounding_maps]}."
         )
     maps = torch.stack(grounding_maps).float()  # (num_layers, batch_size, num_regions, num_image_tokens)
-    guided = (region_masks > 0).any(dim=-1) & (maps > 0).any(dim=-1).all(dim=0)
-    # Rows are picked rather than multiplied by 0, so that nothing undefined in the others reaches the gradient.
-    maps, masks = maps[:, guided], region_masks[guided].float()
-    num_regions = guided.sum()
-    if num_regions == 0:
-        zero = maps.sum()
-        return GuidanceLoss(zero, zero.detach(), zero.detach(), num_regions)
+    masks = region_masks.float()
+    guided = (masks > 0).any(dim=-1) & (maps > 0).any(dim=-1).all(dim=0)
+    reachable = (maps > 0).any(dim=0)
+    # Where a region is not guided, numbers that lead to no gradient and no division by 0 take the place of its own.
+    maps = torch.where(guided.unsqueeze(-1), maps, 1.0)
 
     attention_mass = maps.sum(dim=-1)
     scale = attention_mass if normalization == "sum" else maps.amax(dim=-1)
     overlap = (maps * masks).sum(dim=-1)
     dice = 2 * (overlap / scale) / (masks.sum(dim=-1) + attention_mass / scale)
-    reachable = (maps > 0).any(dim=0)
     return GuidanceLoss(
-        loss=_negative_log(dice).mean(),
-        in_mask_mass=(overlap / attention_mass).detach().mean(),
-        uniform_mass=((masks * reachable).sum(dim=-1) / reachable.sum(dim=-1)).mean(),
-        num_regions=num_regions,
+        loss=_mean(_negative_log(dice), guided),
+        in_mask_mass=_mean((overlap / attention_mass).detach(), guided),
+        uniform_mass=_mean((masks * reachable).sum(dim=-1) / reachable.sum(dim=-1).clamp(min=1), guided),
+        num_regions=guided.sum(),
     )
 
 
@@ -117,13 +114,19 @@ def guidance_loss_from_mass(
             f"{tuple(region_masks.shape[:2])}, but they have shapes {[tuple(m.shape) for m in masses]}."
         )
     guided = uniform_mass > 0
-    mass = torch.stack(masses).float()[:, guided]  # (num_layers, guided regions)
-    num_regions = guided.sum()
-    if num_regions == 0:
-        zero = mass.sum()
-        return GuidanceLoss(zero, zero.detach(), zero.detach(), num_regions)
-    dice = 2 * mass / (region_masks[guided].float().sum(dim=-1) + 1)
-    return GuidanceLoss(_negative_log(dice).mean(), mass.detach().mean(), uniform_mass[guided].mean(), num_regions)
+    mass = torch.stack(masses).float()  # (num_layers, batch_size, num_regions)
+    dice = 2 * mass / (region_masks.float().sum(dim=-1) + 1)
+    return GuidanceLoss(
+        loss=_mean(_negative_log(dice), guided),
+        in_mask_mass=_mean(mass.detach(), guided),
+        uniform_mass=_mean(uniform_mass, guided),
+        num_regions=guided.sum(),
+    )
+
+
+def _mean(values: torch.Tensor, guided: torch.Tensor) -> torch.Tensor:
+    """Mean over the guided regions and all layers, 0 without a region; nothing of it waits for the device."""
+    return torch.where(guided, values, 0.0).sum() / guided.expand_as(values).sum().clamp(min=1)
 
 
 def _negative_log(dice: torch.Tensor) -> torch.Tensor:
