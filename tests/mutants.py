@@ -198,7 +198,7 @@ MUTANTS = [
         {
             "self.visible.expand(-1, self.keys.shape[-2]),": "torch.ones_like(self.visible).expand(-1, self.keys.shape[-2]),"
         },
-        "test_modeling_agevlm.py",
+        "test_generation.py",
     ),
     Mutant(
         "sum and max swapped",

@@ -61,6 +61,7 @@ def test_exchanged_masks_belong_to_other_rows():
 
 def test_rows_with_masks(monkeypatch):
     monkeypatch.setattr(claim, "STEPS", {1: 2, 2: 2, 3: 10, 4: 2})
+    monkeypatch.setattr(claim, "BATCH_SIZE", 16)
     plain = claim.training_rows(LM, 3)
     part = claim.training_rows(replace(LM, masked_share=0.1), 3)
     masked = [n for n, regions in enumerate(part["regions"]) if regions]
