@@ -25,6 +25,7 @@ import torch
 from torch.profiler import ProfilerActivity
 
 from recipes.benchmark import ratio
+from recipes.tables import markdown
 
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -135,9 +136,9 @@ def bytes_row(what: str, a: int, b: int, target: str = "", limit: float | None =
 
 def table(result: dict[str, Any]) -> str:
     """The rows for people."""
-    lines = [f"| {result['title']} | measured (range) | target | limit | of |", "|---|---|---|---|---|"]
-    lines += [f"| {' | '.join(Row(**row).cells())} |" for row in result["rows"]]
-    return "\n".join([*lines, *(f"\n{note}" for note in result["notes"])])
+    header = [result["title"], "measured (range)", "target", "limit", "of"]
+    lines = markdown(header, [Row(**row).cells() for row in result["rows"]])
+    return "\n".join([lines, *(f"\n{note}" for note in result["notes"])])
 
 
 def make_result(title: str, rows: list[Row], *notes: str) -> dict[str, Any]:

@@ -13,19 +13,19 @@
 # limitations under the License.
 """Does guidance help? The paper's claim and its open points, tested on scenes with the demo's tiny model.
 
-    python recipes/claim.py [--out runs/claim] [--only 2x2 | ablations | long] [--processes 2] [--seeds 3]
+    python recipes/claim.py [--out runs/claim] [--results docs/claim] [--only 2x2 | ablations | long] [--processes 2]
 
 `2x2`: guidance or none, LLM frozen or trained in stage 4, and the control whose masks belong to other pictures, each with
 several seeds. `ablations`: one thing changed at a time, one seed. `long`: guidance or none until the baseline is good.
 All models go through the recipes of the four stages; stages that models share run once. A run that was stopped goes on where it
-stopped. `results.csv`, `page.html` and its plots are written anew whenever a model is done.
+stopped; of a model whose result is there, nothing runs. `results.csv`, `page.md` and its plots are written anew whenever a model
+is done.
 """
 
 import argparse
 import csv
 import functools
 import hashlib
-import html
 import json
 import math
 import multiprocessing
@@ -36,7 +36,7 @@ import warnings
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from contextlib import redirect_stdout
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, Literal
@@ -55,14 +55,15 @@ from recipes.demo import BACKBONES, IMAGE_SIZE
 from recipes.pictures import plt
 from recipes.scenes import FEATURES, POPE_KINDS, load_questions, load_scenes
 from recipes.scenes_evaluation import evaluate_all, judge, summarize
+from recipes.tables import markdown
 from trainers import DataCollatorForGuidedVisionLanguageModeling, GuidedSFTConfig, Variant
 from trainers.data_collator import decode_rle
 
 
-LEARNING_RATE = {1: 3e-3, 2: 3e-3, 3: 2e-3, 4: 1e-3}
-STEPS = {1: 100, 2: 100, 3: 500, 4: 800}
-LONG = 3  # times the steps of stage 4
-BATCH_SIZE = 8
+LEARNING_RATE = {1: 3e-3, 2: 3e-3, 3: 2e-3, 4: 3e-4}
+STEPS = {1: 100, 2: 100, 3: 1500, 4: 1400}
+LONG = 5  # times the steps of stage 4
+BATCH_SIZE = 4
 TEST_IMAGES = 200
 CURVE_POINTS = 6
 
@@ -125,6 +126,7 @@ MODELS = {
     "age-vlm": Setting(),
     "ca-baseline-frozen": Setting(guided=()),
     "age-vlm-lm": LM,
+    "age-vlm-lm, weight 0.1": replace(LM, weight=0.1),
     "ca-baseline": replace(LM, guided=()),
     "age-vlm-lm, other masks": replace(LM, masks="other"),
 }
@@ -156,6 +158,7 @@ ABLATIONS = {
     "wide pictures, padding masked": replace(LM, pictures="padded"),
     "wide pictures, padding seen": replace(LM, pictures="padded in the picture"),
 }
+PAIRS = (("age-vlm", "ca-baseline-frozen"), ("age-vlm-lm", "ca-baseline"), ("age-vlm-lm, weight 0.1", "ca-baseline"))
 LONG_MODELS = {
     "age-vlm-lm, long": replace(LM, length=LONG),
     "ca-baseline, long": replace(LM, guided=(), length=LONG),
@@ -372,7 +375,11 @@ def train(out: Path, setting: Setting, number: int) -> None:
     trainer.accelerator.free_memory()
 
 
-def evaluate(out: Path, name: str, setting: Setting) -> None:
+def result_file(results: Path, setting: Setting) -> Path:
+    return results / "results" / f"{setting.folder(4)}.json"
+
+
+def evaluate(out: Path, results: Path, setting: Setting) -> None:
     """Scores a model and writes what it scored."""
     folder = out / setting.folder(4)
     model = AgeVlmForConditionalGeneration.from_pretrained(folder).eval()
@@ -382,15 +389,13 @@ def evaluate(out: Path, name: str, setting: Setting) -> None:
     if setting.pictures == "square":
         metrics, _ = evaluate_all(model, processor, num_images=TEST_IMAGES, image_size=IMAGE_SIZE)
     else:
-        judged = judge(model, processor, test_questions(setting, TEST_IMAGES))
-        metrics = summarize(judged)
+        metrics = summarize(judge(model, processor, test_questions(setting, TEST_IMAGES)))
         metrics["pope_accuracy"] = mean(metrics[f"pope_{kind}_accuracy"] for kind in POPE_KINDS)
     curve = json.loads((folder / "curve.json").read_text())
-    entry = {"name": name, "setting": asdict(setting), "metrics": metrics, "curve": curve}
-    path = out / "results" / f"{slug(name)}-seed{setting.seed}.json"
+    path = result_file(results, setting)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(".tmp")
-    aside.write_text(json.dumps(entry, indent=2) + "\n")
+    aside.write_text(json.dumps({"setting": asdict(setting), "metrics": metrics, "curve": curve}, indent=2) + "\n")
     aside.replace(path)
 
 
@@ -402,7 +407,7 @@ def slug(name: str) -> str:
 
 
 def planned(only: str | None, seeds: int) -> list[tuple[str, Setting]]:
-    """The models to train, by name and setting; a model of several parts of the study once."""
+    """The models to train, by name and setting."""
     models = []
     if only in (None, "2x2"):
         models += [(name, replace(setting, seed=seed)) for seed in range(seeds) for name, setting in MODELS.items()]
@@ -422,37 +427,41 @@ def prepare(threads: int) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
-def work(out: Path, name: str, setting: Setting, number: int) -> float:
+def work(out: Path, results: Path, name: str, setting: Setting, number: int) -> float:
     """Runs stage `number`, or the evaluation as number 5, and returns the seconds that it took."""
     start = time.time()
     log = out / "logs" / f"{slug(name)}-seed{setting.seed}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a") as file, redirect_stdout(file):
-        train(out, setting, number) if number <= 4 else evaluate(out, name, setting)
+        train(out, setting, number) if number <= 4 else evaluate(out, results, setting)
     return time.time() - start
 
 
-def run(out: Path, models: list[tuple[str, Setting]], processes: int) -> None:
+def run(out: Path, results: Path, models: list[tuple[str, Setting]], processes: int) -> None:
     """Trains and scores the models, several at a time, and reports whenever one is done."""
-    tasks: dict[str, tuple[str, Setting, int, str | None]] = {}  # its file: model, stage, file that it waits for
-    for name, setting in models:
+    tasks: dict[Path, tuple[str, Setting, int, Path | None]] = {}  # its file: model, stage, file that it waits for
+    missing = [(name, setting) for name, setting in models if not result_file(results, setting).exists()]
+    for name, setting in missing:
         previous = None
         for number in range(1, 5):
-            file = f"{setting.folder(number)}/config.json"
+            file = out / setting.folder(number) / "config.json"
             tasks.setdefault(file, (name, setting, number, previous))
             previous = file
-        tasks[f"results/{slug(name)}-seed{setting.seed}.json"] = (name, setting, 5, previous)
-    waiting = {file: task for file, task in tasks.items() if not (out / file).exists()}
+        tasks[result_file(results, setting)] = (name, setting, 5, previous)
+    waiting = {file: task for file, task in tasks.items() if not file.exists()}
     total, start = len(waiting), time.time()
-    print(f"{len(tasks) - total} of {len(tasks)} stages and evaluations were done before", flush=True)
+    print(
+        f"{len(models) - len(missing)} of {len(models)} results are there; {total} stages and evaluations to go",
+        flush=True,
+    )
     threads = max(1, torch.get_num_threads() // processes)
     context = multiprocessing.get_context("spawn")
-    running: dict[Any, str] = {}
+    running: dict[Any, Path] = {}
     with ProcessPoolExecutor(processes, mp_context=context, initializer=prepare, initargs=(threads,)) as pool:
         while waiting or running:
             for file, (name, setting, number, previous) in list(waiting.items()):
-                if len(running) < processes and (previous is None or (out / previous).exists()):
-                    running[pool.submit(work, out, name, setting, number)] = file
+                if len(running) < processes and (previous is None or previous.exists()):
+                    running[pool.submit(work, out, results, name, setting, number)] = file
                     del waiting[file]
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
@@ -466,7 +475,7 @@ def run(out: Path, models: list[tuple[str, Setting]], processes: int) -> None:
                     flush=True,
                 )
                 if number == 5:
-                    report(out)
+                    report(results)
 
 
 # --- The report ---
@@ -506,87 +515,126 @@ def at_loss(curve: list[dict[str, float]], loss: float) -> float:
     return math.nan
 
 
-def matched(results: list[dict[str, Any]], guided: str, unguided: str) -> list[dict[str, float]]:
+def reached(curve: list[dict[str, float]], accuracy: float = 0.75) -> int | None:
+    """The first step of a curve's points at which the accuracy on existence is at least `accuracy`."""
+    return next((int(point["step"]) for point in curve if point["pope_accuracy"] >= accuracy), None)
+
+
+def load_results(folder: Path) -> dict[str, dict[str, Any]]:
+    """All results so far by the folder of their model's last stage."""
+    return {path.stem: json.loads(path.read_text()) for path in sorted((folder / "results").glob("*.json"))}
+
+
+def of_seeds(results: dict[str, dict[str, Any]], setting: Setting) -> dict[int, dict[str, Any]]:
+    """The results of a setting by seed."""
+    found = {seed: results.get(replace(setting, seed=seed).folder(4)) for seed in range(len(results))}
+    return {seed: result for seed, result in found.items() if result}
+
+
+def differences(guided: dict[int, dict[str, Any]], unguided: dict[int, dict[str, Any]], key: str) -> str:
+    """What guidance adds to a metric, over the seeds that both have."""
+    return interval(
+        [guided[seed]["metrics"][key] - unguided[seed]["metrics"][key] for seed in guided if seed in unguided]
+    )
+
+
+def report(folder: Path) -> None:
+    """Writes `results.csv`, the plots and `page.md` from all results so far."""
+    results = load_results(folder)
+    write_csv(folder / "results.csv", results)
+    models = {name: found for name, setting in MODELS.items() if (found := of_seeds(results, setting))}
+    sections = [
+        "# Does guidance help?",
+        "Made by `python recipes/claim.py`; every model is a row of [results.csv](results.csv).",
+    ]
+    if models:
+        sections += [
+            "## Guidance or none, LLM frozen or trained",
+            "Mean and 95 % interval over the seeds, whose number the titles tell.",
+        ]
+        rows = [
+            [title, *(interval([r["metrics"][key] for r in found.values()]) for found in models.values())]
+            for key, title in COLUMNS.items()
+        ]
+        sections.append(markdown(["", *(f"{name} ({len(found)})" for name, found in models.items())], rows))
+        plot_curves(folder / "curves.png", models)
+        sections.append("![existence over steps and LM loss](curves.png)")
+    pairs = [pair for pair in PAIRS if all(name in models for name in pair)]
+    if pairs:
+        sections += ["## What guidance adds", "Guided minus unguided of the same seed, mean and 95 % interval."]
+        rows = [[title, *(differences(models[a], models[b], key) for a, b in pairs)] for key, title in COLUMNS.items()]
+        sections.append(markdown(["", *(f"{a} - {b}" for a, b in pairs)], rows))
+        sections += [
+            "## Existence at the same LM loss",
+            "The lowest that both come down to; and the step at which 0.75 is reached.",
+        ]
+        header = ["", "seed", "LM loss", "POPE, guided", "POPE, unguided", "step, guided", "step, unguided"]
+        sections.append(markdown(header, [row for a, b in pairs for row in matched_rows(a, b, models[a], models[b])]))
+    long = {name: found for name, setting in LONG_MODELS.items() if (found := of_seeds(results, setting))}
+    if long:
+        sections += ["## Trained longer", f"{LONG} times the steps of stage 4, one seed."]
+        rows = [
+            [title, *(f"{found[0]['metrics'][key]:.3f}" for found in long.values())] for key, title in COLUMNS.items()
+        ]
+        rows.append(["first step at 0.75", *(str(reached(found[0]["curve"]) or "never") for found in long.values())])
+        plot_curves(folder / "long.png", long)
+        sections += [markdown(["", *long], rows), "![the same for the long runs](long.png)"]
+    ablations = {name: found for name, setting in ABLATIONS.items() if (found := results.get(setting.folder(4)))}
+    if ablations:
+        sections += [
+            "## One thing changed at a time",
+            "One seed, which moves POPE by a few hundredths by itself: see the intervals above.",
+        ]
+        rows = [
+            [name, *(f"{found['metrics'][key]:.3f}" if key in found["metrics"] else "-" for key in COLUMNS)]
+            for name, found in ablations.items()
+        ]
+        plot_ablations(folder / "ablations.png", {name: found["metrics"] for name, found in ablations.items()})
+        sections += [markdown(["", *COLUMNS.values()], rows), "![the ablations as bars](ablations.png)"]
+    (folder / "page.md").write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+
+
+def matched_rows(
+    guided: str, unguided: str, guided_results: dict[int, dict[str, Any]], unguided_results: dict[int, dict[str, Any]]
+) -> list[list[str]]:
     """For every seed, the two models' accuracies on existence at the lowest LM loss that both came down to."""
-    curves = {(r["name"], r["setting"]["seed"]): r["curve"] for r in results}
     rows = []
-    for (name, seed), curve in curves.items():
-        if name == guided and (other := curves.get((unguided, seed))):
-            loss = max(min(point["lm_loss"] for point in c) for c in (curve, other))
-            rows.append({"seed": seed, "lm_loss": loss, guided: at_loss(curve, loss), unguided: at_loss(other, loss)})
+    for seed in sorted(set(guided_results) & set(unguided_results)):
+        curves = [guided_results[seed]["curve"], unguided_results[seed]["curve"]]
+        loss = max(min(point["lm_loss"] for point in curve) for curve in curves)
+        accuracies = [f"{at_loss(curve, loss):.3f}" for curve in curves]
+        steps = [str(reached(curve) or "never") for curve in curves]
+        rows.append([f"{guided} / {unguided}", str(seed), f"{loss:.3f}", *accuracies, *steps])
     return rows
 
 
-def html_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = ["<table>", "<tr>" + "".join(f"<th>{html.escape(cell)}</th>" for cell in header) + "</tr>"]
-    lines += ["<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows]
-    return "\n".join([*lines, "</table>"])
-
-
-def report(out: Path) -> None:
-    """Writes `results.csv`, the plots and `page.html` from all results so far."""
-    results = [json.loads(path.read_text()) for path in sorted((out / "results").glob("*.json"))]
-    metrics = list(dict.fromkeys(name for result in results for name in result["metrics"]))
-    settings = list(results[0]["setting"])
-    with (out / "results.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["name", *settings, *metrics])
-        for result in results:
+def write_csv(path: Path, results: dict[str, dict[str, Any]]) -> None:
+    """One row for every model: its name, its last stage's folder, its setting and what it scored."""
+    names = {
+        replace(setting, seed=seed).folder(4): name
+        for name, setting in {**ABLATIONS, **LONG_MODELS, **MODELS}.items()
+        for seed in range(len(results))
+    }
+    metrics = list(dict.fromkeys(name for result in results.values() for name in result["metrics"]))
+    settings = [field.name for field in fields(Setting)]
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["name", "checkpoint", *settings, *metrics])
+        for checkpoint, result in results.items():
             chosen = [result["setting"][name] for name in settings]
-            writer.writerow([result["name"], *chosen, *(result["metrics"].get(name, "") for name in metrics)])
-
-    by_name: dict[str, list[dict[str, float]]] = {}
-    for result in results:
-        by_name.setdefault(result["name"], []).append(result["metrics"])
-    sections = ["<h2>Guidance or none, LLM frozen or trained</h2>", "<p>Mean and 95 % interval over the seeds.</p>"]
-    shown = [name for name in MODELS if name in by_name]
-    if shown:
-        rows = [
-            [title, *(interval([m[key] for m in by_name[name]]) for name in shown)] for key, title in COLUMNS.items()
-        ]
-        sections.append(html_table(["", *(f"{name} ({len(by_name[name])})" for name in shown)], rows))
-        rows = []
-        for guided, unguided in (("age-vlm", "ca-baseline-frozen"), ("age-vlm-lm", "ca-baseline")):
-            for row in matched(results, guided, unguided):
-                rows.append(
-                    [f"{guided} / {unguided}", *(f"{row[k]:.3f}" if k != "seed" else str(row[k]) for k in row)]
-                )
-        sections += ["<h2>Existence at the same LM loss</h2>"]
-        sections.append(html_table(["", "seed", "LM loss", "POPE, guided", "POPE, unguided"], rows))
-        plot_curves(out / "curves.png", results, shown)
-        sections.append('<img src="curves.png">')
-    shown = [name for name in LONG_MODELS if name in by_name]
-    if shown:
-        plot_curves(out / "long.png", results, shown)
-        rows = [[title, *(f"{by_name[name][0][key]:.3f}" for name in shown)] for key, title in COLUMNS.items()]
-        sections += ["<h2>Trained longer</h2>", html_table(["", *shown], rows), '<img src="long.png">']
-    shown = [name for name in ABLATIONS if name in by_name]
-    if shown:
-        rows = [
-            [name, *(f"{by_name[name][0][key]:.3f}" if key in by_name[name][0] else "-" for key in COLUMNS)]
-            for name in shown
-        ]
-        sections += ["<h2>One thing changed at a time</h2>", "<p>One seed.</p>"]
-        sections.append(html_table(["", *COLUMNS.values()], rows))
-        plot_ablations(out / "ablations.png", {name: by_name[name][0] for name in shown})
-        sections.append('<img src="ablations.png">')
-    style = "body{font:15px sans-serif;margin:2em}td,th{padding:2px 8px;text-align:left}tr:nth-child(even){background:#eee}"
-    body = "\n".join(sections)
-    page = f"<!doctype html><meta charset=utf-8><title>Does guidance help?</title><style>{style}</style>\n{body}\n"
-    (out / "page.html").write_text(page, encoding="utf-8")
+            scored = [result["metrics"].get(name, "") for name in metrics]
+            writer.writerow([names[checkpoint], checkpoint, *chosen, *scored])
 
 
-def plot_curves(path: Path, results: list[dict[str, Any]], names: list[str]) -> None:
+def plot_curves(path: Path, models: dict[str, dict[int, dict[str, Any]]]) -> None:
     """Accuracy on existence over the steps of stage 4, and over the LM loss: better, or the same sooner?"""
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.2), sharey=True)
-    for color, name in enumerate(names):
-        for result in results:
-            if result["name"] == name:
-                curve = result["curve"]
-                label = name if result["setting"]["seed"] == 0 else None
-                accuracy = [point["pope_accuracy"] for point in curve]
-                left.plot([p["step"] for p in curve], accuracy, color=f"C{color}", label=label, linewidth=1.2)
-                right.plot([p["lm_loss"] for p in curve], accuracy, color=f"C{color}", linewidth=1.2, marker=".")
+    for color, (name, found) in enumerate(models.items()):
+        for n, result in enumerate(found.values()):
+            accuracy = [point["pope_accuracy"] for point in result["curve"]]
+            style = {"color": f"C{color}", "linewidth": 1.2, "label": None if n else name}
+            left.plot([point["step"] for point in result["curve"]], accuracy, **style)
+            right.plot([point["lm_loss"] for point in result["curve"]], accuracy, marker=".", **style)
     for ax, title in ((left, "step of stage 4"), (right, "LM loss on test scenes (nats per token)")):
         ax.axhline(0.5, color="gray", linewidth=0.8, linestyle=":")
         ax.set_xlabel(title)
@@ -601,7 +649,7 @@ def plot_curves(path: Path, results: list[dict[str, Any]], names: list[str]) -> 
 def plot_ablations(path: Path, metrics: dict[str, dict[str, float]]) -> None:
     """What every change does to existence, attention and LM loss, the base as a line."""
     names, base = list(metrics), next(iter(metrics))
-    panels = {"pope_accuracy": "POPE", "in_mask_mass": "attention inside the masks", "lm_loss": "LM loss"}
+    panels = {"pope_accuracy": "POPE", "chair_i": "CHAIR i", "in_mask_mass": "mass in mask", "lm_loss": "LM loss"}
     figure, grid = plt.subplots(1, len(panels), figsize=(13, 0.32 * len(names) + 1.2), sharey=True)
     for ax, (key, title) in zip(grid, panels.items(), strict=True):
         values = [metrics[name].get(key, math.nan) for name in names]
@@ -616,13 +664,16 @@ def plot_ablations(path: Path, metrics: dict[str, dict[str, float]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/claim"), help="folder for all results")
+    parser.add_argument("--out", type=Path, default=Path("runs/claim"), help="folder of the stages")
+    parser.add_argument("--results", type=Path, help="folder of the results and their page; default: that of --out")
     parser.add_argument("--only", choices=("2x2", "ablations", "long"), help="part of the study; default: all of it")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="models trained at the same time")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of the 2x2")
     args = parser.parse_args()
-    run(args.out, planned(args.only, args.seeds), args.processes)
-    print(f"see {args.out}/page.html and results.csv")
+    results = args.results or args.out
+    run(args.out, results, planned(args.only, args.seeds), args.processes)
+    report(results)
+    print(f"see {results}/page.md and results.csv")
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ from modeling_agevlm.image_processing_agevlm import as_shown
 from recipes.errors import one_sentence
 from recipes.pictures import plt
 from recipes.scorers import HALLUSION_ANSWERS, Record, read_records, summarize
+from recipes.tables import markdown
 
 
 # Columns by whose values the questions are also counted.
@@ -150,17 +151,23 @@ def counts_table(names: tuple[str, str], pairs: Sequence[tuple[Record, Record]])
     for column in CATEGORIES[pairs[0][0]["benchmark"]]:
         for value in sorted({str(first[column]) for first, _ in pairs if column in first}):
             groups[f"{column} {value}"] = [pair for pair in pairs if str(pair[0].get(column)) == value]
-    lines = [
-        f"| questions | number | both right | only {names[0]} | only {names[1]} | both wrong | {names[0]} | {names[1]} | McNemar p |",
-        f"|---|{'---:|' * 8}",
+    header = [
+        "questions",
+        "number",
+        "both right",
+        *(f"only {name}" for name in names),
+        "both wrong",
+        *names,
+        "McNemar p",
     ]
+    rows = []
     for title, group in groups.items():
         right = [(first["correct"], second["correct"]) for first, second in group]
         both, one, other, none = (right.count(x) for x in ((True, True), (True, False), (False, True), (False, False)))
-        shares = f"{(both + one) / len(group):.2%} | {(both + other) / len(group):.2%}"
-        numbers = f"{len(group)} | {both} | {one} | {other} | {none}"
-        lines.append(f"| {title} | {numbers} | {shares} | {mcnemar(one, other):.3g} |")
-    return "\n".join(lines)
+        shares = [f"{(both + right) / len(group):.2%}" for right in (one, other)]
+        numbers = [str(number) for number in (len(group), both, one, other, none)]
+        rows.append([title, *numbers, *shares, f"{mcnemar(one, other):.3g}"])
+    return markdown(header, rows)
 
 
 def differences_table(
@@ -169,10 +176,11 @@ def differences_table(
     """A Markdown table of the benchmark's metrics: of both runs, their difference and its interval."""
     first, second = zip(*pairs, strict=True)
     before, after = summarize(first), summarize(second)
-    lines = [f"| metric | {names[0]} | {names[1]} | difference | 95% interval |", "|---|---:|---:|---:|---:|"]
-    for name, (value, low, high) in bootstrap(first, second, resamples, seed).items():
-        lines.append(f"| {name} | {before[name]:.4g} | {after[name]:.4g} | {value:+.4g} | {low:+.4g} to {high:+.4g} |")
-    return "\n".join(lines)
+    rows = [
+        [name, f"{before[name]:.4g}", f"{after[name]:.4g}", f"{value:+.4g}", f"{low:+.4g} to {high:+.4g}"]
+        for name, (value, low, high) in bootstrap(first, second, resamples, seed).items()
+    ]
+    return markdown(["metric", *names, "difference", "95% interval"], rows)
 
 
 # --- The answer sheet ---

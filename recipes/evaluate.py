@@ -40,6 +40,7 @@ from accelerate import PartialState
 
 from recipes.errors import one_sentence
 from recipes.scorers import Record, mark, summarize, write_records
+from recipes.tables import markdown
 
 
 if TYPE_CHECKING:
@@ -259,11 +260,6 @@ def evaluate(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
 
 # --- Tables ---
-
-
-def markdown(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def table_2(name: str, results: dict[str, dict[str, Any]]) -> str:

@@ -28,6 +28,7 @@ import torch
 from modeling_agevlm import AgeVlmConfig, AgeVlmForConditionalGeneration
 from modeling_agevlm.configuration_agevlm import default_cross_attention_layers
 from recipes.benchmark_costs import text_work, total, tower_work
+from recipes.tables import markdown
 from trainers import Stage, apply_stage, get_stage
 
 
@@ -105,10 +106,6 @@ def row_flops(config: AgeVlmConfig, stage: Stage, text_tokens: int, parts: tuple
 def reduce_seconds(trained: int, gpus: int, bandwidth: float) -> float:
     """A ring's all-reduce of float32 gradients: each GPU sends and receives nearly twice their bytes."""
     return 2 * (gpus - 1) / gpus * 4 * trained / bandwidth
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows))
 
 
 def time_table(seconds: dict[str, float], gpus: Sequence[int]) -> str:

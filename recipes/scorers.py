@@ -54,6 +54,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.errors import one_sentence
+from recipes.tables import markdown
 
 
 Record = dict[str, Any]
@@ -465,9 +466,7 @@ def metrics_table(benchmark: str, columns: dict[str, dict[str, float]]) -> str:
             return "-"
         return str(value) if isinstance(value, int) else f"{value:.{2 if benchmark == 'hallusionbench' else 4}f}"
 
-    lines = [f"| {benchmark} | {' | '.join(columns)} |", f"|---|{'---:|' * len(columns)}"]
-    lines += [f"| {name} | {' | '.join(cell(m.get(name)) for m in columns.values())} |" for name in names]
-    return "\n".join(lines)
+    return markdown([benchmark, *columns], [[name, *(cell(m.get(name)) for m in columns.values())] for name in names])
 
 
 def main() -> None:

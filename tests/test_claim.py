@@ -91,16 +91,15 @@ def test_masks_go_through_the_picture_s_change(kind):
 
 
 def test_accuracy_at_the_same_loss():
-    curve = [{"lm_loss": 0.6, "pope_accuracy": 0.5}, {"lm_loss": 0.4, "pope_accuracy": 0.7}]
+    curve = [{"step": 1, "lm_loss": 0.6, "pope_accuracy": 0.5}, {"step": 2, "lm_loss": 0.4, "pope_accuracy": 0.7}]
     assert claim.at_loss(curve, 0.5) == pytest.approx(0.6)
     assert math.isnan(claim.at_loss(curve, 0.3))
-    better = [{"lm_loss": 0.6, "pope_accuracy": 0.5}, {"lm_loss": 0.3, "pope_accuracy": 0.8}]
-    results = [
-        {"name": name, "setting": {"seed": 0}, "curve": c} for name, c in (("a", better), ("b", curve), ("c", curve))
-    ]
-    assert claim.matched(results, "a", "b") == [
-        {"seed": 0, "lm_loss": 0.4, "a": pytest.approx(0.7), "b": pytest.approx(0.7)}
-    ]
+    better = [{"step": 1, "lm_loss": 0.6, "pope_accuracy": 0.5}, {"step": 2, "lm_loss": 0.3, "pope_accuracy": 0.8}]
+    first, second = ({0: {"curve": points}, 1: {"curve": curve}} for points in (better, curve))
+    del second[1]
+    row = claim.matched_rows("a", "b", first, second)
+    assert row == [["a / b", "0", "0.400", "0.700", "0.700", "2", "never"]]
+    assert claim.reached(better, 0.8) == 2 and claim.reached(better, 0.81) is None
 
 
 def test_interval():
@@ -109,20 +108,35 @@ def test_interval():
     assert claim.interval([0.4, 0.5, 0.6]) == "0.500 ± 0.248"
 
 
+def test_what_guidance_adds_is_of_the_same_seeds():
+    guided = {seed: {"metrics": {"x": value}} for seed, value in enumerate((0.5, 0.7, 0.9))}
+    unguided = {seed: {"metrics": {"x": value}} for seed, value in enumerate((0.4, 0.6))}
+    assert claim.differences(guided, unguided, "x") == "0.100 ± 0.000"
+
+
+def test_what_has_a_result_is_not_run(tmp_path, monkeypatch, capsys):
+    path = claim.result_file(tmp_path / "results", LM)
+    path.parent.mkdir(parents=True)
+    path.write_text("{}")
+    claim.run(tmp_path / "out", tmp_path / "results", [("base", LM)], processes=1)
+    assert "1 of 1 results are there; 0 stages and evaluations to go" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_a_model_from_its_first_stage_to_the_page(tmp_path, monkeypatch):
     monkeypatch.setattr(claim, "STEPS", {1: 2, 2: 2, 3: 2, 4: 2})
     monkeypatch.setattr(claim, "BATCH_SIZE", 4)
     monkeypatch.setattr(claim, "TEST_IMAGES", 20)
     monkeypatch.setattr(claim, "CURVE_POINTS", 2)
-    padded = replace(LM, stage2=False, first_image_size=128, pictures="padded")
-    for name, setting in {"base (age-vlm-lm)": LM, "wide pictures, padding masked": padded}.items():
+    padded = ABLATIONS["wide pictures, padding masked"]
+    for setting in (LM, padded):
         for number in range(1, 5):
-            claim.train(tmp_path, setting, number)
-        claim.evaluate(tmp_path, name, setting)
+            claim.train(tmp_path / "stages", setting, number)
+        claim.evaluate(tmp_path / "stages", tmp_path, setting)
     claim.report(tmp_path)
-    result = json.loads((tmp_path / "results" / "base-age-vlm-lm-seed0.json").read_text())
+    result = json.loads(claim.result_file(tmp_path, LM).read_text())
     assert [point["step"] for point in result["curve"]] == [1, 2]
-    page = (tmp_path / "page.html").read_text()
-    assert "wide pictures, padding masked" in page and (tmp_path / "ablations.png").exists()
+    page = (tmp_path / "page.md").read_text()
+    assert "| wide pictures, padding masked |" in page and (tmp_path / "ablations.png").exists()
+    assert "| age-vlm-lm (1) |" in page and (tmp_path / "curves.png").exists()
     assert len((tmp_path / "results.csv").read_text().splitlines()) == 3
