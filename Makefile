@@ -15,7 +15,7 @@ demo: $(INSTALLED)
 ask: $(INSTALLED)
 	$(BIN)/python recipes/ask.py --image "$(IMAGE)" --question "$(Q)" $(ARGS)
 
-# The checkpoint that `make ask` uses: an hour or two on two CPU cores.
+# The checkpoint that `make ask` uses: about an hour on two CPU cores.
 scenes-model: $(INSTALLED)
 	$(BIN)/python recipes/scenes_model.py $(ARGS)
 

@@ -524,7 +524,7 @@ def main() -> None:
         command = commands.add_parser(name, help=function.__doc__.strip().splitlines()[0])
         command.add_argument("--size", choices=("tiny", "small", "paper"), default="small")
         command.add_argument("--rounds", type=int, default=rounds, help="how many times everything is timed")
-        command.add_argument("--batch_size", type=int, help="rows of a training step (2, paper: 16)")
+        command.add_argument("--batch_size", type=int, help="rows of a training step and of `loss` (2, paper: 16)")
         command.add_argument("--text_tokens", type=int, help="tokens of a row (64)")
         command.add_argument("--image_size", type=int, help="height and width of the pictures (384, paper: 768)")
         command.add_argument("--out", type=Path, help="JSON file to write (runs/benchmark/COMMAND_SIZE_DEVICE.json)")

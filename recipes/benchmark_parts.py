@@ -64,7 +64,7 @@ class Head(torch.nn.Module):
 
 def loss(size: Size, rounds: int) -> dict[str, Any]:
     """Head and loss, forward and backward, with all words as labels and with one in four."""
-    batch_size, length, hidden_size, vocab_size = size.loss_shape
+    batch_size, (length, hidden_size, vocab_size) = size.batch_size, size.loss_shape
     head = Head(size.config, hidden_size, vocab_size).to(DEVICE, DTYPE)
     add_fused_lm_head(head, outputs=FUSED_OUTPUTS)
     labels = torch.randint(vocab_size, (batch_size, length), device=DEVICE)

@@ -62,8 +62,8 @@ class Size:
     long_text_tokens: int = 512
     new_tokens: int = 32
     prefill_batch_size: int = 16
-    loss_shape: tuple[int, int, int, int] = (16, 512, 2048, 128256)
-    """Rows, tokens, hidden size and vocabulary of the comparison of losses."""
+    loss_shape: tuple[int, int, int] = (512, 2048, 128256)
+    """Tokens of a row, hidden size and vocabulary of the comparison of losses."""
     batch_sizes: tuple[int, ...] = (1, 2, 4, 8, 16)
     lengths: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)
     image_sizes: tuple[int, ...] = (384, 768, 1152, 1536)
@@ -86,13 +86,13 @@ def make_size(name: str) -> Size:
         vision["architecture"] = "convnext_atto"
         shapes = {"text_tokens": 12, "long_text_tokens": 24, "new_tokens": 4, "prefill_batch_size": 2}
         shapes |= {"batch_sizes": (1, 2), "lengths": (16, 32), "image_sizes": (96, 192), "image_counts": (1, 2)}
-        shapes |= {"region_counts": (1, 16), "loss_shape": (2, 64, 32, 2048)}
+        shapes |= {"region_counts": (1, 16), "loss_shape": (64, 32, 2048)}
     else:
         layers = default_cross_attention_layers(30)
         text = {"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9}
         text |= {"num_key_value_heads": 3, "num_hidden_layers": 30 + len(layers), "cross_attention_layers": layers}
         vision = {"architecture": "convnext_tiny", "hidden_size": 768, "image_size": 384}
-        shapes = {"loss_shape": (2, 512, 576, 128256), "batch_sizes": (1, 2, 4, 8)}
+        shapes = {"loss_shape": (512, 576, 128256), "batch_sizes": (1, 2, 4, 8)}
     text |= ids | {"max_position_embeddings": 8192, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
     return Size(AgeVlmConfig(text_config=text, vision_config=vision, image_token_id=2), batch_size=2, **shapes)
 

@@ -14,7 +14,7 @@
 """
 What the paper's training costs in time, memory and data on GPUs, as Markdown tables.
 
-    python recipes/scale_plan.py [--seconds 3=1.9 4=3.1] [--gpus 8 64] [--pictures_per_second 25]
+    python recipes/scale_plan.py [--seconds 3=1.9 4=3.1] [--gpus 8 64] [--pictures_per_second 107]
 
 Operations, states and gradients are computed from the sizes of the model. The seconds of a step are those of an H100 or
 H200 at an assumed share of its peak; `--seconds` takes measured ones instead (`recipes/benchmark_model.py stages --size paper`).
@@ -198,7 +198,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", nargs="+", type=stage_seconds, default=[], help="measured steps of 16 rows")
     parser.add_argument("--gpus", nargs="+", type=int, default=[8, 64], help="numbers of GPUs")
     parser.add_argument(
-        "--pictures_per_second", type=float, default=25.0, help="that one core reads, see `benchmark_model.py data`"
+        "--pictures_per_second", type=float, default=107.0, help="that one core reads, see `benchmark_model.py data`"
     )
     return parser
 

@@ -50,6 +50,7 @@ SIZE = make_size("tiny")
 CONFIG = SIZE.config
 CELLS = CONFIG.vision_config.num_image_tokens
 LLM_TRAINED = get_stage(4, "age-vlm-lm")
+SPEED = Path(__file__).parents[1] / "docs" / "speed"
 
 
 @pytest.fixture(scope="module")
@@ -303,3 +304,9 @@ def test_losses_of_the_head_are_alike():
     labels[:, 2] = -100
     fused = head(hidden, labels=labels, fused_lm_head=True).loss
     torch.testing.assert_close(fused, benchmark_parts.ForCausalLMLoss(head(hidden), labels, 2048))
+
+
+@pytest.mark.parametrize("path", sorted(SPEED.glob("*.json")), ids=lambda path: path.stem)
+def test_the_page_shows_what_was_measured(path: Path):
+    result = json.loads(path.read_text())
+    assert result["size"] == "small" and table(result) in SPEED.with_suffix(".md").read_text()
