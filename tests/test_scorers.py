@@ -354,7 +354,7 @@ def test_command_line(tmp_path: Path):
         return subprocess.run(command, capture_output=True, text=True)
 
     lines = run("a.jsonl", "b.jsonl").stdout.splitlines()
-    assert lines[0] == f"| pope | {tmp_path}/a.jsonl | {tmp_path}/b.jsonl |" and lines[1] == "|---|---:|---:|"
+    assert lines[0] == f"| pope | {tmp_path}/a.jsonl | {tmp_path}/b.jsonl |" and lines[1] == "| --- | ---: | ---: |"
     assert "| questions | 2 | 1 |" in lines and "| accuracy_exact | 0.5000 | 0.0000 |" in lines
     assert "| questions | 951 |" in lines and "| fAcc | 15.32 |" in lines
     failed = run("empty.jsonl")
