@@ -43,7 +43,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from datasets import Dataset, disable_progress_bars
+from datasets import Dataset, concatenate_datasets, disable_progress_bars
 from PIL import Image as PILImage
 from pycocotools import mask as coco_mask
 from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback, TrainerControl, TrainerState
@@ -60,8 +60,9 @@ from trainers import DataCollatorForGuidedVisionLanguageModeling, GuidedSFTConfi
 from trainers.data_collator import decode_rle
 
 
-LEARNING_RATE = {1: 3e-3, 2: 3e-3, 3: 2e-3, 4: 3e-4}
+LEARNING_RATE = {1: 3e-3, 2: 3e-3, 3: 2e-3, 4: 5e-4}
 STEPS = {1: 100, 2: 100, 3: 1500, 4: 1400}
+SHARES = {"existence": 0.5, "caption": 0.25, "instruction": 0.25}  # of the rows of stage 4
 LONG = 5  # times the steps of stage 4
 BATCH_SIZE = 4
 TEST_IMAGES = 200
@@ -199,10 +200,21 @@ def reshaped(row: dict[str, Any], kind: str) -> dict[str, Any]:
     return {"images": [reshape(image, kind) for image in row["images"]], "regions": regions}
 
 
+def dialogs(split: str, num_rows: int) -> Dataset:
+    """Rows of stage 4: questions of existence that one word answers, and captions and all kinds of questions beside them."""
+    parts = [
+        load_scenes(split, task, int(share * num_rows), IMAGE_SIZE, seed=seed)  # every kind is about other scenes
+        for seed, (task, share) in enumerate(SHARES.items(), start=1)
+    ]
+    return concatenate_datasets(parts)
+
+
 def training_rows(setting: Setting, number: int) -> Dataset:
     """The rows of a stage: its scenes, with the masks and the pictures that the setting asks for."""
-    steps = STEPS[4] * setting.length if number == 4 else max(STEPS[n] for n in (1, 2, 3))
-    rows = load_scenes("train", "instruction" if number == 4 else "caption", BATCH_SIZE * steps, IMAGE_SIZE)
+    if number == 4:
+        rows = dialogs("train", BATCH_SIZE * STEPS[4] * setting.length)
+    else:
+        rows = load_scenes("train", "caption", BATCH_SIZE * max(STEPS[n] for n in (1, 2, 3)), IMAGE_SIZE)
     if setting.pictures != "square":
         rows = rows.map(functools.partial(reshaped, kind=setting.pictures))
     if number in setting.guided and (setting.masks == "other" or setting.masked_share < 1):
@@ -365,7 +377,7 @@ def train(out: Path, setting: Setting, number: int) -> None:
     if number == 4:
         processor = AgeVlmProcessor.from_pretrained(previous)
         questions = [q for q in test_questions(setting, 100) if q["kind"] in POPE_KINDS]
-        held_out = load_scenes("test", "instruction", 64, IMAGE_SIZE)
+        held_out = dialogs("test", 64)
         if setting.pictures != "square":
             held_out = held_out.map(functools.partial(reshaped, kind=setting.pictures))
         curve = Curve(processor, questions, held_out, CURVE_POINTS * length)

@@ -65,7 +65,7 @@ from pycocotools import mask as coco_mask
 
 
 SPLITS = ("train", "test")
-TASKS = ("caption", "instruction")
+TASKS = ("caption", "instruction", "existence")
 POPE_KINDS = ("random", "popular", "adversarial")
 
 # context: its own classes, the frequent ones first
@@ -193,7 +193,7 @@ def _generator(split: str, index: int, seed: int, stream: str) -> np.random.Gene
     """Returns the generator of one use (`stream`) of one row; raises `ValueError` for an unknown split."""
     if split not in SPLITS:
         raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
-    streams = ("plan", "background", "caption", "instruction", "object", "pair")
+    streams = ("plan", "background", "caption", "instruction", "object", "pair", "existence")
     return np.random.default_rng([seed, SPLITS.index(split), index, streams.index(stream)])
 
 
@@ -648,6 +648,12 @@ def _existence_turns(plan: _Plan, rng: np.random.Generator, names: Sequence[str]
     return [turns[i] for i in rng.permutation(count)]
 
 
+def _existence(plan: _Plan, rng: np.random.Generator) -> list[_Message]:
+    """Returns 2 to 4 turns about existence with answers of one word."""
+    turns = _existence_turns(plan, rng, [str(name) for name in rng.permutation(list(plan.groups))])
+    return [m for ask, tell in turns for m in (ask, _message("assistant", tell.content.partition(",")[0] + "."))]
+
+
 def _instruction(plan: _Plan, rng: np.random.Generator) -> list[_Message]:
     """
     Returns 2 to 6 turns: existence first, as the other questions give away what is there, then the rest. A third of the
@@ -677,7 +683,7 @@ def _dialog(plan: _Plan, task: str, split: str, index: int, seed: int) -> list[_
     if task not in TASKS:
         raise ValueError(f"task must be one of {TASKS}, got {task!r}")
     rng = _generator(split, index, seed, task)
-    return _caption(plan, rng) if task == "caption" else _instruction(plan, rng)
+    return {"caption": _caption, "instruction": _instruction, "existence": _existence}[task](plan, rng)
 
 
 def scene_texts(split: str, num: int, seed: int = 0) -> Iterator[list[dict[str, str]]]:
@@ -688,7 +694,8 @@ def scene_texts(split: str, num: int, seed: int = 0) -> Iterator[list[dict[str, 
     """
     for index in range(num):
         plan = _plan(split, index, seed)
-        tasks = (TASKS[:1], TASKS[1:], TASKS, TASKS)[index % 4]
+        both = ("caption", "instruction")
+        tasks = (both[:1], both[1:], both, both)[index % 4]
         dialog = [message for task in tasks for message in _dialog(plan, task, split, index, seed)]
         yield [{"role": message.role, "content": message.content} for message in dialog]
 
@@ -764,7 +771,7 @@ def load_scenes(
     streaming: bool = False,
     cache_dir: str | None = None,
 ) -> Dataset | IterableDataset:
-    """Returns rows 0 to `num_rows` - 1 of a split (`"train"`, `"test"`) and a task (`"caption"`, `"instruction"`).
+    """Returns rows 0 to `num_rows` - 1 of a split (`"train"`, `"test"`) and a task (`TASKS`).
 
     A map-style data set is written once to `cache_dir` (null: the cache of `datasets`). A streaming one draws its rows
     when they are asked for, in shards that the workers of a data loader share. Raises `ValueError` for an unknown

@@ -227,9 +227,25 @@ def test_answers_are_true(split: str):
     assert abs((first["Yes,"] + first["No,"]) / 150 - 2 / 3) < 0.12
 
 
+def test_existence_is_answered_in_one_word():
+    answers = Counter()
+    for index in range(300):
+        plan = scenes._plan("train", index, 0)
+        dialog = scenes._dialog(plan, "existence", "train", index, 0)
+        assert 4 <= len(dialog) <= 8
+        for question, answer in zip(dialog[::2], dialog[1::2], strict=True):
+            there = asked_object(question.content) in plan.groups
+            assert answer.content == ("Yes." if there else "No.")
+            assert bool(question.items) == bool(question.mentions) == there and not answer.mentions
+            answers[answer.content] += 1
+    assert abs(answers["Yes."] / answers.total() - 0.5) < 0.08
+
+
 def test_texts_are_those_of_the_rows():
     for index, messages in enumerate(scene_texts("train", 8)):
-        caption, instruction = (scenes._row("train", task, index, 48, 0)["messages"] for task in scenes.TASKS)
+        caption, instruction = (
+            scenes._row("train", task, index, 48, 0)["messages"] for task in ("caption", "instruction")
+        )
         assert messages == (caption, instruction, caption + instruction, caption + instruction)[index % 4]
 
 
