@@ -61,9 +61,9 @@ from trainers.data_collator import decode_rle
 
 
 LEARNING_RATE = {1: 3e-3, 2: 3e-3, 3: 2e-3, 4: 5e-4}
-STEPS = {1: 100, 2: 100, 3: 1500, 4: 1400}
-SHARES = {"existence": 0.5, "caption": 0.25, "instruction": 0.25}  # of the rows of stage 4
-LONG = 5  # times the steps of stage 4
+STEPS = {1: 100, 2: 100, 3: 1500, 4: 2000}
+SHARES = {"existence": 0.7, "caption": 0.15, "instruction": 0.15}  # of the rows of stage 4
+LONG = 4  # times the steps of stage 4
 BATCH_SIZE = 4
 TEST_IMAGES = 200
 CURVE_POINTS = 6
@@ -377,7 +377,7 @@ def train(out: Path, setting: Setting, number: int) -> None:
     if number == 4:
         processor = AgeVlmProcessor.from_pretrained(previous)
         questions = [q for q in test_questions(setting, 100) if q["kind"] in POPE_KINDS]
-        held_out = dialogs("test", 64)
+        held_out = dialogs("test", 80)
         if setting.pictures != "square":
             held_out = held_out.map(functools.partial(reshaped, kind=setting.pictures))
         curve = Curve(processor, questions, held_out, CURVE_POINTS * length)
