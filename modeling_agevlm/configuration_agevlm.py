@@ -17,7 +17,7 @@ from huggingface_hub.dataclasses import strict
 from transformers.utils.versions import require_version
 
 
-require_version("transformers>=5.23", "AGE-VLM needs it: pip install --upgrade transformers")
+require_version("transformers>=5.24", "AGE-VLM needs it: pip install --upgrade transformers")
 
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.llama.configuration_llama import LlamaConfig

@@ -20,7 +20,7 @@ import torch
 from transformers.utils.versions import require_version
 
 
-require_version("transformers>=5.23", "AGE-VLM needs it: pip install --upgrade transformers")
+require_version("transformers>=5.24", "AGE-VLM needs it: pip install --upgrade transformers")
 
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_processing_utils import BatchFeature

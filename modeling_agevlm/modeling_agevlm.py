@@ -56,6 +56,7 @@ from transformers.utils import (
     is_torchdynamo_compiling,
     requires_backends,
 )
+from transformers.utils.deprecation import deprecate_kwarg
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from transformers.utils.quantization_config import GgufConfig
@@ -209,11 +210,11 @@ class AgeVlmCrossAttentionCacheLayer(CacheLayerMixin):
             self.visible = self.visible[indices.to(self.visible.device)]
 
 
-def cross_attention_cache_layer(past_key_values: Cache, layer_idx: int) -> AgeVlmCrossAttentionCacheLayer:
+def cross_attention_cache_layer(cache: Cache, layer_idx: int) -> AgeVlmCrossAttentionCacheLayer:
     """The cache layer of cross-attention layer `layer_idx`, put into the cache's place for it on first use."""
-    layers = past_key_values.layers
+    layers = cache.layers
     while len(layers) <= layer_idx:  # a `DynamicCache()` that was made without a config grows layer by layer
-        layers.append(past_key_values.layer_class_to_replicate())
+        layers.append(cache.layer_class_to_replicate())
     if not isinstance(layers[layer_idx], AgeVlmCrossAttentionCacheLayer):
         layers[layer_idx] = AgeVlmCrossAttentionCacheLayer()
     return layers[layer_idx]
@@ -413,14 +414,14 @@ class AgeVlmCrossAttention(nn.Module):
         cross_attention_mask: torch.Tensor | None,
         visible: torch.Tensor | None,
         query_weights: torch.Tensor | None,
-        past_key_values: Cache | None,
+        cache: Cache | None,
         probes: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         hidden_shape = (*hidden_states.shape[:-1], -1, self.head_dim)
         query_states = self.q_norm(self.q_proj(hidden_states).view(hidden_shape).transpose(1, 2))
         key_states, value_states = self.project_visual_tokens(
-            cross_attention_states, cross_attention_positions, visible, past_key_values
+            cross_attention_states, cross_attention_positions, visible, cache
         )
         inputs = query_states, key_states, value_states
         if probes is not None:
@@ -464,11 +465,11 @@ class AgeVlmCrossAttention(nn.Module):
         cross_attention_states: torch.Tensor | None,
         cross_attention_positions: torch.Tensor | None,
         visible: torch.Tensor | None,
-        past_key_values: Cache | None,
+        cache: Cache | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values, each `(batch_size, num_key_value_heads, num_image_tokens, head_dim)`, cached ones first."""
         if cross_attention_states is None:
-            cache_layer = cross_attention_cache_layer(past_key_values, self.layer_idx)
+            cache_layer = cross_attention_cache_layer(cache, self.layer_idx)
             return cache_layer.keys, cache_layer.values
         hidden_shape = (*cross_attention_states.shape[:-1], -1, self.head_dim)
         key_input = cross_attention_states
@@ -476,9 +477,9 @@ class AgeVlmCrossAttention(nn.Module):
             key_input = key_input + cross_attention_positions
         key_states = self.k_norm(self.k_proj(key_input).view(hidden_shape).transpose(1, 2))
         value_states = self.v_proj(cross_attention_states).view(hidden_shape).transpose(1, 2)
-        if past_key_values is None:
+        if cache is None:
             return key_states, value_states
-        return cross_attention_cache_layer(past_key_values, self.layer_idx).update(key_states, value_states, visible)
+        return cross_attention_cache_layer(cache, self.layer_idx).update(key_states, value_states, visible)
 
     def grounding_map(
         self,
@@ -555,7 +556,7 @@ class AgeVlmPreTrainedModel(PreTrainedModel):
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
     _no_split_modules = ["LlamaDecoderLayer", "AgeVlmCrossAttentionDecoderLayer", "AgeVlmVisionModel"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["cache"]
     _supports_sdpa = True
     _supports_flash_attn = True  # of the self-attention; cross-attention stays on SDPA then
     _can_compile_fullgraph = True
@@ -659,6 +660,7 @@ class AgeVlmTextModel(AgeVlmPreTrainedModel):
         self.gradient_checkpointing = False
         self.post_init()
 
+    @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
     @merge_with_config_defaults
     @capture_outputs
     @auto_docstring
@@ -667,7 +669,7 @@ class AgeVlmTextModel(AgeVlmPreTrainedModel):
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         cross_attention_states: torch.FloatTensor | None = None,
         cross_attention_positions: torch.FloatTensor | None = None,
@@ -699,23 +701,23 @@ class AgeVlmTextModel(AgeVlmPreTrainedModel):
 
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
+        if use_cache and cache is None:
+            cache = DynamicCache(config=self.config)
         if position_ids is None:
-            past_seen_tokens = past_key_values.get_seq_length() if past_key_values is not None else 0
+            past_seen_tokens = cache.get_seq_length() if cache is not None else 0
             position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + past_seen_tokens
             position_ids = position_ids.unsqueeze(0)
         causal_mask = create_causal_mask(
             config=self.config,
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
+            cache=cache,
             position_ids=position_ids,
         )
         position_embeddings = self.rotary_emb(inputs_embeds, position_ids=position_ids)
         cross_attention_kwargs = self.prepare_cross_attention(
             inputs_embeds,
-            past_key_values,
+            cache,
             cross_attention_states,
             cross_attention_mask,
             query_masks,
@@ -734,7 +736,7 @@ class AgeVlmTextModel(AgeVlmPreTrainedModel):
                     attention_mask=causal_mask,
                     position_embeddings=position_embeddings,
                     position_ids=position_ids,
-                    past_key_values=past_key_values,
+                    cache=cache,
                     use_cache=use_cache,
                     **kwargs,
                 )
@@ -744,7 +746,7 @@ class AgeVlmTextModel(AgeVlmPreTrainedModel):
                     cross_attention_states=cross_attention_states,
                     cross_attention_positions=cross_attention_positions,
                     visible=visible,
-                    past_key_values=past_key_values,
+                    cache=cache,
                     **cross_attention_kwargs,
                     **kwargs,
                 )
@@ -752,7 +754,7 @@ class AgeVlmTextModel(AgeVlmPreTrainedModel):
 
         return AgeVlmModelOutputWithPast(
             last_hidden_state=self.norm(hidden_states),
-            past_key_values=past_key_values,
+            cache=cache,
             grounding_maps=tuple(grounding) if query_masks is not None and probe_values is None else None,
             probe_means=tuple(grounding) if probe_values is not None else None,
             uniform_probe_means=uniform_probe_means,
@@ -761,7 +763,7 @@ class AgeVlmTextModel(AgeVlmPreTrainedModel):
     def prepare_cross_attention(
         self,
         inputs_embeds: torch.Tensor,
-        past_key_values: Cache | None,
+        cache: Cache | None,
         cross_attention_states: torch.Tensor | None,
         cross_attention_mask: torch.Tensor | None,
         query_masks: torch.Tensor | None,
@@ -784,8 +786,8 @@ class AgeVlmTextModel(AgeVlmPreTrainedModel):
             )
         masks, num_image_tokens = [], 0
         # CODEPATH: an empty list is the plain LLM; all AGE-VLM checkpoints have cross-attention layers
-        if past_key_values is not None and self.config.cross_attention_layers:
-            cache_layer = cross_attention_cache_layer(past_key_values, self.config.cross_attention_layers[0])
+        if cache is not None and self.config.cross_attention_layers:
+            cache_layer = cross_attention_cache_layer(cache, self.config.cross_attention_layers[0])
             if cache_layer.is_initialized:
                 num_image_tokens = cache_layer.get_seq_length()
                 masks.append(cache_layer.visible.unsqueeze(1).expand(-1, sequence_length, -1))
@@ -869,6 +871,7 @@ class AgeVlmModel(AgeVlmPreTrainedModel):
         outputs.pooler_output = self.multi_modal_projector(outputs.last_hidden_state)
         return outputs
 
+    @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
     @can_return_tuple
     @auto_docstring
     def forward(
@@ -878,7 +881,7 @@ class AgeVlmModel(AgeVlmPreTrainedModel):
         pixel_attention_mask: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         query_masks: torch.BoolTensor | None = None,
         probe_values: torch.FloatTensor | None = None,
@@ -927,7 +930,7 @@ class AgeVlmModel(AgeVlmPreTrainedModel):
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             cross_attention_states=cross_attention_states,
             cross_attention_positions=positions,
@@ -1157,17 +1160,17 @@ class AgeVlmForConditionalGeneration(AgeVlmPreTrainedModel, GenerationMixin):
     def prepare_inputs_for_generation(
         self,
         input_ids: torch.LongTensor,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,  # `generate` looks whether this function names it
         is_first_iteration: bool = False,
         **kwargs,
     ) -> dict:
         # In transformers 5.23 an assistant's prefill does not count as a first iteration and would lose the pictures.
-        if inputs_embeds is None and past_key_values is not None:
-            is_first_iteration |= not any(layer.is_initialized for layer in past_key_values.layers)
+        if inputs_embeds is None and cache is not None:
+            is_first_iteration |= not any(layer.is_initialized for layer in cache.layers)
         return super().prepare_inputs_for_generation(
             input_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             is_first_iteration=is_first_iteration,
             **kwargs,
@@ -1179,6 +1182,7 @@ class AgeVlmForConditionalGeneration(AgeVlmPreTrainedModel, GenerationMixin):
     ) -> tuple | BaseModelOutputWithPooling:
         return self.model.get_image_features(pixel_values, **kwargs)
 
+    @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
     @can_return_tuple
     @auto_docstring
     def forward(
@@ -1188,7 +1192,7 @@ class AgeVlmForConditionalGeneration(AgeVlmPreTrainedModel, GenerationMixin):
         pixel_attention_mask: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
         query_masks: torch.BoolTensor | None = None,
@@ -1232,7 +1236,7 @@ class AgeVlmForConditionalGeneration(AgeVlmPreTrainedModel, GenerationMixin):
             pixel_attention_mask=pixel_attention_mask,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             query_masks=query_masks,
             probe_values=probe_values,
@@ -1249,7 +1253,7 @@ class AgeVlmForConditionalGeneration(AgeVlmPreTrainedModel, GenerationMixin):
         return AgeVlmCausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            cache=outputs.cache,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             cross_attentions=outputs.cross_attentions,

@@ -21,7 +21,7 @@ import torch
 from transformers.utils.versions import require_version
 
 
-require_version("transformers>=5.23", "AGE-VLM needs it: pip install --upgrade transformers")
+require_version("transformers>=5.24", "AGE-VLM needs it: pip install --upgrade transformers")
 
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import ImageInput, make_flat_list_of_images, make_nested_list_of_images

@@ -294,16 +294,16 @@ def decode(size: Size, rounds: int) -> dict[str, Any]:
             cache = None
             if mode != "dynamic cache":
                 cache = StaticCache(config=model.config, max_cache_len=text_tokens + size.new_tokens)
-            outputs = model(**prompt, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            outputs = model(**prompt, cache=cache, use_cache=True, logits_to_keep=1)
             forward = model.forward
             if compile_mode is not None:
                 forward = torch.compile(forward, fullgraph=True, mode=compile_mode)
 
             def step(input_ids: torch.Tensor, cache: Any, forward: Callable = forward) -> torch.Tensor:
                 torch.compiler.cudagraph_mark_step_begin()
-                return forward(input_ids=input_ids, past_key_values=cache, use_cache=True).logits[:, -1]
+                return forward(input_ids=input_ids, cache=cache, use_cache=True).logits[:, -1]
 
-            decoding = Decoding(step, outputs.logits[:, -1], outputs.past_key_values, size.new_tokens)
+            decoding = Decoding(step, outputs.logits[:, -1], outputs.cache, size.new_tokens)
             subjects[f"{name}, {mode}"] = decoding
         cached = cache_bytes(
             config, text_tokens + size.new_tokens // 2, visual if name == "AGE-VLM" else 0, DTYPE.itemsize

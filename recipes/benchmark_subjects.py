@@ -302,10 +302,10 @@ class Ours(nn.Module):
             visible=seen[:, -1],
             use_cache=True,
         )
-        return self.vlm.lm_head(outputs.last_hidden_state[:, -1]), outputs.past_key_values
+        return self.vlm.lm_head(outputs.last_hidden_state[:, -1]), outputs.cache
 
-    def decode(self, input_ids: torch.Tensor, past_key_values: Cache) -> torch.Tensor:
-        return self.vlm(input_ids=input_ids, past_key_values=past_key_values, use_cache=True).logits[:, -1]
+    def decode(self, input_ids: torch.Tensor, cache: Cache) -> torch.Tensor:
+        return self.vlm(input_ids=input_ids, cache=cache, use_cache=True).logits[:, -1]
 
 
 class TowerAndDecoder(nn.Module):
@@ -402,14 +402,12 @@ class MllamaStyle(TowerAndDecoder):
             use_cache=True,
             **self.masks(input_ids, image_tokens.shape[1]),
         )
-        return self.language_model.lm_head(outputs.last_hidden_state[:, -1]), outputs.past_key_values
+        return self.language_model.lm_head(outputs.last_hidden_state[:, -1]), outputs.cache
 
-    def decode(self, input_ids: torch.Tensor, past_key_values: Cache) -> torch.Tensor:
-        layer = past_key_values.layers[self.config.text_config.cross_attention_layers[0]]
+    def decode(self, input_ids: torch.Tensor, cache: Cache) -> torch.Tensor:
+        layer = cache.layers[self.config.text_config.cross_attention_layers[0]]
         masks = self.masks(input_ids, layer.keys.shape[-2])
-        return self.language_model(
-            input_ids=input_ids, past_key_values=past_key_values, use_cache=True, **masks
-        ).logits[:, -1]
+        return self.language_model(input_ids=input_ids, cache=cache, use_cache=True, **masks).logits[:, -1]
 
 
 class LlavaStyle(TowerAndDecoder):
@@ -433,10 +431,10 @@ class LlavaStyle(TowerAndDecoder):
     def prefill(self, input_ids: torch.Tensor, image_tokens: torch.Tensor) -> tuple[torch.Tensor, Cache]:
         embeddings = torch.cat([image_tokens, self.language_model.model.embed_tokens(input_ids)], dim=1)
         outputs = self.language_model.model(inputs_embeds=embeddings, use_cache=True)
-        return self.language_model.lm_head(outputs.last_hidden_state[:, -1]), outputs.past_key_values
+        return self.language_model.lm_head(outputs.last_hidden_state[:, -1]), outputs.cache
 
-    def decode(self, input_ids: torch.Tensor, past_key_values: Cache) -> torch.Tensor:
-        return self.language_model(input_ids=input_ids, past_key_values=past_key_values, use_cache=True).logits[:, -1]
+    def decode(self, input_ids: torch.Tensor, cache: Cache) -> torch.Tensor:
+        return self.language_model(input_ids=input_ids, cache=cache, use_cache=True).logits[:, -1]
 
 
 def bytes_of(cache: Cache) -> int:

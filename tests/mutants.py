@@ -67,9 +67,9 @@ MUTANTS = [
         "visual keys cut to the text's length",
         MODEL,
         {
-            "        if past_key_values is None:\n            return key_states, value_states\n": "        length = cross_attention_states.shape[1] // 2\n"
+            "        if cache is None:\n            return key_states, value_states\n": "        length = cross_attention_states.shape[1] // 2\n"
             "        value_states = value_states * (torch.arange(2 * length + 1)[: value_states.shape[2], None] < length)\n"
-            "        if past_key_values is None:\n            return key_states, value_states\n"
+            "        if cache is None:\n            return key_states, value_states\n"
         },
         "test_modeling_agevlm.py",
     ),

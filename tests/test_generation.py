@@ -136,7 +136,7 @@ def test_reset_cache_has_forgotten_the_pictures(model: AgeVlmForConditionalGener
     flipped = batch | {"pixel_values": batch["pixel_values"].flip(0)}
     cache = StaticCache(config=model.config, max_cache_len=20)
     for inputs in (batch, flipped, text, batch):
-        assert_same_logits(model(**inputs, past_key_values=cache, use_cache=True).logits, model(**inputs).logits)
+        assert_same_logits(model(**inputs, cache=cache, use_cache=True).logits, model(**inputs).logits)
         cache.reset()
 
 
@@ -244,12 +244,12 @@ def test_images_of_a_later_turn_for_some_of_the_rows(model: AgeVlmForConditional
     ids, pictures = batch["input_ids"], batch["pixel_values"]
     at_once = model(**batch, use_cache=False).logits
     for cache in (None, StaticCache(config=model.config, max_cache_len=16)):
-        first = model(input_ids=ids[:, :5], pixel_values=pictures[:, :1], past_key_values=cache, use_cache=True)
+        first = model(input_ids=ids[:, :5], pixel_values=pictures[:, :1], cache=cache, use_cache=True)
         later = torch.full_like(pictures[:, :1], 7.0)  # rows 1 and 3 have no image in this turn
         later[0], later[2] = pictures[0, 1], pictures[2, 0]
-        cache = first.past_key_values
-        second = model(input_ids=ids[:, 5:9], pixel_values=later, past_key_values=cache, use_cache=True)
-        last = model(input_ids=ids[:, 9:], past_key_values=cache, use_cache=True)
+        cache = first.cache
+        second = model(input_ids=ids[:, 5:9], pixel_values=later, cache=cache, use_cache=True)
+        last = model(input_ids=ids[:, 9:], cache=cache, use_cache=True)
         assert_same_logits(torch.cat([first.logits, second.logits, last.logits], dim=1), at_once)
 
 
@@ -337,7 +337,7 @@ def test_compiled_forward_is_the_forward(model: AgeVlmForConditionalGeneration, 
     attention_mask = batch["attention_mask"]
     for _ in range(4):
         expected, found = (
-            forward(**batch, past_key_values=cache, use_cache=True).logits
+            forward(**batch, cache=cache, use_cache=True).logits
             for forward, cache in zip((model, compiled), caches, strict=True)
         )
         assert_same_logits(found, expected)

@@ -136,7 +136,7 @@ def test_cross_attention_layer_is_equation_2(model: AgeVlmForConditionalGenerati
         cross_attention_mask=torch.zeros(1, 1, 5, NUM_CELLS),
         visible=None,
         query_weights=None,
-        past_key_values=None,
+        cache=None,
     )
 
     def rms_norm(states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -262,8 +262,8 @@ def test_a_whole_picture_per_row_needs_no_mask(backend: str):
 
     def three_turns(**padding: torch.Tensor) -> list[torch.Tensor]:
         first = model(**batch, **padding, use_cache=True)
-        cache = first.past_key_values
-        turns = [first, model(input_ids=later, past_key_values=cache), model(**second, past_key_values=cache)]
+        cache = first.cache
+        turns = [first, model(input_ids=later, cache=cache), model(**second, cache=cache)]
         return [turn.logits for turn in turns] + list(first.grounding_maps)
 
     spared = three_turns()
@@ -453,7 +453,7 @@ def test_cache_follows_the_rows(model: AgeVlmForConditionalGeneration):
 
     def rows_of(change: Callable[[DynamicCache], None], rows: list[int]) -> None:
         cache = DynamicCache(config=model.config)
-        model(**batch, past_key_values=cache, use_cache=True)
+        model(**batch, cache=cache, use_cache=True)
         before = copy.deepcopy(cache.layers[1])
         change(cache)
         for name in ("keys", "values", "visible"):
@@ -461,7 +461,7 @@ def test_cache_follows_the_rows(model: AgeVlmForConditionalGeneration):
         token = torch.full((len(rows), 1), 50)
         full = torch.cat([batch["input_ids"][rows], token], dim=1)
         expected = model(input_ids=full, pixel_values=batch["pixel_values"][rows], use_cache=False).logits[:, -1]
-        found = model(input_ids=token, past_key_values=cache, use_cache=True).logits[:, -1]
+        found = model(input_ids=token, cache=cache, use_cache=True).logits[:, -1]
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
     rows_of(lambda cache: cache.reorder_cache(torch.tensor([2, 0, 1])), [2, 0, 1])
@@ -517,33 +517,43 @@ def test_image_of_a_later_turn_is_appended_to_the_cache(model: AgeVlmForConditio
     ids, pictures = batch["input_ids"], batch["pixel_values"]
     at_once = model(**batch, use_cache=False).logits
     cache = make_cache(model)
-    first = model(input_ids=ids[:, :5], pixel_values=pictures[:, :1], past_key_values=cache, use_cache=True).logits
-    second = model(input_ids=ids[:, 5:9], pixel_values=pictures[:, 1:], past_key_values=cache, use_cache=True).logits
-    last = model(input_ids=ids[:, 9:], past_key_values=cache, use_cache=True).logits
+    first = model(input_ids=ids[:, :5], pixel_values=pictures[:, :1], cache=cache, use_cache=True).logits
+    second = model(input_ids=ids[:, 5:9], pixel_values=pictures[:, 1:], cache=cache, use_cache=True).logits
+    last = model(input_ids=ids[:, 9:], cache=cache, use_cache=True).logits
     torch.testing.assert_close(torch.cat([first, second, last], dim=1), at_once, atol=1e-5, rtol=1e-5)
 
 
 def test_first_image_may_come_in_a_later_turn(model: AgeVlmForConditionalGeneration):
     batch = tiny_batch(placeholders=((7,),))
     cache = DynamicCache(config=model.config)
-    first = model(input_ids=batch["input_ids"][:, :5], past_key_values=cache, use_cache=True).logits
+    first = model(input_ids=batch["input_ids"][:, :5], cache=cache, use_cache=True).logits
     second = model(
-        input_ids=batch["input_ids"][:, 5:], pixel_values=batch["pixel_values"], past_key_values=cache, use_cache=True
+        input_ids=batch["input_ids"][:, 5:], pixel_values=batch["pixel_values"], cache=cache, use_cache=True
     ).logits
     at_once = model(**batch, use_cache=False).logits
     torch.testing.assert_close(torch.cat([first, second], dim=1), at_once, atol=1e-5, rtol=1e-5)
 
 
+def test_the_cache_goes_by_its_old_name_too(model: AgeVlmForConditionalGeneration):
+    ids = tiny_batch(placeholders=((7,),))["input_ids"][:, :7]  # no image
+    for part in (model, model.model, model.model.language_model):
+        cache = DynamicCache(config=model.config)
+        first = part(input_ids=ids[:, :4], past_key_values=cache, use_cache=True)
+        assert first.cache is cache and cache.get_seq_length() == 4
+        last = part(input_ids=ids[:, 4:], past_key_values=cache, use_cache=True)
+        torch.testing.assert_close(last[0], part(input_ids=ids, use_cache=False)[0][:, 4:], atol=1e-5, rtol=1e-5)
+
+
 def test_generation_continues_a_chat_with_another_image(model: AgeVlmForConditionalGeneration):
     batch = tiny_batch(placeholders=((1,),), length=6)
     cache = DynamicCache(config=model.config)
-    answer = model.generate(**batch, **NEW_TOKENS, do_sample=False, past_key_values=cache)
+    answer = model.generate(**batch, **NEW_TOKENS, do_sample=False, cache=cache)
     turn = tiny_batch(placeholders=((1,),), length=6, seed=5)
     ids = torch.cat([answer, turn["input_ids"]], dim=1)
     both = torch.cat([batch["pixel_values"], turn["pixel_values"]], dim=1)
     expected = model.generate(input_ids=ids, pixel_values=both, **NEW_TOKENS, do_sample=False)
     found = model.generate(
-        input_ids=ids, pixel_values=turn["pixel_values"], **NEW_TOKENS, do_sample=False, past_key_values=cache
+        input_ids=ids, pixel_values=turn["pixel_values"], **NEW_TOKENS, do_sample=False, cache=cache
     )
     assert torch.equal(found, expected)
 
@@ -551,12 +561,12 @@ def test_generation_continues_a_chat_with_another_image(model: AgeVlmForConditio
 def test_cropping_the_cache_leaves_the_visual_keys(model: AgeVlmForConditionalGeneration):
     batch = tiny_batch()
     cache = DynamicCache(config=model.config)
-    model(**batch, past_key_values=cache, use_cache=True)
+    model(**batch, cache=cache, use_cache=True)
     before = [cache.layers[layer].keys.clone() for layer in (1, 3)]
     cache.crop(-4)
     assert [cache.layers[layer].keys.shape[-2] for layer in (0, 2, 4)] == [6, 6, 6]
     assert all(torch.equal(cache.layers[layer].keys, keys) for layer, keys in zip((1, 3), before, strict=True))
-    again = model(input_ids=batch["input_ids"][:, 6:], past_key_values=cache, use_cache=True).logits
+    again = model(input_ids=batch["input_ids"][:, 6:], cache=cache, use_cache=True).logits
     torch.testing.assert_close(again, model(**batch, use_cache=False).logits[:, 6:], atol=1e-5, rtol=1e-5)
 
 

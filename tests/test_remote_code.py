@@ -121,7 +121,7 @@ loaders += [partial(get_class_from_dynamic_module, name) for name in (
     "processing_agevlm.AgeVlmProcessor", "modeling_agevlm.AgeVlmForConditionalGeneration")]
 for loader in loaders:
     message = refusal(loader)
-    assert message and message.startswith("transformers>=5.23 is required"), (loader, message)
+    assert message and message.startswith("transformers>=5.24 is required"), (loader, message)
     assert "found transformers==5.0.0" in message and "pip install --upgrade transformers" in message, message
 importlib.metadata.version = version
 for auto_class in (AutoConfig, AutoProcessor):

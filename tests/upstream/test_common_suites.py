@@ -154,22 +154,22 @@ class AgeVlmModelTest(ModelTesterMixin, GenerationTesterMixin, unittest.TestCase
     def test_config(self) -> None:
         self.config_tester.run_common_tests()
 
-    def _check_past_key_values_for_generate(
-        self, batch_size: int, past_key_values: Cache, seq_length: int | None, config: AgeVlmConfig
+    def _check_cache_for_generate(
+        self, batch_size: int, cache: Cache, seq_length: int | None, config: AgeVlmConfig
     ) -> None:
         """The visual keys grow with the images, not with the text as the suite expects of every layer."""
         text_config = config.get_text_config(decoder=True)
         for index in text_config.cross_attention_layers:
-            keys = past_key_values.layers[index].keys
+            keys = cache.layers[index].keys
             num_cells = AgeVlmVisionConfig(**VISION).num_image_tokens
             self.assertEqual(
                 keys.shape, (batch_size, text_config.num_key_value_heads, num_cells, text_config.head_dim)
             )
-        of_the_text = copy.copy(past_key_values)
-        of_the_text.layers = [past_key_values.layers[index] for index in text_config.self_attention_layers]
+        of_the_text = copy.copy(cache)
+        of_the_text.layers = [cache.layers[index] for index in text_config.self_attention_layers]
         llama_config = LlamaConfig(**{name: TEXT[name] for name in TEXT if name != "cross_attention_layers"})
         llama_config.num_hidden_layers = len(of_the_text.layers)
-        super()._check_past_key_values_for_generate(batch_size, of_the_text, seq_length, llama_config)
+        super()._check_cache_for_generate(batch_size, of_the_text, seq_length, llama_config)
 
     @unittest.skip("The tower is a ConvNeXt: there is no attention in it.")
     def test_get_image_features_attentions(self) -> None:
