@@ -430,9 +430,8 @@ def planned(only: str | None, seeds: int) -> list[tuple[str, Setting]]:
     return models
 
 
-def prepare(threads: int) -> None:
+def prepare() -> None:
     """Sets up a worker process."""
-    torch.set_num_threads(threads)
     warnings.simplefilter("ignore")
     disable_progress_bar()
     disable_progress_bars()
@@ -466,10 +465,11 @@ def run(out: Path, results: Path, models: list[tuple[str, Setting]], processes: 
         f"{len(models) - len(missing)} of {len(models)} results are there; {total} stages and evaluations to go",
         flush=True,
     )
-    threads = max(1, torch.get_num_threads() // processes)
+    # Torch's threads and those of NumPy's matrix products, which would wait for a core of another process.
+    os.environ["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // processes))
     context = multiprocessing.get_context("spawn")
     running: dict[Any, Path] = {}
-    with ProcessPoolExecutor(processes, mp_context=context, initializer=prepare, initargs=(threads,)) as pool:
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=prepare) as pool:
         while waiting or running:
             for file, (name, setting, number, previous) in list(waiting.items()):
                 if len(running) < processes and (previous is None or previous.exists()):
