@@ -13,9 +13,13 @@
 # limitations under the License.
 """The study of the paper's claim: what its settings share, what they change of the rows, and what it reports."""
 
+import csv
 import json
 import math
+import re
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,6 +28,10 @@ from recipes import claim
 from recipes.claim import ABLATIONS, LM, LONG_MODELS, MODELS, Setting
 from recipes.scenes import load_questions
 from trainers.data_collator import decode_rle
+
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs" / "claim"
 
 
 def test_models_share_the_stages_that_they_agree_on():
@@ -120,6 +128,35 @@ def test_what_has_a_result_is_not_run(tmp_path, monkeypatch, capsys):
     path.write_text("{}")
     claim.run(tmp_path / "out", tmp_path / "results", [("base", LM)], processes=1)
     assert "1 of 1 results are there; 0 stages and evaluations to go" in capsys.readouterr().out
+
+
+def test_the_committed_page_is_that_of_the_committed_results(tmp_path):
+    shutil.copytree(DOCS / "results", tmp_path / "results")
+    claim.report(tmp_path)
+    for name in ("page.md", "results.csv"):
+        assert (tmp_path / name).read_text() == (DOCS / name).read_text()
+
+
+def test_readme_quotes_what_was_measured():
+    with (DOCS / "results.csv").open(newline="") as file:
+        measured = list(csv.DictReader(file))
+    readme = (ROOT / "README.md").read_text()
+    section = readme.partition("## Does guidance help?")[2].partition("\n## ")[0]
+    tables = [part.splitlines() for part in section.split("\n\n") if part.startswith("|")]
+    models, open_points = (
+        [[cell.strip() for cell in line.strip("|").split("|")] for line in table] for table in tables
+    )
+    header, _, *rows = models
+    keys = {title: key for key, title in claim.COLUMNS.items()}
+    assert len(rows) > 5 and len(header) > 5
+    for title, *cells in rows:
+        for model, cell in zip(header[1:], cells, strict=True):
+            values = [float(row[keys[title]]) for row in measured if f"`{row['name']}`" == model]
+            assert len(values) == 3 and cell == claim.interval(values), (title, model)
+    results = claim.load_results(DOCS)
+    scores = {f"{results[setting.folder(4)]['metrics']['pope_accuracy']:.3f}" for setting in ABLATIONS.values()}
+    quoted = [re.findall(r"0\.\d{3}", cell) for _, cell, _ in open_points[2:]]
+    assert all(quoted) and {number for numbers in quoted for number in numbers} == scores
 
 
 @pytest.mark.slow
