@@ -38,7 +38,7 @@ test-eval: $(INSTALLED)
 # suites: CHECKOUT=path/to/a/checkout takes them all from there.
 test-upstream: $(INSTALLED)
 	$(BIN)/python tests/upstream/fetch.py .cache/upstream $(if $(CHECKOUT),--checkout $(CHECKOUT))
-	PYTHONPATH=.cache/upstream:tests $(BIN)/python -m pytest -q -o addopts= -W ignore tests/upstream $(ARGS)
+	PYTHONPATH=.cache/upstream:tests $(BIN)/python -m pytest -q -o addopts= --disable-warnings tests/upstream $(ARGS)
 
 # Plants one bug at a time and shows that the tests turn red.
 mutants: $(INSTALLED)
