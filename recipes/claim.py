@@ -465,8 +465,6 @@ def run(out: Path, results: Path, models: list[tuple[str, Setting]], processes: 
         f"{len(models) - len(missing)} of {len(models)} results are there; {total} stages and evaluations to go",
         flush=True,
     )
-    # Torch's threads and those of NumPy's matrix products, which would wait for a core of another process.
-    os.environ["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // processes))
     context = multiprocessing.get_context("spawn")
     running: dict[Any, Path] = {}
     with ProcessPoolExecutor(processes, mp_context=context, initializer=prepare) as pool:
@@ -683,6 +681,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="seeds of the 2x2")
     args = parser.parse_args()
     results = args.results or args.out
+    # Of the processes: torch's threads and those of NumPy's matrix products, which would wait for each other's cores.
+    os.environ["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // args.processes))
     run(args.out, results, planned(args.only, args.seeds), args.processes)
     report(results)
     print(f"see {results}/page.md and results.csv")

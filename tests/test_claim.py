@@ -13,7 +13,6 @@
 # limitations under the License.
 """The study of the paper's claim: what its settings share, what they change of the rows, and what it reports."""
 
-import csv
 import json
 import math
 import re
@@ -138,8 +137,7 @@ def test_the_committed_page_is_that_of_the_committed_results(tmp_path):
 
 
 def test_readme_quotes_what_was_measured():
-    with (DOCS / "results.csv").open(newline="") as file:
-        measured = list(csv.DictReader(file))
+    results = claim.load_results(DOCS)
     readme = (ROOT / "README.md").read_text()
     section = readme.partition("## Does guidance help?")[2].partition("\n## ")[0]
     tables = [part.splitlines() for part in section.split("\n\n") if part.startswith("|")]
@@ -151,9 +149,9 @@ def test_readme_quotes_what_was_measured():
     assert len(rows) > 5 and len(header) > 5
     for title, *cells in rows:
         for model, cell in zip(header[1:], cells, strict=True):
-            values = [float(row[keys[title]]) for row in measured if f"`{row['name']}`" == model]
+            found = claim.of_seeds(results, MODELS[model.strip("`")])
+            values = [result["metrics"][keys[title]] for result in found.values()]
             assert len(values) == 3 and cell == claim.interval(values), (title, model)
-    results = claim.load_results(DOCS)
     scores = {f"{results[setting.folder(4)]['metrics']['pope_accuracy']:.3f}" for setting in ABLATIONS.values()}
     quoted = [re.findall(r"0\.\d{3}", cell) for _, cell, _ in open_points[2:]]
     assert all(quoted) and {number for numbers in quoted for number in numbers} == scores
