@@ -32,7 +32,7 @@ test-slow: $(INSTALLED)
 # Installs lmms-eval, which brings a hundred packages, and runs the tests that need it. `make test` skips them without it.
 test-eval: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[eval]"
-	$(BIN)/python -m pytest -q tests/test_lmms_eval_model.py tests/test_evaluate.py $(ARGS)
+	$(BIN)/python -m pytest -q tests/recipes/evaluation $(ARGS)
 
 # transformers' own common test suites, in the installed version. Its source distribution lacks the generation and export
 # suites: CHECKOUT=path/to/a/checkout takes them all from there.

@@ -27,501 +27,34 @@ under `runs/benchmark/`. `--profile` (train, architectures) also writes a trace 
 
 A ratio is the median over rounds, with its range; the subjects of a round run right after each other, every second
 round the other way round. The limit beside it is what the operations and bytes of both sides alone would give, see
-`recipes/benchmark_costs.py`. Memory is weights, gradients, optimizer state and activations: of CUDA's allocator, on a
+`recipes/benchmarks/costs.py`. Memory is weights, gradients, optimizer state and activations: of CUDA's allocator, on a
 CPU of all tensors.
 """
 
 import argparse
+import importlib
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
-from transformers import LlamaForCausalLM, StaticCache
-
-from recipes.benchmark import seconds_in_turns
-from recipes.benchmark_costs import Work, cache_bytes, guidance_work, text_work, total, tower_work, weight_bytes
-from recipes.benchmark_measures import (
-    DEVICE,
-    DTYPE,
-    Machine,
-    Row,
-    bytes_row,
-    make_result,
-    measure_machine,
-    peak_flops,
-    profile,
-    table,
-    time_row,
-)
-from recipes.benchmark_parts import data, loss
-from recipes.benchmark_subjects import (
-    Decoding,
-    LlavaStyle,
-    MllamaStyle,
-    Ours,
-    Size,
-    Trained,
-    bytes_of,
-    eager_loss,
-    llama_config,
-    make_batch,
-    make_model,
-    make_size,
-    make_trainer,
-    trainer_loss,
-    with_regions,
-    without_guidance,
-)
-from trainers import GuidedSFTTrainer, Stage, apply_stage, get_stage
 
 
-STAGES = {"stage 3": get_stage(3), "stage 4, LLM trained": get_stage(4, "age-vlm-lm")}
-
-
-# Training with guidance
-
-
-def train(size: Size, rounds: int, profiles: Path | None = None) -> dict[str, Any]:
-    """Every row guided, every word a query; the same weights, rows and shapes for all subjects."""
-    config, rows = size.config, []
-    model = make_model(config)
-    trainer = make_trainer(model)
-    batch = make_batch(config, size.batch_size, size.text_tokens)
-    visual = config.vision_config.num_image_tokens
-    losses = {"unguided": lambda: trainer_loss(trainer, without_guidance(batch))}
-    for num_regions in (1, 16):
-        guided = with_regions(batch, num_regions)
-        for by in ("sum", "max"):
-            name = f"{by}, K={num_regions}"
-            losses[name] = lambda guided=guided, by=by: trainer_loss(trainer, guided, normalization=by)
-    losses["eager weights, K=1"] = lambda: eager_loss(trainer, batch)
-    targets = {"sum, K=1": ("<= 1.01 GPU, 1.03 small", "<= 1.01")}
-    for stage_name, stage in STAGES.items():
-        trained = Trained(model, lambda stage=stage: apply_stage(model, stage))
-        steps = {n: lambda f=f, trained=trained: trained.step(f) for n, f in losses.items()}
-        labels = size.batch_size * (size.text_tokens - 1)
-        works = tower_work(config, size.batch_size, stage)
-        works += text_work(config, size.batch_size, size.text_tokens, visual, labels, stage)
-        if profiles:
-            profile({f"train {stage_name} {n}": steps[n] for n in ("unguided", "sum, K=1", "max, K=1")}, profiles)
-            continue
-        seconds = seconds_in_turns(steps, rounds)
-        memory = {name: trained.peak_bytes(f) for name, f in losses.items()}
-        for name in list(losses)[1:]:
-            time_target, memory_target = targets.get(name, ("<= 1.03", "<= 1.03"))
-            extra = guidance_work(
-                config, size.batch_size, size.text_tokens, visual, int(name.split("=")[1]), name[:3] != "sum"
-            )
-            limit = 1 + total(extra, step=True) / total(works, step=True)
-            if name.startswith("eager"):
-                time_target = memory_target = "report"
-                limit = 1.0  # its maps come of what it computes anyway
-            what = f"{stage_name}: {name} / unguided"
-            rows.append(time_row(f"{what}, time", seconds[name], seconds["unguided"], time_target, limit))
-            rows.append(bytes_row(f"{what}, memory", memory[name], memory["unguided"], memory_target, 1.0))
-        fast, eager = seconds["sum, K=1"], seconds["eager weights, K=1"]
-        rows.append(time_row(f"{stage_name}: sum, K=1 / eager weights, K=1, time", fast, eager, "report"))
-        del trained, steps  # the optimizer's state
-    shape = f"{size.batch_size} x {size.text_tokens} tokens, {visual} visual tokens"
-    return make_result(f"training step, {shape}", rows)
-
-
-# Architectures
-
-
-def architectures(size: Size, rounds: int, profiles: Path | None = None) -> dict[str, Any]:
-    """The same tower, projector, loss and trainable parts before three decoders."""
-    config, rows, notes = size.config, [], []
-    visual = config.vision_config.num_image_tokens
-    subjects = {"AGE-VLM": Ours(config), "Mllama": MllamaStyle(config), "LLaVA": LlavaStyle(config)}
-    batch = make_batch(config, size.batch_size, size.text_tokens)
-
-    for stage_name, stage in STAGES.items():
-        trained = {n: Trained(s, lambda s=s, stage=stage: s.apply_stage(stage)) for n, s in subjects.items()}
-        losses = {name: lambda s=s: s.loss(batch) for name, s in subjects.items()}
-        steps = {name: lambda t=t, f=losses[name]: t.step(f) for name, t in trained.items()}
-        if profiles:
-            profile({f"architectures {stage_name} {name}": step for name, step in steps.items()}, profiles)
-            continue
-        seconds = seconds_in_turns(steps, rounds)
-        memory = {name: t.peak_bytes(losses[name]) for name, t in trained.items()}
-        labels = size.batch_size * (size.text_tokens - 1)
-        tower = total(tower_work(config, size.batch_size, stage), step=True)
-        flops = {
-            name: tower + total(decoder_work(size, name, size.batch_size, labels, stage), step=True)
-            for name in subjects
-        }
-        for name, target in (("Mllama", "<= 1.00"), ("LLaVA", "report")):
-            what, limit = f"{stage_name}: step / {name}", flops["AGE-VLM"] / flops[name]
-            rows.append(time_row(f"{what}, time", seconds["AGE-VLM"], seconds[name], target, limit))
-            limit = 1.0 if name == "Mllama" else None
-            rows.append(bytes_row(f"{what}, memory", memory["AGE-VLM"], memory[name], target, limit))
-        counts = {name: sum(p.numel() for p in t.parameters) for name, t in trained.items()}
-        notes.append(f"Trainable, {stage_name}: " + ", ".join(f"{name} {n:,}" for name, n in counts.items()))
-        del trained, steps
-    if profiles:
-        return make_result("profiled", [])
-    for subject in subjects.values():
-        subject.eval()
-    machine = measure_machine()
-    for batch_size in dict.fromkeys((1, size.prefill_batch_size)):
-        rows += prefill_rows(size, rounds, subjects, machine, batch_size)
-    rows += decoding_rows(size, rounds, subjects) + cache_rows(size, subjects)
-    return make_result(f"architectures, {size.text_tokens} text and {visual} visual tokens", rows, *notes)
-
-
-def cuda_graph(call: Callable[[], Any]) -> Callable[[], None]:
-    """Records what a call does on the GPU; returns what does it again."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        call()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-    return graph.replay
-
-
-def decoder_work(size: Size, name: str, batch_size: int, labels: int, stage: Stage) -> list[Work]:
-    """What stands behind the tower. The LLaVA-style LLM has the visual tokens before the text."""
-    visual, interleaved = size.config.vision_config.num_image_tokens, name != "LLaVA"
-    tokens = size.text_tokens + (0 if interleaved else visual)
-    return text_work(size.config, batch_size, tokens, visual, labels, stage, interleaved)
-
-
-def decoder_bytes(size: Size, name: str) -> int:
-    return weight_bytes(size.config, DTYPE.itemsize, name != "LLaVA")
-
-
-@torch.no_grad()
-def prefill_rows(size: Size, rounds: int, subjects: dict[str, Any], machine: Machine, batch_size: int) -> list[Row]:
-    """The LLM's part with the visual tokens ready, and all from the pictures to the first token."""
-    batch, stage = make_batch(size.config, batch_size, size.text_tokens), STAGES["stage 3"]
-    ids, pixels = batch["input_ids"], batch["pixel_values"]
-    tokens = {name: s.image_tokens(pixels) for name, s in subjects.items()}
-    llm = {
-        name: total(decoder_work(size, name, batch_size, batch_size, stage), parts=("text", "head"))
-        for name in subjects
-    }
-    least = {name: machine.seconds(llm[name], decoder_bytes(size, name)) for name in subjects}
-    tower = total(tower_work(size.config, batch_size, stage))
-    whole_flops = {name: tower + flops for name, flops in llm.items()}
-    alone = {name: lambda n=name, s=s: s.prefill(ids, tokens[n]) for name, s in subjects.items()}
-    whole = {
-        name: lambda s=s: s.prefill(ids, s.image_tokens(pixels))[0].argmax(-1).tolist() for name, s in subjects.items()
-    }
-    kinds = [
-        (f"prefill, batch {batch_size}, LLM part", alone, least, "<= 0.20 (CPU, batch 16)"),
-        (f"first token, batch {batch_size}", whole, whole_flops, "report"),
-    ]
-    if DEVICE.type == "cuda":
-        graphs = {name: cuda_graph(call) for name, call in alone.items()}
-        kinds.append((f"prefill, batch {batch_size}, LLM part, CUDA graph", graphs, least, "<= 0.5 (batch 1)"))
-    rows = []
-    for what, calls, costs, llava_target in kinds:
-        seconds = seconds_in_turns(calls, rounds)
-        for name, target in (("Mllama", "report"), ("LLaVA", llava_target)):
-            limit = costs["AGE-VLM"] / costs[name]
-            rows.append(time_row(f"{what} / {name}", seconds["AGE-VLM"], seconds[name], target, limit))
-    return rows
-
-
-@torch.no_grad()
-def decoding_rows(size: Size, rounds: int, subjects: dict[str, Any]) -> list[Row]:
-    batch, visual = make_batch(size.config, 1, size.text_tokens), size.config.vision_config.num_image_tokens
-    decoding, reads, rows = {}, {}, []
-    for name, s in subjects.items():
-        logits, cache = s.prefill(batch["input_ids"], s.image_tokens(batch["pixel_values"]))
-        decoding[name] = Decoding(s.decode, logits, cache, size.new_tokens)
-        cached = cache_bytes(size.config, size.text_tokens, visual, DTYPE.itemsize, name != "LLaVA")
-        reads[name] = decoder_bytes(size, name) + cached
-    seconds = seconds_in_turns(decoding, rounds)
-    for name in ("Mllama", "LLaVA"):
-        limit = reads["AGE-VLM"] / reads[name]
-        row = time_row(f"decode, s per token / {name}", seconds["AGE-VLM"], seconds[name], "report", limit)
-        rates = [size.new_tokens / float(np.median(seconds[n])) for n in ("AGE-VLM", name)]
-        row.sides = f"{rates[0]:.4g} / {rates[1]:.4g} tokens/s"
-        rows.append(row)
-    return rows
-
-
-@torch.no_grad()
-def cache_rows(size: Size, subjects: dict[str, Any]) -> list[Row]:
-    """Bytes of the keys and values after a prefill, and the same computed at the paper's size."""
-    rows, paper = [], make_size("paper").config
-    for tokens in (size.text_tokens, size.long_text_tokens):
-        batch, found = make_batch(size.config, 1, tokens), {}
-        for name in ("AGE-VLM", "LLaVA"):
-            _, cache = subjects[name].prefill(batch["input_ids"], subjects[name].image_tokens(batch["pixel_values"]))
-            found[name] = bytes_of(cache)
-        visual = size.config.vision_config.num_image_tokens
-        formula = [cache_bytes(size.config, tokens, visual, 1, interleaved) for interleaved in (True, False)]
-        what = f"cache, {tokens} tokens / LLaVA"
-        rows.append(bytes_row(what, found["AGE-VLM"], found["LLaVA"], "report", formula[0] / formula[1]))
-    for tokens, target in ((64, "0.325"), (512, "0.603")):
-        visual = paper.vision_config.num_image_tokens
-        ours, llava = (cache_bytes(paper, tokens, visual, 2, interleaved) for interleaved in (True, False))
-        rows.append(bytes_row(f"cache, {tokens} tokens / LLaVA, by the formula, paper's size", ours, llava, target))
-    return rows
-
-
-# Decoding
-
-
-@torch.no_grad()
-def decode(size: Size, rounds: int) -> dict[str, Any]:
-    """One row, token by token after a prefill, by a plain LLaMA without image: eager and compiled."""
-    config, rows, machine = size.config, [], measure_machine()
-    visual, text_tokens = config.vision_config.num_image_tokens, size.text_tokens
-    vlm = make_model(config).eval()
-    llama = LlamaForCausalLM._from_config(llama_config(config), dtype=DTYPE).to(DEVICE, DTYPE).eval()
-    batch = make_batch(config, 1, text_tokens)
-    inputs = {
-        "AGE-VLM": (vlm, {"input_ids": batch["input_ids"], "pixel_values": batch["pixel_values"]}),
-        "LLaMA": (llama, {"input_ids": batch["input_ids"]}),
-    }
-    modes = {"dynamic cache": None, "static cache": None, "compiled": "default"}
-    if DEVICE.type == "cuda":
-        modes["CUDA graphs"] = "reduce-overhead"
-    subjects, reads = {}, {}
-    for name, (model, prompt) in inputs.items():
-        for mode, compile_mode in modes.items():
-            cache = None
-            if mode != "dynamic cache":
-                cache = StaticCache(config=model.config, max_cache_len=text_tokens + size.new_tokens)
-            outputs = model(**prompt, cache=cache, use_cache=True, logits_to_keep=1)
-            forward = model.forward
-            if compile_mode is not None:
-                forward = torch.compile(forward, fullgraph=True, mode=compile_mode)
-
-            def step(input_ids: torch.Tensor, cache: Any, forward: Callable = forward) -> torch.Tensor:
-                torch.compiler.cudagraph_mark_step_begin()
-                return forward(input_ids=input_ids, cache=cache, use_cache=True).logits[:, -1]
-
-            decoding = Decoding(step, outputs.logits[:, -1], outputs.cache, size.new_tokens)
-            subjects[f"{name}, {mode}"] = decoding
-        cached = cache_bytes(
-            config, text_tokens + size.new_tokens // 2, visual if name == "AGE-VLM" else 0, DTYPE.itemsize
-        )
-        reads[name] = weight_bytes(config, DTYPE.itemsize, name == "AGE-VLM") + cached
-    seconds = seconds_in_turns(subjects, rounds)
-    limit = reads["LLaMA"] / reads["AGE-VLM"]
-    for mode in modes:
-        target = ">= 0.80" if mode in ("compiled", "CUDA graphs") else "report"
-        ours, plain = seconds[f"AGE-VLM, {mode}"], seconds[f"LLaMA, {mode}"]
-        row = time_row(f"tokens/s, {mode}: AGE-VLM / LLaMA", plain, ours, target, limit)
-        row.sides = " / ".join(f"{size.new_tokens / float(np.median(s)):.4g}" for s in (ours, plain)) + " tokens/s"
-        rows.append(row)
-        least = machine.seconds(0, reads["AGE-VLM"]) * size.new_tokens
-        target = ">= 0.95" if mode in ("compiled", "CUDA graphs") else "report"
-        row = time_row(f"of the bandwidth's bound, {mode}: AGE-VLM", [least] * len(ours), ours, target, 1.0)
-        rows.append(row)
-    for mode in list(modes)[1:]:
-        base = seconds["AGE-VLM, dynamic cache"]
-        rows.append(
-            time_row(f"AGE-VLM, {mode} / dynamic cache, s per token", seconds[f"AGE-VLM, {mode}"], base, "report")
-        )
-    answers = {name: subject() for name, subject in subjects.items()}
-    alike = all(answers[f"AGE-VLM, {mode}"] == answers["AGE-VLM, dynamic cache"] for mode in modes)
-    notes = [
-        f"A token reads {reads['AGE-VLM'] / 1e6:.1f} MB (LLaMA {reads['LLaMA'] / 1e6:.1f} MB); a copy moves "
-        f"{machine.bytes_per_s / 1e9:.1f} GB/s. All modes write the same tokens: {alike}."
-    ]
-    return make_result(f"decoding, batch 1, after {text_tokens} text and {visual} visual tokens", rows, *notes)
-
-
-# Growth
-
-
-def growth(size: Size, rounds: int, plot: Path | None = None) -> dict[str, Any]:
-    """Guided stage-3 step and prefill over each axis; at 1.0 stand the values of the first."""
-    config = size.config
-    axes = {
-        "text tokens": size.lengths,
-        "batch": size.batch_sizes,
-        "images per row": size.image_counts,
-        "regions": size.region_counts,
-        "resolution": size.image_sizes,
-    }
-    keys = dict(zip(axes, ("text_tokens", "batch_size", "num_images", "num_regions", "image_size"), strict=True))
-    model = make_model(config)
-    trainer = make_trainer(model)
-    trained = Trained(model, lambda: apply_stage(model, STAGES["stage 3"]))
-    vlm_inputs = ("input_ids", "attention_mask", "pixel_values")
-    rows, points = [], []
-    for axis, values in axes.items():
-        losses, prefills, flops = {}, {}, {}
-        for value in values:
-            shape = {"batch_size": 2, "text_tokens": size.text_tokens, keys[axis]: value}
-            batch = make_batch(config, **shape)
-            inputs = {name: batch[name] for name in vlm_inputs}
-            losses[value] = lambda batch=batch: trainer_loss(trainer, batch)
-            prefills[value] = lambda inputs=inputs: torch.no_grad()(model)(**inputs, use_cache=True, logits_to_keep=1)
-            images = batch["pixel_values"].shape[:2].numel()
-            side, visual = batch["pixel_values"].shape[-1], batch["region_masks"].shape[-1]
-            works = tower_work(config, images, STAGES["stage 3"], side)
-            labels = int((batch["labels"][:, 1:] != -100).sum())
-            works += text_work(config, *batch["input_ids"].shape, visual, labels, STAGES["stage 3"])
-            works += guidance_work(config, *batch["input_ids"].shape, visual, batch["region_masks"].shape[1], False)
-            flops[value] = total(works, step=True)
-        seconds = seconds_in_turns({v: lambda f=f: trained.step(f) for v, f in losses.items()}, rounds, warmup=1)
-        prefill_seconds = seconds_in_turns(prefills, rounds, warmup=1)
-        first = values[0]
-        for value in values:
-            memory = trained.peak_bytes(losses[value])
-            point = {"axis": axis, "value": value, "memory": memory}
-            point |= {"step": float(np.median(seconds[value])), "prefill": float(np.median(prefill_seconds[value]))}
-            points.append(point)
-            row = time_row(f"{axis} {value}", seconds[value], seconds[first], "", flops[value] / flops[first])
-            row.sides = f"step {point['step']:.3g} s, prefill {point['prefill']:.3g} s, memory {memory / 1e9:.3g} GB"
-            rows.append(row)
-    if plot:
-        plot_growth(points, plot)
-    note = (
-        f"Step by the step at the axis' first value; 2 rows of {size.text_tokens} tokens, 1 image, 1 region elsewhere."
-    )
-    return make_result("growth", rows, note) | {"points": points}
-
-
-def plot_growth(points: list[dict[str, Any]], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    axes = list(dict.fromkeys(point["axis"] for point in points))
-    figure, grid = pyplot.subplots(3, len(axes), figsize=(3 * len(axes), 7), sharey="row", layout="constrained")
-    labels = {"step": "step, s", "prefill": "prefill, s", "memory": "memory of a step, GB"}
-    for column, axis in enumerate(axes):
-        for line, (key, label) in enumerate(labels.items()):
-            x, y = zip(
-                *[(p["value"], p[key] / (1e9 if key == "memory" else 1)) for p in points if p["axis"] == axis],
-                strict=True,
-            )
-            cell = grid[line][column]
-            cell.plot(x, y, marker="o")
-            cell.set_xscale("log", base=2)
-            cell.set_yscale("log")
-            cell.set_xticks(x, [str(value) for value in x])
-            cell.xaxis.minorticks_off()
-            cell.grid(alpha=0.3, which="both", axis="y")
-            if column == 0:
-                cell.set_ylabel(label)
-        grid[-1][column].set_xlabel(axis)
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
-
-
-# Stages
-
-
-def stages(size: Size, rounds: int) -> dict[str, Any]:
-    """Guided stage 3 by guided stage 4 with the LLM trained; utilization; memory of stage 4."""
-    peak, peak_name = peak_flops(measure_machine())
-    trainer = make_trainer(make_model(size.config))
-    rows = stage_rows(size, rounds, trainer, size.text_tokens, peak, "<= 0.50", ">= 0.28")
-    rows += stage_rows(size, rounds, trainer, size.long_text_tokens, peak, "<= 0.62", ">= 0.40")
-    note = (
-        f"Utilization is of {peak_name}. It counts what has to be computed once: the forward pass, gradients of weights "
-        "that train and of inputs above the first of these, full (not halved) self-attention; not norms, activations, "
-        "the optimizer, nor what checkpointing or the fused head compute again. The tower is timed alone; the text and "
-        "the rest (projector, head, optimizer) are what is left of the step."
-    )
-    visual = size.config.vision_config.num_image_tokens
-    return make_result(f"stages, guided, {size.batch_size} rows, {visual} visual tokens", rows, note)
-
-
-def stage_rows(
-    size: Size,
-    rounds: int,
-    trainer: GuidedSFTTrainer,
-    text_tokens: int,
-    peak: float,
-    ratio_target: str,
-    utilization_target: str,
-) -> list[Row]:
-    config, images, model = size.config, size.batch_size, trainer.model
-    batch, tower = make_batch(config, images, text_tokens), model.model.vision_tower
-    trained = {name: Trained(model, lambda stage=stage: apply_stage(model, stage)) for name, stage in STAGES.items()}
-    three, four = STAGES
-
-    def guided() -> torch.Tensor:
-        return trainer_loss(trainer, batch)
-
-    def checkpointed() -> torch.Tensor:
-        tower.timm_model.set_grad_checkpointing(True)
-        value = guided()
-        tower.timm_model.set_grad_checkpointing(False)
-        return value
-
-    def tower_alone() -> None:
-        apply_stage(model, STAGES[three])
-        features = tower(batch["pixel_values"].flatten(0, 1)).last_hidden_state
-        features.backward(torch.ones_like(features))
-        model.zero_grad()
-
-    subjects = {name: lambda t=t: t.step(guided) for name, t in trained.items()}
-    subjects |= {"checkpointed": lambda: trained[four].step(checkpointed), "tower": tower_alone}
-    seconds = seconds_in_turns(subjects, rounds)
-    used = {name: float(np.median(values)) for name, values in seconds.items()}
-    memory = {name: t.peak_bytes(guided) for name, t in trained.items()}
-    memory["checkpointed"] = trained[four].peak_bytes(checkpointed)
-    visual = config.vision_config.num_image_tokens
-    flops, tower_flops = {}, {}
-    for name, stage in STAGES.items():
-        works = text_work(config, images, text_tokens, visual, images * (text_tokens - 1), stage)
-        works += guidance_work(config, images, text_tokens, visual, 1, maps=False)
-        tower_flops[name] = total(tower_work(config, images, stage), step=True)
-        flops[name] = tower_flops[name] + total(works, step=True)
-
-    what, limit = f"{text_tokens} tokens: stage 3 / stage 4, LLM trained", flops[three] / flops[four]
-    rows = [
-        time_row(f"{what}, time", seconds[three], seconds[four], ratio_target, limit),
-        bytes_row(f"{what}, memory", memory[three], memory[four], "report"),
-    ]
-    what = f"{text_tokens} tokens: stage 4, tower checkpointed"
-    target = "<= 80 at the paper's size" if text_tokens == size.long_text_tokens else "report"
-    rows += [
-        time_row(f"{what} / not, time", seconds["checkpointed"], seconds[four], "report"),
-        bytes_row(f"{what} / not, memory", memory["checkpointed"], memory[four], "report"),
-        Row(f"{what}: peak memory, GB", memory["checkpointed"] / 1e9, target=target),
-    ]
-    parts = {
-        three: (flops[three], used[three], utilization_target),
-        f"{three}, tower": (tower_flops[three], used["tower"], "report"),
-        f"{three}, text and the rest": (flops[three] - tower_flops[three], used[three] - used["tower"], "report"),
-        four: (flops[four], used[four], "report"),
-    }
-    for name, (part_flops, part_used, target) in parts.items():
-        sides = f"{part_flops / 1e12:.3g} TFLOP in {part_used:.3g} s"
-        if name in STAGES:
-            sides += f", {images / part_used:.3g} images/s"
-        what = f"{text_tokens} tokens: utilization, {name}"
-        rows.append(Row(what, part_flops / part_used / peak, target=target, sides=sides))
-    return rows
-
-
-COMMANDS: dict[str, tuple[Callable[..., dict[str, Any]], int]] = {
-    "train": (train, 7),
-    "architectures": (architectures, 7),
-    "decode": (decode, 7),
-    "loss": (loss, 5),
-    "data": (data, 7),
-    "growth": (growth, 3),
-    "stages": (stages, 5),
+# command: the module of `recipes.benchmarks` with a function of its name, rounds, what it measures
+COMMANDS = {
+    "train": ("model", 7, "the step with guidance by the step without"),
+    "architectures": ("model", 7, "AGE-VLM by Mllama's decoder, by a LLaVA-style LLM"),
+    "decode": ("model", 7, "tokens one by one, by a plain LLaMA"),
+    "loss": ("parts", 5, "the head's loss as trained with, by full logits"),
+    "data": ("parts", 7, "pictures, masks and batches; do they keep up with the step?"),
+    "growth": ("growth", 3, "how time and memory grow; also a plot"),
+    "stages": ("stages", 5, "stage 3 by stage 4; utilization; memory"),
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, (function, rounds) in COMMANDS.items():
-        command = commands.add_parser(name, help=function.__doc__.strip().splitlines()[0])
+    for name, (_, rounds, what) in COMMANDS.items():
+        command = commands.add_parser(name, help=what)
         command.add_argument("--size", choices=("tiny", "small", "paper"), default="small")
         command.add_argument("--rounds", type=int, default=rounds, help="how many times everything is timed")
         command.add_argument("--batch_size", type=int, help="rows of a training step and of `loss` (2, paper: 16)")
@@ -531,6 +64,12 @@ def main() -> None:
         if name in ("train", "architectures"):
             command.add_argument("--profile", action="store_true", help="write traces instead of measuring")
     args = parser.parse_args()
+
+    import torch
+
+    from recipes.benchmarks.subjects import make_size
+    from recipes.benchmarks.timing import DEVICE, DTYPE, rows_table
+
     shapes = {name: getattr(args, name) for name in ("batch_size", "text_tokens") if getattr(args, name)}
     size = replace(make_size(args.size), **shapes)
     if args.image_size:
@@ -543,7 +82,8 @@ def main() -> None:
         more["plot"] = out.with_suffix(".png")
     elif args.command in ("train", "architectures") and args.profile:
         more["profiles"] = out.parent / "profiles"
-    result = COMMANDS[args.command][0](size, args.rounds, **more)
+    measure = getattr(importlib.import_module(f"recipes.benchmarks.{COMMANDS[args.command][0]}"), args.command)
+    result = measure(size, args.rounds, **more)
     if "profiles" in more:
         return
     device = torch.cuda.get_device_name() if DEVICE.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
@@ -555,7 +95,7 @@ def main() -> None:
         "torch": torch.__version__,
     }
     out.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"size {args.size}, {device}, {DTYPE}, {args.rounds} rounds\n\n{table(result)}")
+    print(f"size {args.size}, {device}, {DTYPE}, {args.rounds} rounds\n\n{rows_table(result)}")
 
 
 if __name__ == "__main__":

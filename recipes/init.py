@@ -21,110 +21,21 @@ highest resolution (320 pixels) that was not fine-tuned to ImageNet's classes. S
 given no checkpoint.
 """
 
-from dataclasses import dataclass, field
-
-from transformers import AutoTokenizer, HfArgumentParser
-
-from modeling_agevlm import AgeVlmForConditionalGeneration, AgeVlmImageProcessor, AgeVlmProcessor
-from modeling_agevlm.modeling_agevlm import TEXT_HINT, loading, split_gguf, timm_config
-from recipes.errors import one_sentence
-from trainers import parameter_table
-
-
-# Tokens of an LLM's vocabulary that no text has trained, best first: to stand for an image, and to fill rows up.
-PLACEHOLDERS = ("<|image|>", "<|reserved_special_token_0|>")
-PADDINGS = ("<|finetune_right_pad_id|>", "<|pad|>")
-
-
-@dataclass
-class PartsArguments:
-    """What an AGE-VLM is built from."""
-
-    vision: str = field(
-        default="convnext_large_mlp.clip_laion2b_ft_soup_320",
-        metadata={
-            "help": "A timm ConvNeXt: name with a pretrained tag, `hf-hub:` id, or a local folder (or the weight file in it) "
-            "as timm's `save_for_hf` writes it. The default is the CLIP ConvNeXt-L of the highest resolution that was not "
-            "fine-tuned to ImageNet's classes."
-        },
-    )
-    text: str = field(
-        default="meta-llama/Llama-3.2-1B-Instruct",
-        metadata={
-            "help": "A LLaMA-architecture checkpoint: Hub id or local folder of safetensors, or a GGUF file (a path, or "
-            "`repo:file.gguf`)."
-        },
-    )
-    text_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of `--text` on the Hub."})
-    image_size: int = field(default=768, metadata={"help": "Height and width of the images in pixels."})
-    do_pad: bool = field(default=False, metadata={"help": "Pad pictures to a square instead of stretching them."})
-    do_center_crop: bool = field(
-        default=False, metadata={"help": "Crop pictures to a square instead of stretching them."}
-    )
-    cross_attention_layers: list[int] | None = field(
-        default=None, metadata={"help": "Indices in the combined stack. Default: every fifth layer from layer 2 on."}
-    )
-    cross_attention_intermediate_size: int | None = field(
-        default=None, metadata={"help": "Width of the cross-attention layers' MLP, 0 for none. Default: the LLM's."}
-    )
-    use_visual_positions: bool = field(default=False, metadata={"help": "Add a 2-D position code to the keys' input."})
-
-
-def build(parts: PartsArguments) -> tuple[AgeVlmForConditionalGeneration, AgeVlmProcessor]:
-    """
-    An AGE-VLM around pretrained parts that still answers as its LLM does, and its processor.
-
-    Raises:
-        ValueError: If a part cannot be loaded, does not fit, or the tokenizer has no chat template.
-    """
-    checkpoint, gguf_file = split_gguf(parts.text)
-    with loading(parts.text, TEXT_HINT):
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint, gguf_file=gguf_file, revision=parts.text_revision)
-    vocabulary = tokenizer.get_vocab()
-    image_token = next((token for token in PLACEHOLDERS if token in vocabulary), PLACEHOLDERS[0])
-    tokenizer.add_special_tokens({"extra_special_tokens": [image_token]}, replace_extra_special_tokens=False)
-    _, _, data_config = timm_config(parts.vision)
-    image_processor = AgeVlmImageProcessor(
-        size={"height": parts.image_size, "width": parts.image_size},
-        image_mean=list(data_config["mean"]),
-        image_std=list(data_config["std"]),
-        do_pad=parts.do_pad,
-        do_center_crop=parts.do_center_crop,
-    )
-    with loading(parts.text):  # before its weights, for a tokenizer may have no chat template
-        processor = AgeVlmProcessor(image_processor, tokenizer, image_token=image_token)
-    model = AgeVlmForConditionalGeneration.from_vision_text_pretrained(
-        parts.vision,
-        parts.text,
-        image_size=parts.image_size,
-        cross_attention_layers=parts.cross_attention_layers,
-        cross_attention_intermediate_size=parts.cross_attention_intermediate_size,
-        use_visual_positions=parts.use_visual_positions,
-        text_revision=parts.text_revision,
-    )
-    eos = model.generation_config.eos_token_id or []
-    eos = sorted({*([eos] if isinstance(eos, int) else eos), tokenizer.eos_token_id})
-    if tokenizer.pad_token is None or tokenizer.pad_token_id in eos:  # the end of a turn is no padding
-        pad_token = next((token for token in PADDINGS if token in vocabulary), PADDINGS[-1])
-        tokenizer.add_special_tokens({"pad_token": pad_token})
-    if len(tokenizer) > model.config.text_config.vocab_size:
-        model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64)
-    model.config.image_token_id = processor.image_token_id
-    model.config.text_config.pad_token_id = tokenizer.pad_token_id
-    model.generation_config.suppress_tokens = [processor.image_token_id]
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
-    model.generation_config.eos_token_id = eos
-    return model, processor
-
-
-@dataclass
-class OutputArguments:
-    """Where the checkpoint goes."""
-
-    output_dir: str = field(metadata={"help": "Folder to write the checkpoint to."})
+from recipes.terminal.errors import one_sentence
+from recipes.terminal.options import print_help, wants_help
+from recipes.training.arguments import OutputArguments, PartsArguments
 
 
 def main() -> None:
+    if wants_help():
+        print_help(__doc__, PartsArguments, OutputArguments)
+        return
+
+    from transformers import HfArgumentParser
+
+    from recipes.training.parts import build
+    from trainers import parameter_table
+
     parts, output = HfArgumentParser((PartsArguments, OutputArguments)).parse_args_into_dataclasses()
     with one_sentence():
         model, processor = build(parts)

@@ -19,6 +19,7 @@ Loads checkpoint folders as somebody does who has nothing of this project, and a
 Prints one line of JSON per folder: what is wrong with it, or null. `recipes/push.py` runs it; it imports nothing of ours.
 """
 
+import argparse
 import importlib.abc
 import json
 import sys
@@ -75,8 +76,11 @@ def problem(folder: str) -> str | None:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", metavar="FOLDER", help="checkpoint folder")
+    args = parser.parse_args()
     sys.meta_path.insert(0, NotInstalled())
-    for folder in sys.argv[1:]:
+    for folder in args.folders:
         try:
             found = problem(folder)
         except Exception as error:  # whatever a stranger would see

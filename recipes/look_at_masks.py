@@ -20,139 +20,9 @@ Writes a contact sheet (`sheet.png`) and a page to browse (`index.html`, one fil
 """
 
 import argparse
-import base64
-import html
-import io
-import textwrap
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import PIL.Image
-import pyarrow.parquet as pq
-from pycocotools import mask as coco_mask
-
-from modeling_agevlm.image_processing_agevlm import as_shown
-from recipes.errors import one_sentence
-from recipes.pictures import plt
-from trainers.data_collator import decode_rle, load_image
-
-
-COLOR = np.array([255, 40, 120])
-SIDE = 320  # pixels of a picture on the page
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One region of one row."""
-
-    file: Path
-    row: int
-    region: int
-    share: float  # of the picture that the mask covers
-    score: float
-    outlines_kept: int
-
-
-# Why a mask is shown: a title, and what comes first. Doubtful kinds before the others.
-Key = Callable[[Entry], float]
-KINDS: dict[str, Key | None] = {
-    "smallest": lambda entry: entry.share,
-    "largest": lambda entry: -entry.share,
-    "lowest score": lambda entry: entry.score,
-    "outlines that SAM disagreed with": lambda entry: -entry.outlines_kept,
-    "any": None,
-}
-
-
-def read_entries(folder: Path) -> list[Entry]:
-    """
-    All regions of the files in a folder.
-
-    Raises:
-        ValueError: If there are none.
-    """
-    entries = []
-    for file in sorted(folder.glob("train-*.parquet")):
-        for n, regions in enumerate(pq.read_table(file, columns=["regions"]).column(0).to_pylist()):
-            for k, region in enumerate(regions):
-                height, width = region["mask"]["size"]
-                area = coco_mask.area({**region["mask"], "counts": region["mask"]["counts"].encode()})
-                share = float(area) / (height * width)
-                entries.append(Entry(file, n, k, share, region["score"], region["outlines_kept"]))
-    if not entries:
-        raise ValueError(f"There are no masks in {folder}: pass the folder that `recipes/masks.py` wrote.")
-    return entries
-
-
-def choose(entries: list[Entry], number: int, seed: int) -> dict[str, list[Entry]]:
-    """Some of each kind, none twice."""
-    rng, taken, chosen = np.random.default_rng(seed), set(), {}
-    for kind, key in KINDS.items():
-        left = [entry for entry in entries if entry not in taken]
-        if kind.startswith("outlines"):
-            left = [entry for entry in left if entry.outlines_kept]
-        order = np.argsort([key(entry) for entry in left], kind="stable") if key else rng.permutation(len(left))
-        chosen[kind] = [left[n] for n in order[:number]]
-        taken.update(chosen[kind])
-    return chosen
-
-
-def show(entry: Entry) -> tuple[PIL.Image.Image, str, str]:
-    """The picture with its mask, the text that belongs to it, and what is known of the mask."""
-    row = pq.read_table(entry.file).slice(entry.row, 1).to_pylist()[0]
-    region = row["regions"][entry.region]
-    picture = as_shown(load_image(row["images"][region["image"]])).convert("RGB")
-    mask = PIL.Image.fromarray(decode_rle(region["mask"]))
-    picture.thumbnail((SIDE, SIDE))
-    inside = np.asarray(mask.resize(picture.size, PIL.Image.Resampling.BOX))[..., None]
-    pixels = np.asarray(picture)
-    marked = np.where(inside, pixels * 0.45 + COLOR * 0.55, pixels * 0.6 + 100).astype(np.uint8)
-    text = region["text"] or words_of(row["messages"][region["message"]])
-    facts = f"{row['id']}: {entry.share:.1%} of the picture, score {entry.score:.2f}"
-    facts += f", {entry.outlines_kept} outlines kept" if entry.outlines_kept else ""
-    return PIL.Image.fromarray(marked), text, facts
-
-
-def words_of(message: dict[str, Any]) -> str:
-    content = message["content"]
-    return content if isinstance(content, str) else " ".join(part["text"] for part in content if part.get("text"))
-
-
-def save_sheet(path: Path, shown: dict[str, list[tuple[PIL.Image.Image, str, str]]], columns: int = 6) -> None:
-    """A line of pictures for each kind."""
-    shown = {kind: cards[:columns] for kind, cards in shown.items() if cards}
-    figure, grid = plt.subplots(len(shown), columns, figsize=(2.9 * columns, 3.4 * len(shown)), squeeze=False)
-    for axes in grid.flat:
-        axes.set_axis_off()
-    for line, (kind, cards) in zip(grid, shown.items(), strict=True):
-        for axes, (picture, text, facts) in zip(line, cards, strict=False):
-            axes.imshow(picture)
-            title = textwrap.fill(textwrap.shorten(text, 90, placeholder=" ..."), 38)
-            axes.set_title(f"{kind}\n{title}\n{facts}", fontsize=7, loc="left", parse_math=False)
-    figure.tight_layout()
-    figure.savefig(path, dpi=100, bbox_inches="tight")
-    plt.close(figure)
-
-
-def save_page(path: Path, shown: dict[str, list[tuple[PIL.Image.Image, str, str]]]) -> None:
-    """A page with a section for each kind."""
-    style = "body{font:14px sans-serif;margin:2em}section{display:flex;flex-wrap:wrap;gap:1em}"
-    style += "figure{margin:0;width:320px}img{max-width:320px}figcaption{color:#555}"
-    parts = [f"<!doctype html><meta charset=utf-8><title>masks</title><style>{style}</style>"]
-    parts.append(" ".join(f'<a href="#{n}">{html.escape(kind)}</a>' for n, kind in enumerate(shown)))
-    for n, (kind, cards) in enumerate(shown.items()):
-        parts.append(f'<h2 id="{n}">{html.escape(kind)} ({len(cards)})</h2><section>')
-        for picture, text, facts in cards:
-            data = io.BytesIO()
-            picture.save(data, "JPEG", quality=85)
-            source = f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
-            caption = f"<b>{html.escape(text)}</b><br>{html.escape(facts)}"
-            parts.append(f'<figure><img src="{source}"><figcaption>{caption}</figcaption></figure>')
-        parts.append("</section>")
-    path.write_text("\n".join(parts), encoding="utf-8")
+from recipes.terminal.errors import one_sentence
 
 
 def main() -> None:
@@ -162,6 +32,9 @@ def main() -> None:
     parser.add_argument("--number", type=int, default=30, help="masks of each kind on the page")
     parser.add_argument("--seed", type=int, default=0, help="shows others of the last kind")
     args = parser.parse_args()
+
+    from recipes.segmentation.review import choose, read_entries, save_masks_page, save_sheet, show
+
     with one_sentence():
         entries = read_entries(args.masks)
         shown = {
@@ -169,7 +42,7 @@ def main() -> None:
         }
         args.out.mkdir(parents=True, exist_ok=True)
         save_sheet(args.out / "sheet.png", shown)
-        save_page(args.out / "index.html", shown)
+        save_masks_page(args.out / "index.html", shown)
     print(f"{len(entries):,} masks; see {args.out}/sheet.png and {args.out}/index.html")
 
 

@@ -20,7 +20,7 @@ Without a picture the cross-attention layers are skipped, so a model whose LLM w
 All models score the same tokens, those of the base's tokenizer, each with at least half a window of text before it (where the
 text has so much), and share out the probability among the base's vocabulary only.
 
-The default text, `recipes/perplexity_text.txt`, holds the openings of "Alice's Adventures in Wonderland" (1865) and of "Pride
+The default text, `recipes/evaluation/perplexity_text.txt`, holds the openings of "Alice's Adventures in Wonderland" (1865) and of "Pride
 and Prejudice" (1813) and the Gettysburg Address (1863), all in the public domain. Every large LLM knows them by heart: pass a
 text of your own with `--text` to measure on what it has not read. `--text scenes` takes chats about scenes of the test split,
 the only language that the demo's LLM knows.
@@ -28,143 +28,12 @@ the only language that the demo's LLM knows.
 
 import argparse
 import json
-import math
 from pathlib import Path
 
-import torch
-from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-
-from modeling_agevlm.modeling_agevlm import loading, split_gguf
-from recipes.ask import load_checkpoint
-from recipes.errors import one_sentence
-from recipes.scenes import scene_texts
+from recipes.terminal.errors import one_sentence
 
 
-TEXT = Path(__file__).parent / "perplexity_text.txt"
-NUM_CHATS = 200
-
-
-def load_base(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """
-    A plain LLM and its tokenizer.
-
-    Raises:
-        ValueError: If it cannot be loaded.
-    """
-    checkpoint, gguf_file = split_gguf(name)
-    with loading(name, "`--base` is the LLM that the models were built around."):
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint, gguf_file=gguf_file)
-        return AutoModelForCausalLM.from_pretrained(checkpoint, gguf_file=gguf_file).eval(), tokenizer
-
-
-def load_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """
-    An AGE-VLM and its tokenizer.
-
-    Raises:
-        ValueError: If it cannot be loaded.
-    """
-    with loading(name, "A model is a whole checkpoint of an AGE-VLM."):
-        model, processor = load_checkpoint(name)
-    return model, processor.tokenizer
-
-
-def read_documents(text: str, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """
-    The documents of a text: of a file, one; of "scenes", each a chat as the base LLM's tokenizer writes it.
-
-    Raises:
-        ValueError: If the tokenizer has no chat template for the chats, or the file is no text.
-        OSError: If the file cannot be read.
-    """
-    if text == "scenes":
-        if tokenizer.chat_template is None:
-            raise ValueError("The base LLM has no chat template, which `--text scenes` needs: pass a file of text.")
-        return tokenizer.apply_chat_template(list(scene_texts("test", NUM_CHATS)), tokenize=False)
-    try:
-        return [Path(text).read_text(encoding="utf-8")]
-    except UnicodeDecodeError:
-        raise ValueError(f"{text} is no text in UTF-8.") from None
-    except OSError as error:
-        raise OSError(f"{text} cannot be read: {error.strerror}. `--text` is a file or scenes.") from None
-
-
-@torch.inference_mode()
-def negative_log_likelihood(
-    model: PreTrainedModel, documents: list[list[int]], vocab_size: int, window: int = 1024
-) -> float:
-    """
-    The negative log-likelihood, in nats, of all tokens but each document's first.
-
-    Args:
-        model ([`PreTrainedModel`]): A causal language model, or an [`AgeVlmForConditionalGeneration`], which sees no picture.
-        documents (`list[list[int]]`): Token ids.
-        vocab_size (`int`): Probabilities are taken over the first so many tokens of the model's vocabulary.
-        window (`int`, *optional*, defaults to 1024): Tokens that the model reads at a time. Windows overlap by half, and
-            a token is scored in the first that holds it.
-    """
-    total = 0.0
-    for tokens in documents:
-        scored = 1
-        for start in range(0, max(1, len(tokens) - window // 2), window // 2):
-            ids = torch.tensor([tokens[start : start + window]], device=model.device)
-            logits = model(input_ids=ids, use_cache=False).logits[0, scored - start - 1 : -1, :vocab_size]
-            targets = ids[0, scored - start :]
-            total += F.cross_entropy(logits, targets, reduction="none").double().sum().item()
-            scored = start + ids.shape[1]
-    return total
-
-
-def perplexities(base: str, models: list[str], text: str, window: int = 1024) -> dict[str, dict[str, float]]:
-    """
-    The scores of the base and of every model, by name: `tokens`, `nll_per_token` (nats), `perplexity`, `bits_per_byte` and
-    `change`, by how much the perplexity is above the base's (0.01 is 1%).
-
-    Raises:
-        ValueError: If a checkpoint cannot be loaded, or splits the text into other tokens than the base.
-    """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    llm, tokenizer = load_base(base)
-    words = read_documents(text, tokenizer)
-    settings = {"add_special_tokens": text != "scenes", "verbose": False}  # chats have theirs; windows are cut below
-    documents = tokenizer(words, **settings)["input_ids"]
-    vocab_size = llm.config.vocab_size
-    window = min(window, llm.config.max_position_embeddings)
-    number = sum(len(tokens) - 1 for tokens in documents)
-    if number < 1:
-        raise ValueError(f"{text} holds no text to score.")
-    texts = tokenizer.batch_decode([tokens[1:] for tokens in documents], skip_special_tokens=True)
-    num_bytes = sum(len(part.encode()) for part in texts)
-    scores = {}
-    for name in (base, *models):
-        model, own_tokenizer = (llm, tokenizer) if name == base else load_model(name)
-        if own_tokenizer(words, **settings)["input_ids"] != documents:
-            raise ValueError(
-                f"{name} has another tokenizer than {base}: pass the LLM that it was built around as --base."
-            )
-        # the same arithmetic for all, whatever they are stored in
-        nll = negative_log_likelihood(model.to(device, torch.float32), documents, vocab_size, window) / number
-        scores[name] = {
-            "tokens": number,
-            "nll_per_token": nll,
-            "perplexity": math.exp(nll),
-            "bits_per_byte": nll * number / num_bytes / math.log(2),
-            "change": math.expm1(nll - scores[base]["nll_per_token"]) if scores else 0.0,
-        }
-    return scores
-
-
-def scores_table(scores: dict[str, dict[str, float]]) -> str:
-    """A Markdown table of the scores."""
-    lines = [
-        "| model | tokens | nats per token | perplexity | bits per byte | above the base |",
-        "|---|" + "---:|" * 5,
-    ]
-    for name, s in scores.items():
-        shown = f"{s['tokens']} | {s['nll_per_token']:.4f} | {s['perplexity']:.3f} | {s['bits_per_byte']:.4f}"
-        lines.append(f"| {name} | {shown} | {s['change']:+.2%} |")
-    return "\n".join(lines)
+NUM_CHATS = 200  # of `--text scenes`
 
 
 def main() -> None:
@@ -173,11 +42,17 @@ def main() -> None:
     parser.add_argument(
         "--base", required=True, help="the LLM that they were built around: folder, Hub id or GGUF file"
     )
-    parser.add_argument("--text", default=str(TEXT), help="text file, or scenes")
+    parser.add_argument("--text", help="text file, or scenes; default: the one that comes along")
     parser.add_argument("--out", type=Path, help="JSON file for the scores")
     args = parser.parse_args()
+
+    from recipes.evaluation.perplexity import TEXT, perplexities, scores_table
+    from recipes.scenes.texts import scene_texts
+
+    text = args.text or str(TEXT)
     with one_sentence():
-        scores = perplexities(args.base, args.models, args.text)
+        chats = list(scene_texts("test", NUM_CHATS)) if text == "scenes" else None
+        scores = perplexities(args.base, args.models, chats or text)
     print(scores_table(scores))
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ Makes the checkpoint that the repository ships: the demo's AGE-VLM, trained unti
     python recipes/scenes_model.py [--out runs/scenes_model]
 
 The four stages are the demo's with more steps. In the end the model is scored on scenes of the test split, and model,
-processor and `metrics.json` are copied to `recipes/scenes_model/`, where `recipes/ask.py` finds them. A run that was stopped
+processor and `metrics.json` are copied to `recipes/scenes/model/`, where `recipes/ask.py` finds them. A run that was stopped
 goes on from its last checkpoint.
 """
 
@@ -29,14 +29,9 @@ import time
 import warnings
 from pathlib import Path
 
-from transformers.utils.logging import disable_progress_bar
-
-from modeling_agevlm import AgeVlmForConditionalGeneration, AgeVlmProcessor
-from recipes.ask import SHIPPED
-from recipes.demo import IMAGE_SIZE, Scale, plan, train
-from recipes.pictures import table
-from recipes.record import public_command
-from recipes.scenes_evaluation import evaluate_all
+from recipes.scenes import TRAINED_MODEL
+from recipes.study.plans import IMAGE_SIZE, Scale, plan
+from recipes.terminal.tables import plain_table
 
 
 SCALE = Scale(
@@ -54,26 +49,36 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/scenes_model"), help="folder of the stages")
     args = parser.parse_args()
+
+    from transformers.utils.logging import disable_progress_bar
+
+    from modeling_agevlm import AgeVlmForConditionalGeneration, AgeVlmProcessor
+    from recipes.scenes.evaluation import evaluate_all
+    from recipes.study.stages import train
+    from recipes.training.record import public_command
+
+    warnings.simplefilter("ignore", FutureWarning)  # of transformers about its own renamings
+    disable_progress_bar()
     start = time.time()
     for run in plan(("age-vlm",)):
         train(args.out, "llama", SCALE, *run)
     model = AgeVlmForConditionalGeneration.from_pretrained(args.out / "age-vlm")
     processor = AgeVlmProcessor.from_pretrained(args.out / "age-vlm")
     metrics, _ = evaluate_all(model, processor, num_images=NUM_IMAGES, image_size=IMAGE_SIZE)
-    print(f"\n{table({'age-vlm': metrics})}\n\n{time.time() - start:.0f} s")
+    print(f"\n{plain_table({'age-vlm': metrics})}\n\n{time.time() - start:.0f} s")
     if metrics["pope_accuracy"] < GOOD:
         sys.exit(f"error: {metrics['pope_accuracy']:.3f} of the answers about existence are right, {GOOD} should be.")
-    shutil.rmtree(SHIPPED, ignore_errors=True)
-    model.save_pretrained(SHIPPED)
-    processor.save_pretrained(SHIPPED)
-    for code in SHIPPED.glob("*.py"):  # it stands in this repository already
+    shutil.rmtree(TRAINED_MODEL, ignore_errors=True)
+    model.save_pretrained(TRAINED_MODEL)
+    processor.save_pretrained(TRAINED_MODEL)
+    for code in TRAINED_MODEL.glob("*.py"):  # it stands in this repository already
         code.unlink()
     entry = {"command": public_command(sys.argv), "steps": SCALE.steps, "num_test_images": NUM_IMAGES, **metrics}
-    (SHIPPED / "metrics.json").write_text(json.dumps(entry, indent=2) + "\n")
-    print(f"see {SHIPPED.relative_to(Path.cwd()) if SHIPPED.is_relative_to(Path.cwd()) else SHIPPED}")
+    (TRAINED_MODEL / "metrics.json").write_text(json.dumps(entry, indent=2) + "\n")
+    print(
+        f"see {TRAINED_MODEL.relative_to(Path.cwd()) if TRAINED_MODEL.is_relative_to(Path.cwd()) else TRAINED_MODEL}"
+    )
 
 
 if __name__ == "__main__":
-    warnings.simplefilter("ignore", FutureWarning)  # of transformers about its own renamings
-    disable_progress_bar()
     main()

@@ -23,23 +23,27 @@ client talk to it. Needs `pip install "transformers[serving]"`.
 
 import sys
 
-import transformers
-import typer
-from transformers.cli.serve import Serve
-from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-
-from modeling_agevlm import AgeVlmConfig, AgeVlmForConditionalGeneration
+from recipes.terminal.options import wants_help
 
 
 def register() -> None:
     """Makes the server find AGE-VLM as it finds the library's own models."""
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+    from modeling_agevlm import AgeVlmConfig, AgeVlmForConditionalGeneration
+
     name = AgeVlmForConditionalGeneration.__name__
     setattr(transformers, name, AgeVlmForConditionalGeneration)
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[AgeVlmConfig.model_type] = name
 
 
 def main() -> None:
-    register()
+    import typer
+    from transformers.cli.serve import Serve
+
+    if not wants_help():
+        register()
     app = typer.Typer(add_completion=False)
     app.command(help=__doc__)(Serve)
     try:

@@ -20,8 +20,8 @@ Without `--model_name_or_path` the model is built first, as `recipes/init.py` do
 Defaults are the paper's (https://huggingface.co/papers/2511.17793, appendix C); `--help` lists every option.
 """
 
-from recipes.common import main
+from recipes.training.command import main
 
 
 if __name__ == "__main__":
-    main(1)
+    main(1, __doc__)

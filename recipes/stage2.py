@@ -21,8 +21,8 @@ Stage 2: vision encoder adaptation. Trains the ConvNeXt's last stage as well, on
 Defaults are the paper's (https://huggingface.co/papers/2511.17793, appendix C); `--help` lists every option.
 """
 
-from recipes.common import main
+from recipes.training.command import main
 
 
 if __name__ == "__main__":
-    main(2)
+    main(2, __doc__)

@@ -21,8 +21,8 @@ Stage 3: spatial grounding. As stage 2, with the guidance loss on the captions t
 Defaults are the paper's (https://huggingface.co/papers/2511.17793, appendix C); `--help` lists every option.
 """
 
-from recipes.common import main
+from recipes.training.command import main
 
 
 if __name__ == "__main__":
-    main(3)
+    main(3, __doc__)

@@ -21,8 +21,8 @@ Stage 4: instruction tuning. Trains the whole vision tower, and with `--variant 
 Defaults are the paper's (https://huggingface.co/papers/2511.17793, appendix C); `--help` lists every option.
 """
 
-from recipes.common import main
+from recipes.training.command import main
 
 
 if __name__ == "__main__":
-    main(4, guidance_query="question")
+    main(4, __doc__, guidance_query="question")

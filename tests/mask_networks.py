@@ -46,7 +46,9 @@ from transformers import (
     SamVisionConfig,
 )
 
-from recipes.masks import TASKS, Encoded, Locator, MaskArguments, Segmenter
+from recipes.segmentation.arguments import TASKS, MaskArguments
+from recipes.segmentation.florence import Locator
+from recipes.segmentation.sam import Encoded, Segmenter
 
 
 def save_florence(folder: Path) -> Path:

@@ -23,7 +23,7 @@ from test_remote_code import PROLOGUE, run
 from testing_utils import picture, tiny_model, tiny_processor
 
 from modeling_agevlm import AgeVlmForConditionalGeneration, AgeVlmProcessor
-from recipes.push import make_card
+from recipes.publishing.checkpoint import make_card
 
 
 ROOT = Path(__file__).parents[1]

@@ -27,7 +27,7 @@ LLAMA_LICENSES = {
     "llama-3-": ("llama3", "Meta Llama 3"),
     "llama-2-": ("llama2", "Llama 2"),
 }
-OWN_PARTS = "recipes/backbones/"  # made by this project, under its own license
+OWN_PARTS = "recipes/"  # made by this project, under its own license
 
 
 def model_card(

@@ -1,0 +1,74 @@
+# Copyright 2026 The AGE-VLM authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Asking: from questions about pictures to prompts, and from prompts to greedy answers."""
+
+from typing import Any
+
+import PIL.Image
+import torch
+from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
+
+
+Chat = list[dict[str, Any]]
+
+
+def one_question(question: str, image: PIL.Image.Image) -> Chat:
+    """A chat of one question about one picture."""
+    return [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": question}]}]
+
+
+def prompts(processor: ProcessorMixin, chats: list[Chat]) -> BatchFeature:
+    """What a vision-language model takes to answer chats, padded on the left."""
+    return processor.apply_chat_template(
+        chats,
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        processor_kwargs={"padding": True, "padding_side": "left"},
+    )
+
+
+@torch.inference_mode()
+def generate(model: PreTrainedModel, inputs: BatchFeature, **arguments: Any) -> torch.LongTensor:
+    """
+    The tokens that a model writes after its prompts, `(batch_size, num_new_tokens)`.
+
+    Args:
+        model ([`PreTrainedModel`]): Any generating model.
+        inputs ([`BatchFeature`]): Prompts, padded on the left.
+        arguments: Of `generate`, such as `max_new_tokens`. Greedy unless `do_sample` says otherwise.
+    """
+    output = model.generate(**inputs.to(model.device), **{"do_sample": False, **arguments})
+    return output[:, inputs["input_ids"].shape[1] :]
+
+
+def answer(
+    model: PreTrainedModel, processor: ProcessorMixin, images: list, questions: list[str], max_new_tokens: int = 24
+) -> list[str]:
+    """Greedy answers to one question about each picture."""
+    inputs = prompts(processor, [one_question(*pair) for pair in zip(questions, images, strict=True)])
+    return processor.batch_decode(generate(model, inputs, max_new_tokens=max_new_tokens), skip_special_tokens=True)
+
+
+def ask(
+    model: PreTrainedModel, processor: ProcessorMixin, image: PIL.Image.Image, question: str, max_new_tokens: int
+) -> tuple[str, dict[str, torch.Tensor], int]:
+    """The greedy answer; the model's inputs with the answer's words after the prompt; and the prompt's length in tokens."""
+    inputs = prompts(processor, [one_question(question, image)]).to(model.device, dtype=model.dtype)
+    prompt, new = inputs["input_ids"], generate(model, inputs, max_new_tokens=max_new_tokens)
+    words = new[~torch.isin(new, new.new_tensor(processor.tokenizer.all_special_ids))]  # without the end of turn
+    input_ids = torch.cat([prompt, words[None]], dim=1)
+    inputs = {**inputs, "input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
+    return processor.decode(words).strip(), inputs, prompt.shape[1]

@@ -1,0 +1,106 @@
+# Copyright 2026 The AGE-VLM authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Attention over pictures."""
+
+import math
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+
+from recipes.drawing import plt
+
+
+LONGEST_SIDE = 1000  # pixels of a picture that is drawn
+
+
+def draw_attention(axes: plt.Axes, picture: PIL.Image.Image, attention: np.ndarray) -> None:
+    """The picture, dimmed where the attention, an array over all of the picture in any resolution, is low."""
+    height, width = picture.height, picture.width
+    axes.imshow(picture.convert("L").convert("RGB"), extent=(0, width, height, 0))
+    step = -(-max(attention.shape) // LONGEST_SIDE)
+    attention = attention[::step, ::step] / attention.max()
+    axes.imshow(
+        attention,
+        extent=(0, width, height, 0),
+        cmap="inferno",
+        alpha=0.25 + 0.5 * attention,
+        vmin=0,
+        vmax=1,
+        interpolation="nearest",
+    )
+    axes.set_axis_off()
+
+
+def save_attention(
+    path: Path, picture: PIL.Image.Image, attentions: dict[str, np.ndarray], num_columns: int = 4
+) -> None:
+    """
+    One picture and beside it where each text looks.
+
+    Args:
+        path (`Path`): PNG file.
+        picture (`PIL.Image.Image`): The picture.
+        attentions (`dict`): Attention over the picture, `(height, width)`, by title.
+        num_columns (`int`, *optional*, defaults to 4): Panels in a line.
+    """
+    picture = picture.copy()
+    picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+    num_panels = 1 + len(attentions)
+    shape = (math.ceil(num_panels / num_columns), min(num_panels, num_columns))
+    panel_height = 0.7 + 3.4 * min(
+        2, picture.height / picture.width
+    )  # inches, of a panel 3.6 inches wide with its title
+    figure, grid = plt.subplots(*shape, figsize=(3.6 * shape[1], panel_height * shape[0]), squeeze=False)
+    for ax in grid.flat:
+        ax.set_axis_off()
+    grid[0, 0].imshow(picture)
+    for ax, (title, attention) in zip(grid.flat[1:], attentions.items(), strict=False):  # the last line may have gaps
+        draw_attention(ax, picture, attention)
+        title = textwrap.fill(textwrap.shorten(title, 120, placeholder=" ..."), 40)
+        ax.set_title(title, fontsize=9, loc="left", parse_math=False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110, bbox_inches="tight")
+    plt.close(figure)
+
+
+def save_attention_sheet(path: Path, rows: list[dict[str, Any]], columns: list[str]) -> None:
+    """
+    A sheet like the paper's Table 4: picture, question, and for each model its answer and attention.
+
+    Args:
+        path (`Path`): PNG file.
+        rows (`list[dict]`): Each with `image`, `question`, `truth`, and under every name of `columns` a pair of
+            prediction and attention, `(num_image_tokens,)` over a square grid of cells.
+        columns (`list[str]`): Names of the models.
+    """
+    figure, grid = plt.subplots(
+        len(rows), 1 + len(columns), figsize=(2.6 * (1 + len(columns)), 3.2 * len(rows)), squeeze=False
+    )
+    for axes, row in zip(grid, rows, strict=True):
+        axes[0].imshow(row["image"])
+        axes[0].set_axis_off()
+        question = textwrap.fill(row["question"], 34)
+        axes[0].set_title(f"{question}\ntruth: {row['truth']}", fontsize=8, loc="left")
+        for ax, name in zip(axes[1:], columns, strict=True):
+            prediction, attention = row[name]
+            side = math.isqrt(attention.numel())
+            draw_attention(ax, row["image"], attention.view(side, side).numpy())
+            answer = textwrap.shorten(prediction, 70, placeholder=" ...")
+            ax.set_title(f"{name}\n{textwrap.fill(answer, 36)}", fontsize=8, loc="left")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110, bbox_inches="tight")
+    plt.close(figure)

@@ -1,0 +1,343 @@
+# Copyright 2026 The AGE-VLM authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+Any VLM of transformers, opened for a look inside: where its words look, and how its text and image states compare.
+
+Two kinds are told apart by the model type of their config.json. An AGE-VLM reads the picture by cross-attention. A
+concatenation VLM (LLaVA, SmolVLM, ...) puts the picture's tokens between those of the text, so that self-attention reads
+them; it has to give a picture one square grid of tokens. Models that cut a picture into tiles (SmolVLM, Idefics3) get it
+whole here: `do_image_splitting` is set to False.
+"""
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    BatchFeature,
+    PreTrainedConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+)
+
+from modeling_agevlm import AgeVlmConfig, AgeVlmImageProcessor, AgeVlmProcessor
+from modeling_agevlm.image_processing_agevlm import as_shown
+from recipes.answering.answers import generate, one_question, prompts
+from recipes.answering.checkpoint import load_checkpoint
+from trainers.data_collator import load_image
+
+
+# Of the layers that read the picture.
+LAYERS = {"first": "first layer", "mean": "mean over layers"}
+# Of the blue of a white picture: a pixel below is padding, whose color is black or about the mean of all pictures.
+LEAST_OF_PICTURE = 0.75
+
+
+@dataclass
+class Look:
+    """What one forward pass tells of K queries' attention in L layers to a picture of h x w visual tokens."""
+
+    maps: torch.Tensor  # (K, L, h, w), each summing to 1
+    image_share: torch.Tensor  # (K, L), of all attention, what goes to the picture
+    logits: torch.Tensor  # (T, vocab_size)
+
+
+class Vlm:
+    """A model with its processor. One picture and one question at a time, except for `generate`."""
+
+    first_layer: str  # what the paper draws
+    image_states: str  # what is compared to the text's states
+
+    def __init__(self, name: str, model: PreTrainedModel, processor: ProcessorMixin, image_token_id: int) -> None:
+        self.name = name
+        self.model = model.eval()
+        self.processor = processor
+        self.image_token_id = image_token_id
+        # Finds words in anybody's chat text; its pictures' part and its template are not used.
+        self.words = AgeVlmProcessor(
+            AgeVlmImageProcessor(),
+            processor.tokenizer,
+            chat_template="",
+            image_token=processor.tokenizer.convert_ids_to_tokens(image_token_id),
+        )
+
+    def _prompts(self, images: list[PIL.Image.Image], questions: list[str]) -> BatchFeature:
+        inputs = prompts(self.processor, [one_question(*pair) for pair in zip(questions, images, strict=True)])
+        return inputs.to(self.model.device, dtype=self.model.dtype)
+
+    def generate(
+        self, images: list[PIL.Image.Image], questions: list[str], max_new_tokens: int = 24
+    ) -> list[list[int]]:
+        """The greedy answers' tokens, without special ones."""
+        answers = generate(self.model, self._prompts(images, questions), max_new_tokens=max_new_tokens)
+        special = set(self.processor.tokenizer.all_special_ids)
+        return [[token for token in answer if token not in special] for answer in answers.tolist()]
+
+    def decode(self, ids: list[int]) -> str:
+        return self.processor.tokenizer.decode(ids).strip()
+
+    def encode(
+        self, image: PIL.Image.Image, question: str, answer: list[int] | None = None
+    ) -> tuple[dict[str, torch.Tensor], int]:
+        """The model's inputs for a question, with an answer's tokens after the prompt, and the prompt's length."""
+        inputs = dict(self._prompts([image], [question]))
+        prompt = inputs["input_ids"]
+        if answer:
+            new = {"input_ids": prompt.new_tensor([answer]), "attention_mask": prompt.new_ones(1, len(answer))}
+            for name, value in inputs.items():
+                if value.shape == prompt.shape:  # also what else some models have for each token
+                    inputs[name] = torch.cat([value, new.get(name, value.new_zeros(1, len(answer)))], dim=1)
+        return inputs, prompt.shape[1]
+
+    def find(self, inputs: dict[str, torch.Tensor], phrase: str) -> torch.BoolTensor:
+        """
+        The tokens `(T,)` of a phrase, wherever it stands after the picture.
+
+        Raises:
+            ValueError: If it does not stand there.
+        """
+        return self.words.get_query_masks(inputs["input_ids"], [phrase])[0, 0]
+
+    def first_word(self, answer: list[int]) -> int:
+        """How many tokens an answer's first word takes."""
+        word = re.match(r"\W*\w*", self.decode(answer))[0]
+        return next(n for n in range(1, len(answer) + 1) if len(self.decode(answer[:n])) >= len(word))
+
+    def look(self, inputs: dict[str, torch.Tensor], query_masks: torch.BoolTensor) -> Look:
+        """Where the tokens of each query `(K, T)` look, averaged over the heads and the query's tokens."""
+        raise NotImplementedError
+
+    def similarities(self, inputs: dict[str, torch.Tensor], words: torch.BoolTensor) -> dict[str, float]:
+        """
+        Cosine similarity of the mean image state and the mean state of the words `(T,)`, by what stands for the image
+        states. The paper compares "final hidden states of image tokens (or their projected representations) and text
+        tokens" without saying how tokens become one number; means are our reading.
+        """
+        raise NotImplementedError
+
+    def _frame(self, image: PIL.Image.Image) -> torch.Tensor:
+        """The picture `(3, height, width)` as the vision tower gets it, its values from 0 to 1."""
+        image_processor = self.processor.image_processor
+        pixels = image_processor(images=image, return_tensors="pt")["pixel_values"]
+        if pixels.dim() < 4 or math.prod(pixels.shape[:-3]) != 1:
+            raise ValueError(
+                f"{self.name} gets a picture as a tensor of shape {tuple(pixels.shape)}; only models that get it as one "
+                "frame can be drawn."
+            )
+        pixels = pixels.reshape(pixels.shape[-3:])
+        if image_processor.do_normalize:
+            mean, std = (
+                pixels.new_tensor(v).view(3, 1, 1) for v in (image_processor.image_mean, image_processor.image_std)
+            )
+            pixels = pixels * std + mean
+        return pixels
+
+    def placement(
+        self, image: PIL.Image.Image, grid: tuple[int, int]
+    ) -> tuple[tuple[int, int, int, int], torch.BoolTensor]:
+        """
+        What of a picture the grid of visual tokens covers. Measured rather than known, since every image processor
+        stretches, crops and pads in its own way: a picture of the same size, whose red and green tell the place and whose
+        blue is full, goes through it.
+
+        Returns:
+            The box `(left, top, right, bottom)` in the picture's pixels, outside of it where there is padding; and the
+            cells, of shape `grid`, that hold nothing but padding.
+        """
+        width, height = image.size
+        places = np.full((height, width, 3), 255.0)
+        places[..., 0] = 255 * (np.arange(width) + 0.5) / width
+        places[..., 1] = 255 * (np.arange(height)[:, None] + 0.5) / height
+        frame = self._frame(PIL.Image.fromarray(places.round().astype(np.uint8)))
+        inside = frame[2] > LEAST_OF_PICTURE
+        edges = []
+        for channel, length, axis in ((0, width, 0), (1, height, 1)):
+            found = inside.any(axis).nonzero()[:, 0].numpy()
+            found = found[2:-2] if len(found) > 8 else found  # resizing blurs the seam to the padding
+            sums = (frame[channel] * inside).sum(axis) / inside.sum(axis)
+            line = np.polyfit(found + 0.5, sums[found].numpy(), 1)
+            ends = []
+            for place in length * np.polyval(line, [0, inside.shape[1 - axis]]):
+                # Measured to a fraction of a percent: an edge so near to the picture's is the picture's.
+                near = [edge for edge in (0, length) if abs(edge - place) <= 0.01 * length]
+                ends.append(near[0] if near else round(place))
+            edges.append(ends)
+        (left, right), (top, bottom) = edges
+        padding = torch.nn.functional.adaptive_max_pool2d(inside[None].float(), grid)[0] == 0
+        return (left, top, right, bottom), padding
+
+
+class AgeVlm(Vlm):
+    first_layer = "first cross-attention layer"
+    image_states = "adapter's output"
+
+    @torch.inference_mode()
+    def look(self, inputs: dict[str, torch.Tensor], query_masks: torch.BoolTensor) -> Look:
+        outputs = self.model(**inputs, query_masks=query_masks[None])
+        maps = torch.stack([layer[0].cpu() for layer in outputs.grounding_maps], dim=1)  # (K, L, h * w)
+        size, patch_size = self.processor.image_processor.size, self.processor.image_processor.patch_size
+        maps = maps.unflatten(-1, (size.height // patch_size, size.width // patch_size))
+        return Look(maps, torch.ones(maps.shape[:2]), outputs.logits[0].cpu())
+
+    @torch.inference_mode()
+    def similarities(self, inputs: dict[str, torch.Tensor], words: torch.BoolTensor) -> dict[str, float]:
+        """
+        No layer of an AGE-VLM has image states: the adapter's output stands for them. It is not in the text's space (the
+        keys' and values' weights lie in between), so the second comparison is of what meets in the attention: each word's
+        query and the key nearest to it, for a word needs no more than one cell that shows what it names. Averaged over
+        heads, words and layers.
+        """
+        layers = self.model.model.language_model.layers
+        attentions = [layers[index].cross_attn for index in self.model.config.text_config.cross_attention_layers]
+        states = {}
+        hooks = [
+            module.register_forward_hook(lambda module, args, output: states.update({module: output[0].float()}))
+            for attention in attentions
+            for module in (attention.q_norm, attention.k_norm)
+        ]
+        outputs = self.model(**inputs, output_hidden_states=True)
+        for hook in hooks:
+            hook.remove()
+        text = outputs.hidden_states[-1][0, words].float().mean(0)
+        adapter = torch.cosine_similarity(outputs.image_hidden_states[0, 0].float().mean(0), text, dim=0)
+        in_layers = []
+        for attention in attentions:
+            queries = states[attention.q_norm][:, words].unsqueeze(2)
+            keys = states[attention.k_norm].repeat_interleave(attention.num_key_value_groups, dim=0).unsqueeze(1)
+            cosines = torch.cosine_similarity(queries, keys, dim=-1)  # (num_heads, num_words, num_image_tokens)
+            in_layers.append(cosines.mean(0).amax(-1).mean())
+        return {self.image_states: adapter.item(), "nearest keys, to queries": torch.stack(in_layers).mean().item()}
+
+
+class ConcatenationVlm(Vlm):
+    first_layer = "first self-attention layer"
+    image_states = "last hidden states"
+
+    def _image_tokens(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.BoolTensor, int]:
+        """Which tokens `(T,)` are the picture's, and the side of their grid."""
+        is_image = inputs["input_ids"][0] == self.image_token_id
+        side = math.isqrt(int(is_image.sum()))
+        if side < 2 or side * side != is_image.sum():
+            raise ValueError(
+                f"{self.name} has {int(is_image.sum())} tokens for a picture, which is no square grid; only models that "
+                "put one such grid between the words can be drawn."
+            )
+        return is_image, side
+
+    @torch.inference_mode()
+    def look(self, inputs: dict[str, torch.Tensor], query_masks: torch.BoolTensor) -> Look:
+        is_image, side = self._image_tokens(inputs)
+        outputs = self.model(**inputs, output_attentions=True)
+        if not outputs.attentions or any(layer is None for layer in outputs.attentions):
+            raise ValueError(f"{self.name} does not return the attention weights of all of its layers.")
+        weights = query_masks / query_masks.sum(-1, keepdim=True)
+        layers = [weights @ layer[0].float().mean(0) for layer in outputs.attentions]  # L x (K, T)
+        attention = torch.stack(layers, dim=1)[..., is_image].cpu()
+        share = attention.sum(-1)
+        # A layer with a window that does not reach the picture has a map of zeros.
+        maps = attention / share.clamp(min=torch.finfo(share.dtype).tiny).unsqueeze(-1)
+        return Look(maps.unflatten(-1, (side, side)), share, outputs.logits[0].cpu())
+
+    @torch.inference_mode()
+    def similarities(self, inputs: dict[str, torch.Tensor], words: torch.BoolTensor) -> dict[str, float]:
+        is_image, _ = self._image_tokens(inputs)
+        states = self.model(**inputs, output_hidden_states=True).hidden_states[-1][0].float()
+        similarity = torch.cosine_similarity(states[is_image].mean(0), states[words].mean(0), dim=0)
+        return {self.image_states: similarity.item()}
+
+
+def load_vlm(name: str) -> Vlm:
+    """
+    Opens a checkpoint folder or Hub id, on a GPU if there is one.
+
+    Raises:
+        ValueError: If it cannot be loaded, or is neither an AGE-VLM nor a concatenation VLM.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        if Path(name).is_dir() and not (Path(name) / "config.json").exists():
+            raise ValueError("it has no config.json")
+        model_type = PreTrainedConfig.get_config_dict(name)[0].get("model_type")
+        if model_type == AgeVlmConfig.model_type:
+            model, processor = load_checkpoint(name)
+            return AgeVlm(name, model.to(device), processor, model.config.image_token_id)
+        model, report = AutoModelForImageTextToText.from_pretrained(
+            name,
+            attn_implementation="eager",  # the other backends do not return attention weights
+            dtype=torch.float32 if device == "cpu" else "auto",
+            output_loading_info=True,
+        )
+        if report["missing_keys"]:
+            raise ValueError(
+                f"{len(report['missing_keys'])} of its tensors are missing ({min(report['missing_keys'])})"
+            )
+        processor = AutoProcessor.from_pretrained(name)
+        image_token_id = getattr(model.config, "image_token_id", getattr(model.config, "image_token_index", None))
+        if image_token_id is None:
+            raise ValueError(f"the configuration of a {model_type!r} model names no image token")
+        if processor.chat_template is None:
+            raise ValueError("its processor has no chat template")
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error)).rstrip(".")
+        raise ValueError(f"{name} cannot be loaded as a vision-language model: {reason}.") from error
+    if hasattr(processor.image_processor, "do_image_splitting"):
+        processor.image_processor.do_image_splitting = False
+    return ConcatenationVlm(name, model.to(device), processor, image_token_id)
+
+
+def labels(vlms: list[Vlm]) -> list[str]:
+    """What the figures call the models: their folders, or all of their names where that is not enough."""
+    short = [Path(vlm.name).name for vlm in vlms]
+    return short if len(set(short)) == len(short) else [vlm.name for vlm in vlms]
+
+
+def by_layers(layers: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What `(L, ...)` is in the first layer and on average."""
+    return {"first": layers[0], "mean": layers.mean(0)}
+
+
+def read_picture(source: Any) -> PIL.Image.Image:
+    """A picture as it is shown, from whatever `load_image` takes. Raises `ValueError` if it cannot be read."""
+    try:
+        return as_shown(load_image(source)).convert("RGB")
+    except (OSError, SyntaxError, PIL.Image.DecompressionBombError) as error:
+        raise ValueError(f"{source} cannot be read as a picture ({error}). Pass a PNG, JPEG or WebP file.") from error
+
+
+def read_rows(path: Path, fields: set[str]) -> list[dict[str, Any]]:
+    """
+    The rows of a JSONL file, which all have these fields; an `image` is relative to the file, and becomes its path.
+
+    Raises:
+        ValueError: If it cannot be read, is empty, or a line lacks a field.
+    """
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as JSONL ({error}).") from error
+    if not rows:
+        raise ValueError(f"{path} has no rows.")
+    for n, row in enumerate(rows):
+        if missing := fields - row.keys():
+            raise ValueError(f"Row {n} of {path} has no {', '.join(sorted(missing))}.")
+    return [row | {"image": path.parent / row["image"]} for row in rows]

@@ -1,0 +1,103 @@
+# Copyright 2026 The AGE-VLM authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What is wrong with an image file, and which pictures are the same."""
+
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+from tqdm.auto import tqdm
+
+from modeling_agevlm.image_processing_agevlm import as_shown
+from recipes.rows.records import Fault
+from trainers.data_collator import load_image
+
+
+HASH_SIDE = 16  # of the difference hash: 16 x 16 bits
+HASH_DISTANCE = 8  # bits in which two pictures that count as the same one may differ
+
+
+# One picture
+
+
+def picture_hash(picture: PIL.Image.Image) -> np.ndarray:
+    """The 256 bits of a difference hash, as four uint64: which of two neighbors is brighter, on a small gray copy."""
+    gray = np.asarray(picture.convert("L").resize((HASH_SIDE + 1, HASH_SIDE), PIL.Image.Resampling.BOX), dtype=int)
+    return np.packbits(gray[:, 1:] > gray[:, :-1]).view(np.uint64)
+
+
+def check_image(path: str, max_pixels: int, dropped: np.ndarray | None) -> list[str]:
+    """
+    Decodes a picture, and says what is unusual about it.
+
+    Raises:
+        Fault: If it cannot be read, is too large, or is one of those to drop, `(num_dropped, 4)`.
+    """
+    unusual = []
+    limit, PIL.Image.MAX_IMAGE_PIXELS = PIL.Image.MAX_IMAGE_PIXELS, None
+    try:
+        with PIL.Image.open(path) as picture:
+            if picture.width * picture.height > max_pixels:
+                raise Fault("image too large", f"{path} has {picture.width} x {picture.height} pixels")
+            if getattr(picture, "n_frames", 1) > 1:
+                unusual.append("animated image (first frame)")
+            if picture.mode in ("CMYK", "YCCK"):
+                unusual.append("CMYK image")
+            if picture.mode.startswith(("I", "F")):
+                unusual.append("16-bit image")
+            if picture.getexif().get(0x0112, 1) != 1:
+                unusual.append("image rotated by EXIF")
+            picture = load_image(picture)
+            if dropped is not None and len(dropped):
+                shown = as_shown(picture)
+                distance = np.bitwise_count(dropped ^ picture_hash(shown)).sum(axis=1).min()
+                if distance <= HASH_DISTANCE:
+                    raise Fault("image of an evaluation set", path)
+    except Fault:
+        raise
+    except Exception as error:  # Pillow's plugins raise anything on damaged files
+        raise Fault("image unreadable", f"{path} ({error})") from error
+    finally:
+        PIL.Image.MAX_IMAGE_PIXELS = limit
+    return unusual
+
+
+# Evaluation pictures
+
+
+def read_hashes(file: Path) -> np.ndarray:
+    """
+    The hashes of a file as `--write_hashes` writes it, `(num_hashes, 4)`.
+
+    Raises:
+        ValueError: If it is another kind of file.
+    """
+    try:
+        words = [bytes.fromhex(line.split()[0]) for line in file.read_text().splitlines() if line.strip()]
+        return np.frombuffer(b"".join(words), dtype=np.uint64).reshape(len(words), 4)
+    except ValueError as error:
+        raise ValueError(f"{file} is not a file of picture hashes: make it with `--write_hashes`.") from error
+
+
+def write_hashes(images: Path, out: Path) -> int:
+    """Writes the hash and the name of every picture in a folder. Returns how many."""
+    suffixes = {suffix for suffix, kind in PIL.Image.registered_extensions().items() if kind in PIL.Image.OPEN}
+    files = sorted(file for file in images.rglob("*") if file.suffix.lower() in suffixes)
+    if not files:
+        raise ValueError(f"There are no pictures in {images}.")
+    with out.open("w") as lines:
+        for file in tqdm(files, unit=" images"):
+            picture = as_shown(load_image(file))
+            lines.write(f"{picture_hash(picture).tobytes().hex()} {file.relative_to(images)}\n")
+    return len(files)

@@ -1,0 +1,344 @@
+# Copyright 2026 The AGE-VLM authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Scores a model on test scenes: its answers and captions, where its words look, and what it says without the picture."""
+
+from collections import defaultdict
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import PIL.Image
+import torch
+from datasets import Dataset
+from transformers import PreTrainedModel, ProcessorMixin
+
+from recipes.answering.answers import answer, generate
+from recipes.answering.attention import grounding_maps, query
+from recipes.evaluation.metrics import score_pope
+from recipes.evaluation.records import mark
+from recipes.evaluation.rules import score_count, score_relation
+from recipes.scenes.classes import POPE_KINDS
+from recipes.scenes.edits import load_pairs
+from recipes.scenes.pictures import sample_scene
+from recipes.scenes.questions import find_classes, load_questions
+from recipes.scenes.rows import load_scenes
+from trainers import DataCollatorForGuidedVisionLanguageModeling
+
+
+BATCH_SIZE = 100
+
+
+@dataclass
+class Judged:
+    """One question with the model's answer and where its words look: the whole question first, then each phrase."""
+
+    question: dict[str, Any]
+    prediction: str
+    attention: torch.Tensor  # (1 + num_phrases, num_layers, num_image_tokens)
+    cells: torch.Tensor  # (1 + num_phrases, num_image_tokens), 1 inside the mask
+
+    @property
+    def masses(self) -> torch.Tensor:
+        """Share of the attention inside the masks, averaged over the layers: `(1 + num_phrases,)`."""
+        return (self.attention * self.cells.unsqueeze(1)).sum(-1).mean(-1)
+
+    @property
+    def points_inside(self) -> torch.Tensor:
+        """Whether the maximum of the layers' mean attention falls inside the mask: `(1 + num_phrases,)`."""
+        return self.cells.gather(1, self.attention.mean(1).argmax(-1, keepdim=True))[:, 0]
+
+
+def attend(
+    model: PreTrainedModel, processor: ProcessorMixin, questions: list[dict[str, Any]]
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """
+    Where each question's words look, `(1 + num_phrases, num_layers, num_image_tokens)`, and the cells of the masks
+    that they should look at, `(1 + num_phrases, num_image_tokens)`.
+    """
+    rows = [
+        {
+            "images": [question["image"]],
+            "messages": [
+                {"role": "user", "content": question["question"]},
+                {"role": "assistant", "content": question["answer"]},
+            ],
+            "regions": [
+                query(question["image"], message=0, mask=question["mask"]),
+                *(query(question["image"], message=0, **phrase) for phrase in question["phrases"]),
+            ],
+        }
+        for question in questions
+    ]
+    maps, cells = grounding_maps(model, processor, rows)
+    counts = [1 + len(question["phrases"]) for question in questions]
+    return [m[:n] for m, n in zip(maps, counts, strict=True)], [c[:n] for c, n in zip(cells, counts, strict=True)]
+
+
+def judge(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    questions: Dataset,
+    batch_size: int = BATCH_SIZE,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[Judged]:
+    """Answers and attention for all questions, in order."""
+    model.eval()
+    judged = []
+    for first in range(0, len(questions), batch_size):
+        batch = [questions[i] for i in range(first, min(first + batch_size, len(questions)))]
+        predictions = answer(model, processor, [q["image"] for q in batch], [q["question"] for q in batch])
+        attention, cells = attend(model, processor, batch)
+        judged += [Judged(*entry) for entry in zip(batch, predictions, attention, cells, strict=True)]
+        progress(len(judged))
+    return judged
+
+
+def summarize(judged: list[Judged]) -> dict[str, float]:
+    """
+    The demo's metrics: POPE per split, counting, relations; `in_mask_mass`, `uniform_mass` and `pointing_accuracy` of the
+    words that name an object in the picture; and the first two for all words of the question together.
+    """
+    metrics = {}
+    for kind in POPE_KINDS:
+        chosen = [j for j in judged if j.question["kind"] == kind]
+        scores = score_pope([j.question["answer"] for j in chosen], [j.prediction for j in chosen])
+        metrics[f"pope_{kind}_accuracy"] = scores["accuracy"]
+        metrics[f"pope_{kind}_f1"] = scores["f1"]
+    for kind, score in (("count", score_count), ("relation", score_relation)):
+        chosen = [j for j in judged if j.question["kind"] == kind]
+        metrics[f"{kind}_accuracy"] = sum(score(j.question["answer"], j.prediction) for j in chosen) / len(chosen)
+    # Only what is in the picture can be looked at: questions with a mask. A phrase is the words that name an object.
+    seen = [j for j in judged if j.question["mask"] is not None]
+    masses, inside = torch.cat([j.masses[1:] for j in seen]), torch.cat([j.points_inside[1:] for j in seen])
+    metrics["in_mask_mass"] = masses.mean().item()
+    metrics["uniform_mass"] = torch.cat([j.cells[1:].mean(-1) for j in seen]).mean().item()
+    metrics["pointing_accuracy"] = inside.mean().item()
+    metrics["question_in_mask_mass"] = torch.stack([j.masses[0] for j in seen]).mean().item()
+    metrics["question_uniform_mass"] = torch.stack([j.cells[0].mean() for j in seen]).mean().item()
+    return metrics
+
+
+def answer_all(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    images: list[PIL.Image.Image | None],
+    questions: list[str],
+    max_new_tokens: int = 24,
+) -> list[str]:
+    """
+    Greedy answers to one question about each picture, or without a picture where it is `None`. Pictures that are alike are
+    prepared and run through the vision tower together, once for all their questions.
+    """
+    rows_of = defaultdict(list)
+    for row, image in enumerate(images):
+        # A question without a picture is a group of its own.
+        rows_of[(row,) if image is None else (image.size, image.tobytes())].append(row)
+    predictions = [""] * len(questions)
+    by_kind = sorted(rows_of.values(), key=lambda rows: (images[rows[0]] is None, len(rows)))
+    for (is_blind, number), same in groupby(by_kind, key=lambda rows: (images[rows[0]] is None, len(rows))):
+        groups = list(same)
+        step = max(1, BATCH_SIZE // number)  # pictures
+        for first in range(0, len(groups), step):
+            batch = groups[first : first + step]
+            rows = [row for group in batch for row in group]
+            parts = [] if is_blind else [{"type": "image"}]
+            chats = [[{"role": "user", "content": [*parts, {"type": "text", "text": questions[row]}]}] for row in rows]
+            texts = processor.apply_chat_template(chats, add_generation_prompt=True)
+            inputs = processor.tokenizer(
+                texts, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt"
+            )
+            if not is_blind:  # fewer pictures than rows: neighbors share one, as beams do
+                pictures = [[images[group[0]]] for group in batch]
+                inputs.update(processor.image_processor(pictures, return_tensors="pt"))
+            output = generate(model, inputs, max_new_tokens=max_new_tokens)
+            texts = processor.batch_decode(output, skip_special_tokens=True)
+            for row, text in zip(rows, texts, strict=True):
+                predictions[row] = text
+    return predictions
+
+
+def as_record(question: dict[str, Any], identity: str, prediction: str, **over: str) -> dict[str, Any]:
+    """A line of the file of per-question results: the question without its picture, and what became of it."""
+    record = {
+        "benchmark": "scenes",
+        "id": identity,
+        **{name: question[name] for name in ("kind", "question", "answer", "object", "context")},
+        "prediction": prediction,
+        **over,
+    }
+    return record | {"correct": mark(record)}
+
+
+def pair_record(pair: dict[str, Any], prediction: str) -> dict[str, Any]:
+    """
+    As [`as_record`], with HallusionBench's columns. Its kind is "pair_existence", "pair_count" or "pair_relation", so
+    that the two rows of a pair are not taken for questions of their own.
+    """
+    columns = {name: pair[name] for name in ("set_id", "figure_id", "question_id", "visual_input")}
+    identity = "pair-" + "-".join(columns[name] for name in ("set_id", "figure_id", "question_id"))
+    return as_record(pair, identity, prediction, **columns | {"kind": f"pair_{pair['kind']}"})
+
+
+def judge_pairs(
+    model: PreTrainedModel, processor: ProcessorMixin, pairs: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The records of all rows of [`load_pairs`], in order."""
+    model.eval()
+    predictions = answer_all(model, processor, [p["image"] for p in pairs], [p["question"] for p in pairs])
+    return [pair_record(*entry) for entry in zip(pairs, predictions, strict=True)]
+
+
+def summarize_pairs(records: list[dict[str, Any]]) -> dict[str, float]:
+    """
+    HallusionBench's metrics as shares: of the answers that are right (`pairs_aAcc`), of the pictures with all answers
+    right (`pairs_fAcc`) and of the questions that are right before and after the edit (`pairs_qAcc`).
+    """
+    metrics = {"pairs_aAcc": sum(record["correct"] for record in records) / len(records)}
+    for name, column in (("pairs_fAcc", "figure_id"), ("pairs_qAcc", "question_id")):
+        groups = defaultdict(list)
+        for record in records:
+            groups[record["set_id"], record[column]].append(record["correct"])
+        metrics[name] = sum(map(all, groups.values())) / len(groups)
+    return metrics
+
+
+def caption(model: PreTrainedModel, processor: ProcessorMixin, images: list[PIL.Image.Image]) -> list[str]:
+    """Greedy captions."""
+    model.eval()
+    return answer_all(model, processor, images, ["Describe the image."] * len(images), max_new_tokens=64)
+
+
+def score_chair(captions: list[str], objects: list[Collection[str]]) -> dict[str, float]:
+    """
+    CHAIR (Rohrbach et al., 2018) of captions of pictures with these classes of objects.
+
+    Returns:
+        `dict[str, float]`: `chair_i`, the share of the mentions that name what is not there; `chair_s`, the share of the
+        captions with such a mention; `recall`, the share of the pictures' classes that are mentioned; `num_words` of a
+        caption on average. A share of nothing is 0.
+
+    Raises:
+        ValueError: If there are not as many captions as pictures.
+    """
+    named = [find_classes(text) for text in captions]
+    false = [[name for name in names if name not in there] for names, there in zip(named, objects, strict=True)]
+    found = sum(len(set(names) & set(there)) for names, there in zip(named, objects, strict=True))
+    return {
+        "chair_i": sum(map(len, false)) / max(sum(map(len, named)), 1),
+        "chair_s": sum(map(bool, false)) / max(len(captions), 1),
+        "recall": found / max(sum(len(set(there)) for there in objects), 1),
+        "num_words": sum(len(text.split()) for text in captions) / max(len(captions), 1),
+    }
+
+
+@torch.inference_mode()
+def language_modeling_loss(
+    model: PreTrainedModel, processor: ProcessorMixin, rows: list[dict[str, Any]], batch_size: int = BATCH_SIZE
+) -> float:
+    """Mean negative log-likelihood of the rows' answer tokens, in nats."""
+    model.eval()
+    collate = DataCollatorForGuidedVisionLanguageModeling(processor)
+    loss = num_tokens = 0
+    for first in range(0, len(rows), batch_size):
+        batch = collate([{**row, "regions": []} for row in rows[first : first + batch_size]])
+        labels = batch["labels"]
+        inputs = {
+            name: batch[name].to(model.device)
+            for name in ("input_ids", "attention_mask", "labels", "pixel_values", "pixel_attention_mask")
+            if name in batch
+        }
+        count = (labels[:, 1:] != -100).sum().item()
+        loss += model(**inputs).loss.item() * count
+        num_tokens += count
+    return loss / num_tokens
+
+
+def exchanged(images: list[PIL.Image.Image]) -> list[PIL.Image.Image]:
+    """Each row's picture replaced by another one, that of a row half of the list away or of the next that differs."""
+    pixels, number = [image.tobytes() for image in images], len(images)
+
+    def other(row: int) -> int:
+        places = ((row + number // 2 + step) % number for step in range(number))
+        return next(place for place in places if pixels[place] != pixels[row])
+
+    return [images[other(row)] for row in range(number)]
+
+
+def evaluate_all(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    split: str = "test",
+    num_images: int = 200,
+    image_size: int = 256,
+    seed: int = 0,
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """
+    All that the scenes measure, on the scenes 0 to `num_images` - 1 of a split.
+
+    Returns:
+        The metrics and the records of all questions and pairs. The metrics are those of [`summarize`] and
+        [`summarize_pairs`]; `pope_accuracy`, `pope_f1` and `pope_yes_ratio` of the three kinds together, and the accuracy
+        without the picture (`pope_accuracy_blind`) and with another row's (`pope_accuracy_swapped`); [`score_chair`]'s as
+        `chair_i`, `chair_s`, `chair_recall` and `chair_num_words`; and `lm_loss` of the split's instructions.
+    """
+    model.eval()
+    questions = load_questions(split, num_images, image_size, seed)
+    pairs = load_pairs(split, num_images, image_size, seed)
+    scenes = [sample_scene(split, index, seed, image_size) for index in range(num_images)]
+    instructions = list(load_scenes(split, "instruction", num_images, image_size, seed, streaming=True))
+    pope = [question for question in questions if question["kind"] in POPE_KINDS]
+    truths = [question["answer"] for question in pope]
+    words = list(dict.fromkeys(question["question"] for question in pope))
+
+    asked = [
+        *((q["image"], q["question"]) for q in questions),
+        *((p["image"], p["question"]) for p in pairs),
+        *zip(exchanged([q["image"] for q in pope]), (q["question"] for q in pope), strict=True),
+        *((None, text) for text in words),
+    ]
+    predictions = iter(answer_all(model, processor, *map(list, zip(*asked, strict=True))))
+    records = [as_record(q, f"{q['kind']}-{n}", next(predictions)) for n, q in enumerate(questions)]
+    pair_records = [pair_record(p, next(predictions)) for p in pairs]
+    swapped = [next(predictions) for _ in pope]
+    blind = {text: next(predictions) for text in words}
+
+    attention, cells = [torch.empty(0)] * len(questions), [torch.empty(0)] * len(questions)
+    seen = [n for n, question in enumerate(questions) if question["mask"] is not None]
+    for first in range(0, len(seen), BATCH_SIZE):
+        batch = seen[first : first + BATCH_SIZE]
+        for n, maps, inside in zip(batch, *attend(model, processor, [questions[n] for n in batch]), strict=True):
+            attention[n], cells[n] = maps, inside
+    judged = [
+        Judged(q, record["prediction"], *where)
+        for q, record, *where in zip(questions, records, attention, cells, strict=True)
+    ]
+
+    said = score_pope(truths, [record["prediction"] for record in records if record["kind"] in POPE_KINDS])
+    chair = score_chair(
+        caption(model, processor, [scene.image for scene in scenes]),
+        [{thing.name for thing in scene.objects} for scene in scenes],
+    )
+    metrics = {
+        "pope_accuracy": said["accuracy"],
+        "pope_f1": said["f1"],
+        "pope_yes_ratio": said["yes_ratio"],
+        "pope_accuracy_blind": score_pope(truths, [blind[q["question"]] for q in pope])["accuracy"],
+        "pope_accuracy_swapped": score_pope(truths, swapped)["accuracy"],
+        **summarize(judged),
+        **summarize_pairs(pair_records),
+        **{name if name.startswith("chair_") else f"chair_{name}": value for name, value in chair.items()},
+        "lm_loss": language_modeling_loss(model, processor, instructions),
+    }
+    return metrics, records + pair_records

@@ -1,0 +1,85 @@
+# Copyright 2026 The AGE-VLM authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""From what both networks found to the regions of a row."""
+
+from typing import Any
+
+import numpy as np
+from datasets import List, Value
+from pycocotools import mask as coco_mask
+
+from recipes.segmentation.arguments import MaskArguments
+from recipes.segmentation.queries import Finding
+
+
+REGION = {
+    "mask": {"size": List(Value("int32")), "counts": Value("string")},
+    "image": Value("int32"),
+    "text": Value("string"),
+    "span": List(Value("int32")),
+    "message": Value("int32"),
+    "score": Value("float32"),  # SAM's own estimate of its masks' IoU, the lowest one
+    "outlines_kept": Value("int32"),  # instances whose mask is Florence-2's outline
+}
+
+
+# From what they found to regions
+
+
+def encode_mask(mask: np.ndarray) -> dict[str, Any]:
+    return coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+
+
+def make_region(
+    finding: Finding, masks: list[tuple[np.ndarray, float]], size: tuple[int, int], arguments: MaskArguments
+) -> tuple[dict[str, Any] | None, str | None]:
+    """
+    The region of a finding, or why there is none.
+
+    Args:
+        finding ([`Finding`]): The query and its instances.
+        masks (`list[tuple[np.ndarray, float]]`): SAM's mask and score of each instance.
+        size (`tuple[int, int]`): Height and width of the picture.
+        arguments ([`MaskArguments`]): What is dropped.
+    """
+    codes, kept = [], 0
+    for instance, (mask, _) in zip(finding.instances, masks, strict=True):
+        code = encode_mask(mask)
+        if instance.outline:
+            outline = coco_mask.merge(coco_mask.frPyObjects(instance.outline, *size))
+            if coco_mask.iou([code], [outline], [0])[0, 0] < arguments.min_iou:
+                code, kept = outline, kept + 1
+        codes.append(code)
+    union = coco_mask.merge(codes)
+    share = coco_mask.area(union) / (size[0] * size[1])
+    if share < arguments.min_area:
+        return None, "too small"
+    if share > arguments.max_area:
+        return None, "whole image"
+    region = {
+        "mask": {"size": list(size), "counts": union["counts"].decode("ascii")},
+        "image": finding.query.image,
+        "text": None,
+        "span": None,
+        "message": finding.query.message,
+        "score": min(score for _, score in masks),
+        "outlines_kept": kept,
+    }
+    if finding.phrase is not None:
+        # Florence-2 writes phrases in plain ASCII, and may change their case.
+        start = finding.query.text.lower().find(finding.phrase.lower())
+        if start < 0 or not finding.phrase:
+            return None, "phrase not in the text"
+        region["text"] = finding.query.text[start : start + len(finding.phrase)]
+    return region, None

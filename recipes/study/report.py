@@ -1,0 +1,211 @@
+# Copyright 2026 The AGE-VLM authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The study's page, table and plots from its results."""
+
+import csv
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from recipes.drawing import plt
+from recipes.study.settings import ABLATIONS, LONG, LONG_MODELS, MODELS, PAIRS, Setting
+from recipes.terminal.tables import markdown
+
+
+# --- The report ---
+
+COLUMNS = {
+    "pope_accuracy": "POPE",
+    "pope_accuracy_blind": "POPE, blind",
+    "pope_accuracy_swapped": "POPE, other picture",
+    "count_accuracy": "counting",
+    "relation_accuracy": "relations",
+    "pairs_aAcc": "pairs aAcc",
+    "pairs_qAcc": "pairs qAcc",
+    "chair_i": "CHAIR i",
+    "chair_s": "CHAIR s",
+    "chair_recall": "caption recall",
+    "in_mask_mass": "mass in mask",
+    "pointing_accuracy": "pointing",
+    "lm_loss": "LM loss",
+}
+# two-sided 95 % quantiles of Student's t by degrees of freedom
+STUDENT = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78}
+
+
+def interval(values: Sequence[float]) -> str:
+    """Mean and half of the 95 % interval of the mean."""
+    if len(values) < 2:
+        return f"{values[0]:.3f}"
+    return f"{mean(values):.3f} ± {STUDENT.get(len(values) - 1, 1.96) * stdev(values) / math.sqrt(len(values)):.3f}"
+
+
+def at_loss(curve: list[dict[str, float]], loss: float) -> float:
+    """The accuracy on existence where the curve first comes down to an LM loss, interpolated between its points."""
+    for before, after in zip(curve, curve[1:], strict=False):
+        if after["lm_loss"] <= loss <= before["lm_loss"]:
+            share = (before["lm_loss"] - loss) / max(before["lm_loss"] - after["lm_loss"], 1e-9)
+            return before["pope_accuracy"] + share * (after["pope_accuracy"] - before["pope_accuracy"])
+    return math.nan
+
+
+def reached(curve: list[dict[str, float]], accuracy: float = 0.75) -> int | None:
+    """The first step of a curve's points at which the accuracy on existence is at least `accuracy`."""
+    return next((int(point["step"]) for point in curve if point["pope_accuracy"] >= accuracy), None)
+
+
+def load_results(folder: Path) -> dict[str, dict[str, Any]]:
+    """All results so far by the folder of their model's last stage."""
+    return {path.stem: json.loads(path.read_text()) for path in sorted((folder / "results").glob("*.json"))}
+
+
+def of_seeds(results: dict[str, dict[str, Any]], setting: Setting) -> dict[int, dict[str, Any]]:
+    """The results of a setting by seed."""
+    found = {seed: results.get(replace(setting, seed=seed).folder(4)) for seed in range(len(results))}
+    return {seed: result for seed, result in found.items() if result}
+
+
+def differences(guided: dict[int, dict[str, Any]], unguided: dict[int, dict[str, Any]], key: str) -> str:
+    """What guidance adds to a metric, over the seeds that both have."""
+    return interval(
+        [guided[seed]["metrics"][key] - unguided[seed]["metrics"][key] for seed in guided if seed in unguided]
+    )
+
+
+def report(folder: Path) -> None:
+    """Writes `results.csv`, the plots and `page.md` from all results so far."""
+    results = load_results(folder)
+    write_csv(folder / "results.csv", results)
+    models = {name: found for name, setting in MODELS.items() if (found := of_seeds(results, setting))}
+    sections = [
+        "# Does guidance help?",
+        "Made by `python recipes/claim.py`; every model is a row of [results.csv](results.csv).",
+    ]
+    if models:
+        sections += [
+            "## Guidance or none, LLM frozen or trained",
+            "Mean and 95 % interval over the seeds, whose number the titles tell.",
+        ]
+        rows = [
+            [title, *(interval([r["metrics"][key] for r in found.values()]) for found in models.values())]
+            for key, title in COLUMNS.items()
+        ]
+        sections.append(markdown(["", *(f"{name} ({len(found)})" for name, found in models.items())], rows))
+        plot_curves(folder / "curves.png", models)
+        sections.append("![existence over steps and LM loss](curves.png)")
+    pairs = [pair for pair in PAIRS if all(name in models for name in pair)]
+    if pairs:
+        sections += ["## What guidance adds", "Guided minus unguided of the same seed, mean and 95 % interval."]
+        rows = [[title, *(differences(models[a], models[b], key) for a, b in pairs)] for key, title in COLUMNS.items()]
+        sections.append(markdown(["", *(f"{a} - {b}" for a, b in pairs)], rows))
+        sections += [
+            "## Existence at the same LM loss",
+            "The lowest that both come down to; and the step at which 0.75 is reached.",
+        ]
+        header = ["", "seed", "LM loss", "POPE, guided", "POPE, unguided", "step, guided", "step, unguided"]
+        sections.append(markdown(header, [row for a, b in pairs for row in matched_rows(a, b, models[a], models[b])]))
+    long = {name: found for name, setting in LONG_MODELS.items() if (found := of_seeds(results, setting))}
+    if long:
+        sections += ["## Trained longer", f"{LONG} times the steps of stage 4, one seed."]
+        rows = [
+            [title, *(f"{found[0]['metrics'][key]:.3f}" for found in long.values())] for key, title in COLUMNS.items()
+        ]
+        rows.append(["first step at 0.75", *(str(reached(found[0]["curve"]) or "never") for found in long.values())])
+        plot_curves(folder / "long.png", long)
+        sections += [markdown(["", *long], rows), "![the same for the long runs](long.png)"]
+    ablations = {name: found for name, setting in ABLATIONS.items() if (found := results.get(setting.folder(4)))}
+    if ablations:
+        sections += [
+            "## One thing changed at a time",
+            "One seed, which moves POPE by a few hundredths by itself: see the intervals above.",
+        ]
+        rows = [
+            [name, *(f"{found['metrics'][key]:.3f}" if key in found["metrics"] else "-" for key in COLUMNS)]
+            for name, found in ablations.items()
+        ]
+        plot_ablations(folder / "ablations.png", {name: found["metrics"] for name, found in ablations.items()})
+        sections += [markdown(["", *COLUMNS.values()], rows), "![the ablations as bars](ablations.png)"]
+    (folder / "page.md").write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+
+
+def matched_rows(
+    guided: str, unguided: str, guided_results: dict[int, dict[str, Any]], unguided_results: dict[int, dict[str, Any]]
+) -> list[list[str]]:
+    """For every seed, the two models' accuracies on existence at the lowest LM loss that both came down to."""
+    rows = []
+    for seed in sorted(set(guided_results) & set(unguided_results)):
+        curves = [guided_results[seed]["curve"], unguided_results[seed]["curve"]]
+        loss = max(min(point["lm_loss"] for point in curve) for curve in curves)
+        accuracies = [f"{at_loss(curve, loss):.3f}" for curve in curves]
+        steps = [str(reached(curve) or "never") for curve in curves]
+        rows.append([f"{guided} / {unguided}", str(seed), f"{loss:.3f}", *accuracies, *steps])
+    return rows
+
+
+def write_csv(path: Path, results: dict[str, dict[str, Any]]) -> None:
+    """One row for every model: its name, its last stage's folder, its setting and what it scored."""
+    names = {
+        replace(setting, seed=seed).folder(4): name
+        for name, setting in {**ABLATIONS, **LONG_MODELS, **MODELS}.items()
+        for seed in range(len(results))
+    }
+    metrics = list(dict.fromkeys(name for result in results.values() for name in result["metrics"]))
+    settings = [field.name for field in fields(Setting)]
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["name", "checkpoint", *settings, *metrics])
+        for checkpoint, result in results.items():
+            chosen = [result["setting"][name] for name in settings]
+            scored = [result["metrics"].get(name, "") for name in metrics]
+            writer.writerow([names[checkpoint], checkpoint, *chosen, *scored])
+
+
+def plot_curves(path: Path, models: dict[str, dict[int, dict[str, Any]]]) -> None:
+    """Accuracy on existence over the steps of stage 4, and over the LM loss: better, or the same sooner?"""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.2), sharey=True)
+    for color, (name, found) in enumerate(models.items()):
+        for n, result in enumerate(found.values()):
+            accuracy = [point["pope_accuracy"] for point in result["curve"]]
+            style = {"color": f"C{color}", "linewidth": 1.2, "label": None if n else name}
+            left.plot([point["step"] for point in result["curve"]], accuracy, **style)
+            right.plot([point["lm_loss"] for point in result["curve"]], accuracy, marker=".", **style)
+    for ax, title in ((left, "step of stage 4"), (right, "LM loss on test scenes (nats per token)")):
+        ax.axhline(0.5, color="gray", linewidth=0.8, linestyle=":")
+        ax.set_xlabel(title)
+    right.invert_xaxis()
+    left.set_ylabel("existence, share of right answers")
+    left.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def plot_ablations(path: Path, metrics: dict[str, dict[str, float]]) -> None:
+    """What every change does to existence, attention and LM loss, the base as a line."""
+    names, base = list(metrics), next(iter(metrics))
+    panels = {"pope_accuracy": "POPE", "chair_i": "CHAIR i", "in_mask_mass": "mass in mask", "lm_loss": "LM loss"}
+    figure, grid = plt.subplots(1, len(panels), figsize=(13, 0.32 * len(names) + 1.2), sharey=True)
+    for ax, (key, title) in zip(grid, panels.items(), strict=True):
+        values = [metrics[name].get(key, math.nan) for name in names]
+        ax.barh(names, values, color=["C1" if name == base else "C0" for name in names])
+        ax.axvline(values[0], color="C1", linewidth=0.8)
+        ax.set_title(title, fontsize=10)
+    grid[0].invert_yaxis()
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

@@ -1,0 +1,55 @@
+# Copyright 2026 The AGE-VLM authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What a finished demo shows: scored questions, and a sheet of some of them."""
+
+from pathlib import Path
+
+from modeling_agevlm import AgeVlmForConditionalGeneration, AgeVlmProcessor
+from recipes.scenes.evaluation import Judged, judge
+
+
+def evaluate(out: Path, variant: str, questions: list[dict]) -> list[Judged]:
+    model = AgeVlmForConditionalGeneration.from_pretrained(out / variant)
+    processor = AgeVlmProcessor.from_pretrained(out / variant)
+
+    def progress(done: int) -> None:
+        print(f"\r{variant}: {done}/{len(questions)} questions", end="", flush=True)
+
+    judged = judge(model, processor, questions, progress=progress)
+    print()
+    return judged
+
+
+def sheet_rows(judged: dict[str, list[Judged]], names: dict[str, str], num_rows: int = 8) -> list[dict]:
+    """The first questions of each kind about something in the picture: nobody picked them by how they look."""
+    first = next(iter(judged.values()))
+    chosen, kinds = [], ["random", "count", "relation", "adversarial"]
+    for n in range(num_rows):
+        kind = kinds[n % len(kinds)]
+        chosen.append(
+            next(
+                i
+                for i, j in enumerate(first)
+                if j.question["kind"] == kind and j.question["phrases"] and i not in chosen
+            )
+        )
+    return [
+        {
+            "image": first[i].question["image"],
+            "question": f"{first[i].question['question']} Words: {first[i].question['phrases'][0]['text']}",
+            "truth": first[i].question["answer"],
+            **{names[v]: (j[i].prediction, j[i].attention[1].mean(0)) for v, j in judged.items() if v in names},
+        }
+        for i in chosen
+    ]

@@ -1,0 +1,267 @@
+# Copyright 2026 The AGE-VLM authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Trains and scores the models of the study, several at a time, each result written as it comes."""
+
+import functools
+import json
+import multiprocessing
+import os
+import shutil
+import time
+import warnings
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from contextlib import redirect_stdout
+from dataclasses import asdict, replace
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+from datasets import Dataset, disable_progress_bars
+from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback, TrainerControl, TrainerState
+from transformers.utils.logging import disable_progress_bar
+
+from modeling_agevlm import AgeVlmForConditionalGeneration, AgeVlmProcessor
+from recipes.answering.answers import one_question, prompts
+from recipes.scenes import BACKBONES
+from recipes.scenes.classes import POPE_KINDS
+from recipes.scenes.evaluation import evaluate_all, judge, summarize
+from recipes.study import settings
+from recipes.study.plans import IMAGE_SIZE
+from recipes.study.report import report
+from recipes.study.rows import dialogs, reshaped, test_questions, training_rows
+from recipes.study.settings import (
+    ABLATIONS,
+    LONG_MODELS,
+    MODELS,
+    Setting,
+)
+from recipes.training.arguments import DataArguments, ModelArguments
+from recipes.training.stage import run_stage
+from trainers import DataCollatorForGuidedVisionLanguageModeling, GuidedSFTConfig
+
+
+# --- One stage, one evaluation ---
+
+
+class Curve(TrainerCallback):
+    """Notes a few times in a stage how well the model does on test scenes; the shares of right answers are of the likelier
+    of "Yes" and "No" as the first word."""
+
+    def __init__(self, processor: ProcessorMixin, questions: list[dict], rows: Dataset, points: int) -> None:
+        self.processor, self.questions, self.points = processor, questions, points
+        collator = DataCollatorForGuidedVisionLanguageModeling(processor)
+        self.batches = [collator([rows[i] for i in range(n, n + 16)]) for n in range(0, len(rows), 16)]
+        self.entries: list[dict[str, float]] = []
+
+    def on_step_end(
+        self, args: GuidedSFTConfig, state: TrainerState, control: TrainerControl, model: PreTrainedModel, **kwargs
+    ) -> None:
+        if state.global_step % max(1, state.max_steps // self.points) == 0:
+            model.eval()
+            entry = {"pope_accuracy": self.existence(model), "lm_loss": self.loss(model)}
+            self.entries.append({"step": state.global_step, **entry})
+            model.train()
+
+    @torch.no_grad()
+    def loss(self, model: PreTrainedModel) -> float:
+        total, count = 0.0, 0
+        for batch in self.batches:
+            names = ("input_ids", "attention_mask", "pixel_values", "labels", "pixel_attention_mask")
+            tokens = int((batch["labels"][:, 1:] != -100).sum())
+            inputs = {name: batch[name].to(model.device) for name in names if name in batch}
+            total, count = total + model(**inputs).loss.item() * tokens, count + tokens
+        return total / count
+
+    @torch.no_grad()
+    def existence(self, model: PreTrainedModel, batch_size: int = 100) -> float:
+        first = [self.processor.tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in ("Yes", "No")]
+        right = 0
+        for n in range(0, len(self.questions), batch_size):
+            questions = self.questions[n : n + batch_size]
+            chats = [one_question(q["question"], q["image"]) for q in questions]
+            inputs = prompts(self.processor, chats).to(model.device)
+            yes, no = model(**inputs, logits_to_keep=1).logits[:, -1, first].unbind(-1)
+            right += sum((yes > no).tolist()[i] == (q["answer"] == "yes") for i, q in enumerate(questions))
+        return right / len(self.questions)
+
+
+def edit(source: Path, out: Path, stage: int, image_size: int) -> None:
+    """Copies a checkpoint as one of another stage that takes pictures of `image_size` pixels."""
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    model = AgeVlmForConditionalGeneration.from_pretrained(source)
+    processor = AgeVlmProcessor.from_pretrained(source)
+    model.config.training_stage = stage
+    model.config.vision_config.image_size = image_size
+    processor.image_processor.size = {"height": image_size, "width": image_size}
+    processor.save_pretrained(out)
+    model.save_pretrained(out)
+
+
+def train(out: Path, setting: Setting, number: int) -> None:
+    """Runs one stage."""
+    folder, previous = out / setting.folder(number), None
+    if number > 1:
+        previous = out / setting.folder(number - 1)
+    if number == 2 and not setting.stage2:
+        edit(previous, folder, 2, IMAGE_SIZE)
+        return
+    if number == 2 and setting.first_image_size != IMAGE_SIZE:
+        edit(previous, folder / "start", 1, IMAGE_SIZE)
+        previous = folder / "start"
+    arguments = ModelArguments(
+        model_name_or_path=previous and str(previous),
+        variant=setting.variant(number),
+        vision=str(BACKBONES / "convnext"),
+        text=str(BACKBONES / "llama"),
+        image_size=setting.first_image_size,
+        do_pad=setting.pictures == "padded",
+        cross_attention_layers=list(setting.cross_attention_layers),
+        cross_attention_intermediate_size=setting.mlp_width,
+    )
+    length = setting.length if number == 4 else 1
+    training = GuidedSFTConfig(
+        output_dir=str(folder),
+        per_device_train_batch_size=settings.BATCH_SIZE,
+        max_steps=settings.STEPS[number] * length,
+        learning_rate=settings.LEARNING_RATE[number],
+        train_sampling_strategy="group_by_length",  # a quarter of a mixed batch would be padding
+        guidance_weight=setting.weight,
+        guidance_normalization=setting.normalization,
+        guidance_level=setting.level,
+        guidance_query="question" if number == 4 else "answer",
+        mask_downsampling=setting.downsampling,
+        gradient_checkpointing=False,
+        use_cpu=not torch.cuda.is_available(),
+        logging_steps=20,
+        save_strategy="no",
+        disable_tqdm=True,
+        report_to="none",
+        seed=10 * setting.seed + number,
+    )
+    rows = training_rows(setting, number)
+    curve = TrainerCallback()
+    if number == 4:
+        processor = AgeVlmProcessor.from_pretrained(previous)
+        questions = [q for q in test_questions(setting, 100) if q["kind"] in POPE_KINDS]
+        held_out = dialogs("test", 80)
+        if setting.pictures != "square":
+            held_out = held_out.map(functools.partial(reshaped, kind=setting.pictures))
+        curve = Curve(processor, questions, held_out, settings.CURVE_POINTS * length)
+    trainer = run_stage(number, arguments, DataArguments(), training, progress=curve, rows=rows)
+    if number == 4:
+        (folder / "curve.json").write_text(json.dumps(curve.entries) + "\n")
+    trainer.accelerator.free_memory()
+
+
+def result_file(results: Path, setting: Setting) -> Path:
+    return results / "results" / f"{setting.folder(4)}.json"
+
+
+def evaluate(out: Path, results: Path, setting: Setting) -> None:
+    """Scores a model and writes what it scored."""
+    folder = out / setting.folder(4)
+    model = AgeVlmForConditionalGeneration.from_pretrained(folder).eval()
+    processor = AgeVlmProcessor.from_pretrained(folder)
+    if torch.cuda.is_available():
+        model = model.cuda()
+    if setting.pictures == "square":
+        metrics, _ = evaluate_all(model, processor, num_images=settings.TEST_IMAGES, image_size=IMAGE_SIZE)
+    else:
+        metrics = summarize(judge(model, processor, test_questions(setting, settings.TEST_IMAGES)))
+        metrics["pope_accuracy"] = mean(metrics[f"pope_{kind}_accuracy"] for kind in POPE_KINDS)
+    curve = json.loads((folder / "curve.json").read_text())
+    path = result_file(results, setting)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(".tmp")
+    aside.write_text(json.dumps({"setting": asdict(setting), "metrics": metrics, "curve": curve}, indent=2) + "\n")
+    aside.replace(path)
+
+
+# --- All of them ---
+
+
+def slug(name: str) -> str:
+    return "-".join("".join(c if c.isalnum() else " " for c in name).split())
+
+
+def planned(only: str | None, seeds: int) -> list[tuple[str, Setting]]:
+    """The models to train, by name and setting."""
+    models = []
+    if only in (None, "2x2"):
+        models += [(name, replace(setting, seed=seed)) for seed in range(seeds) for name, setting in MODELS.items()]
+    if only in (None, "ablations"):
+        models += ABLATIONS.items()
+    if only in (None, "long"):
+        models += LONG_MODELS.items()
+    return models
+
+
+def prepare() -> None:
+    """Sets up a worker process."""
+    warnings.simplefilter("ignore")
+    disable_progress_bar()
+    disable_progress_bars()
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def work(out: Path, results: Path, name: str, setting: Setting, number: int) -> float:
+    """Runs stage `number`, or the evaluation as number 5, and returns the seconds that it took."""
+    start = time.time()
+    log = out / "logs" / f"{slug(name)}-seed{setting.seed}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as file, redirect_stdout(file):
+        train(out, setting, number) if number <= 4 else evaluate(out, results, setting)
+    return time.time() - start
+
+
+def run(out: Path, results: Path, models: list[tuple[str, Setting]], processes: int) -> None:
+    """Trains and scores the models, several at a time, and reports whenever one is done."""
+    tasks: dict[Path, tuple[str, Setting, int, Path | None]] = {}  # its file: model, stage, file that it waits for
+    missing = [(name, setting) for name, setting in models if not result_file(results, setting).exists()]
+    for name, setting in missing:
+        previous = None
+        for number in range(1, 5):
+            file = out / setting.folder(number) / "config.json"
+            tasks.setdefault(file, (name, setting, number, previous))
+            previous = file
+        tasks[result_file(results, setting)] = (name, setting, 5, previous)
+    waiting = {file: task for file, task in tasks.items() if not file.exists()}
+    total, start = len(waiting), time.time()
+    print(
+        f"{len(models) - len(missing)} of {len(models)} results are there; {total} stages and evaluations to go",
+        flush=True,
+    )
+    context = multiprocessing.get_context("spawn")
+    running: dict[Any, Path] = {}
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=prepare) as pool:
+        while waiting or running:
+            for file, (name, setting, number, previous) in list(waiting.items()):
+                if len(running) < processes and (previous is None or previous.exists()):
+                    running[pool.submit(work, out, results, name, setting, number)] = file
+                    del waiting[file]
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                file = running.pop(future)
+                name, setting, number, _ = tasks[file]
+                what = f"stage {number}" if number <= 4 else "scored"
+                count = total - len(waiting) - len(running)
+                print(
+                    f"[{count}/{total}, {(time.time() - start) / 60:.0f} min] {name}, seed {setting.seed}: {what} "
+                    f"({future.result():.0f} s)",
+                    flush=True,
+                )
+                if number == 5:
+                    report(results)

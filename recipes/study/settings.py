@@ -1,0 +1,128 @@
+# Copyright 2026 The AGE-VLM authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What the study changes: the four models, the ablations, the long runs."""
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from recipes.study.plans import IMAGE_SIZE
+from trainers import Variant
+
+
+LEARNING_RATE = {1: 3e-3, 2: 3e-3, 3: 2e-3, 4: 5e-4}
+STEPS = {1: 100, 2: 100, 3: 1500, 4: 2000}
+SHARES = {"existence": 0.7, "caption": 0.15, "instruction": 0.15}  # of the rows of stage 4
+LONG = 4  # times the steps of stage 4
+BATCH_SIZE = 4
+TEST_IMAGES = 200
+CURVE_POINTS = 6
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a model is trained with. The defaults are the paper's AGE-VLM as this project reads it."""
+
+    seed: int = 0
+    language_model: bool = False
+    """Whether the LLM trains in stage 4."""
+    guided: tuple[int, ...] = (3,)
+    """The stages that add the guidance loss."""
+    normalization: str = "sum"
+    level: str = "all"
+    downsampling: str = "any"
+    weight: float = 1.0
+    masked_share: float = 1.0
+    """Share of the rows that have masks."""
+    masks: Literal["own", "other"] = "own"
+    """Whether a row has its own masks, or those of another row."""
+    cross_attention_layers: tuple[int, ...] = (1, 3, 5)
+    mlp_width: int | None = None
+    """Of the cross-attention layers; None for the LLM's."""
+    stage2: bool = True
+    first_image_size: int = IMAGE_SIZE
+    """Pixels in stage 1; `IMAGE_SIZE` from stage 2 on."""
+    pictures: Literal["square", "stretched", "padded", "padded in the picture"] = "square"
+    """Square scenes, or scenes of 8 to 5 that are stretched, or padded with or without masking the padded cells."""
+    length: int = 1
+    """Stage 4 has so many times its steps."""
+
+    def choices(self, number: int) -> dict[str, Any]:
+        """What of the setting stage `number` and those before it depend on."""
+        names = ["seed", "cross_attention_layers", "mlp_width", "first_image_size", "pictures"]
+        names += ["stage2"] * (number >= 2) + ["language_model", "length"] * (number == 4)
+        guided = [stage for stage in self.guided if stage <= number]
+        if guided:
+            names += ["normalization", "level", "downsampling", "weight", "masked_share", "masks"]
+        return {"guided": guided, **{name: getattr(self, name) for name in names}}
+
+    def folder(self, number: int) -> str:
+        """Name of the folder of stage `number`: the same for all settings that agree on it."""
+        digest = hashlib.sha256(json.dumps(self.choices(number)).encode()).hexdigest()
+        return f"stage{number}-{digest[:10]}"
+
+    def variant(self, number: int) -> Variant:
+        """The variant that runs stage `number`."""
+        if number < 4:
+            return "age-vlm" if number in self.guided else "ca-baseline-frozen"
+        if self.language_model:
+            return "age-vlm-lm" if 4 in self.guided else "ca-baseline"
+        if 4 in self.guided:
+            raise ValueError("There is no variant that guides stage 4 while its LLM is frozen.")
+        return "age-vlm" if self.guided else "ca-baseline-frozen"
+
+
+LM = Setting(language_model=True, guided=(3, 4))
+MODELS = {
+    "age-vlm": Setting(),
+    "ca-baseline-frozen": Setting(guided=()),
+    "age-vlm-lm": LM,
+    "age-vlm-lm, weight 0.1": replace(LM, weight=0.1),
+    "ca-baseline": replace(LM, guided=()),
+    "age-vlm-lm, other masks": replace(LM, masks="other"),
+}
+# One thing at a time is changed of age-vlm-lm, which is guided in both stages.
+ABLATIONS = {
+    "base (age-vlm-lm)": LM,
+    "no guidance": replace(LM, guided=()),
+    "guidance in stage 3 only": replace(LM, guided=(3,)),
+    "guidance in stage 4 only": replace(LM, guided=(4,)),
+    "maps divided by their maximum": replace(LM, normalization="max"),
+    "query: whole messages (the paper's)": replace(LM, level="message"),
+    "query: phrases": replace(LM, level="phrase"),
+    "a cell counts from half of its area on": replace(LM, downsampling="area"),
+    "weight 0.1": replace(LM, weight=0.1),
+    "weight 0.3": replace(LM, weight=0.3),
+    "weight 3": replace(LM, weight=3.0),
+    "1 % of the rows have masks": replace(LM, masked_share=0.01),
+    "3 % of the rows have masks": replace(LM, masked_share=0.03),
+    "10 % of the rows have masks": replace(LM, masked_share=0.1),
+    "30 % of the rows have masks": replace(LM, masked_share=0.3),
+    "without stage 2": replace(LM, stage2=False),
+    "stage 1 at 128 pixels": replace(LM, first_image_size=IMAGE_SIZE // 2),
+    "cross-attention: first layer only": replace(LM, cross_attention_layers=(1,)),
+    "cross-attention: last layer only": replace(LM, cross_attention_layers=(5,)),
+    "cross-attention: before every layer": replace(LM, cross_attention_layers=(1, 3, 5, 7)),
+    "cross-attention without MLP": replace(LM, mlp_width=0),
+    "cross-attention with half the MLP": replace(LM, mlp_width=160),
+    "wide pictures, stretched": replace(LM, pictures="stretched"),
+    "wide pictures, padding masked": replace(LM, pictures="padded"),
+    "wide pictures, padding seen": replace(LM, pictures="padded in the picture"),
+}
+PAIRS = (("age-vlm", "ca-baseline-frozen"), ("age-vlm-lm", "ca-baseline"), ("age-vlm-lm, weight 0.1", "ca-baseline"))
+LONG_MODELS = {
+    "age-vlm-lm, long": replace(LM, length=LONG),
+    "ca-baseline, long": replace(LM, guided=(), length=LONG),
+}

@@ -1,0 +1,72 @@
+# Copyright 2026 The AGE-VLM authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Builds an AGE-VLM and its processor from a pretrained ConvNeXt and a pretrained LLaMA."""
+
+from transformers import AutoTokenizer
+
+from modeling_agevlm import AgeVlmForConditionalGeneration, AgeVlmImageProcessor, AgeVlmProcessor
+from modeling_agevlm.modeling_agevlm import TEXT_HINT, loading, split_gguf, timm_config
+from recipes.training.arguments import PartsArguments
+
+
+# Tokens of an LLM's vocabulary that no text has trained, best first: to stand for an image, and to fill rows up.
+PLACEHOLDERS = ("<|image|>", "<|reserved_special_token_0|>")
+PADDINGS = ("<|finetune_right_pad_id|>", "<|pad|>")
+
+
+def build(parts: PartsArguments) -> tuple[AgeVlmForConditionalGeneration, AgeVlmProcessor]:
+    """
+    An AGE-VLM around pretrained parts that still answers as its LLM does, and its processor.
+
+    Raises:
+        ValueError: If a part cannot be loaded, does not fit, or the tokenizer has no chat template.
+    """
+    checkpoint, gguf_file = split_gguf(parts.text)
+    with loading(parts.text, TEXT_HINT):
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint, gguf_file=gguf_file, revision=parts.text_revision)
+    vocabulary = tokenizer.get_vocab()
+    image_token = next((token for token in PLACEHOLDERS if token in vocabulary), PLACEHOLDERS[0])
+    tokenizer.add_special_tokens({"extra_special_tokens": [image_token]}, replace_extra_special_tokens=False)
+    _, _, data_config = timm_config(parts.vision)
+    image_processor = AgeVlmImageProcessor(
+        size={"height": parts.image_size, "width": parts.image_size},
+        image_mean=list(data_config["mean"]),
+        image_std=list(data_config["std"]),
+        do_pad=parts.do_pad,
+        do_center_crop=parts.do_center_crop,
+    )
+    with loading(parts.text):  # before its weights, for a tokenizer may have no chat template
+        processor = AgeVlmProcessor(image_processor, tokenizer, image_token=image_token)
+    model = AgeVlmForConditionalGeneration.from_vision_text_pretrained(
+        parts.vision,
+        parts.text,
+        image_size=parts.image_size,
+        cross_attention_layers=parts.cross_attention_layers,
+        cross_attention_intermediate_size=parts.cross_attention_intermediate_size,
+        use_visual_positions=parts.use_visual_positions,
+        text_revision=parts.text_revision,
+    )
+    eos = model.generation_config.eos_token_id or []
+    eos = sorted({*([eos] if isinstance(eos, int) else eos), tokenizer.eos_token_id})
+    if tokenizer.pad_token is None or tokenizer.pad_token_id in eos:  # the end of a turn is no padding
+        pad_token = next((token for token in PADDINGS if token in vocabulary), PADDINGS[-1])
+        tokenizer.add_special_tokens({"pad_token": pad_token})
+    if len(tokenizer) > model.config.text_config.vocab_size:
+        model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64)
+    model.config.image_token_id = processor.image_token_id
+    model.config.text_config.pad_token_id = tokenizer.pad_token_id
+    model.generation_config.suppress_tokens = [processor.image_token_id]
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.generation_config.eos_token_id = eos
+    return model, processor

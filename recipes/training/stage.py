@@ -1,0 +1,171 @@
+# Copyright 2026 The AGE-VLM authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Runs a stage: model, rows, training, saving."""
+
+import shutil
+from pathlib import Path
+
+from datasets import Dataset, IterableDataset
+from peft import LoraConfig, PeftModel
+from transformers import PreTrainedModel, PrinterCallback, ProcessorMixin, ProgressCallback, TrainerCallback, set_seed
+from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.utils import CONFIG_NAME
+
+from modeling_agevlm import AgeVlmConfig, AgeVlmForConditionalGeneration, AgeVlmProcessor
+from modeling_agevlm.modeling_agevlm import loading
+from recipes.training.arguments import DataArguments, ModelArguments
+from recipes.training.data_sets import check_regions, load_rows
+from recipes.training.parts import build
+from recipes.training.record import card_template, run_record
+from trainers import GuidedSFTConfig, GuidedSFTTrainer, Stage, apply_stage, get_stage, lora_config, parameter_table
+from trainers.guided_sft_trainer import UNFINISHED
+
+
+def load_model(arguments: ModelArguments, stage: Stage) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """
+    The model of the stage before, in float32 (mixed precision keeps float32 weights), and its processor.
+
+    Raises:
+        ValueError: If there is no checkpoint of the stage before.
+    """
+    name = arguments.model_name_or_path
+    if name is None:
+        if stage.number > 1:
+            raise ValueError(
+                f"Stage {stage.number} starts from a checkpoint of stage {stage.number - 1}: pass its folder or Hub id "
+                "as `--model_name_or_path`."
+            )
+        return build(arguments)
+    if Path(name).is_dir() and not (Path(name) / "config.json").exists():
+        raise ValueError(f"{name} is not a checkpoint folder: it has no config.json.")
+    with loading(name):
+        config, _ = AgeVlmConfig.get_config_dict(name, revision=arguments.model_revision)
+    if config.get("model_type") != AgeVlmConfig.model_type:
+        raise ValueError(
+            f"{name} is a {config.get('model_type')!r} checkpoint, but a stage starts from an AGE-VLM ('agevlm'). Build one "
+            "around it with `recipes/init.py --text`."
+        )
+    with loading(name):
+        model = AgeVlmForConditionalGeneration.from_pretrained(
+            name, revision=arguments.model_revision, attn_implementation=arguments.attn_implementation, dtype="float32"
+        )
+        processor = AgeVlmProcessor.from_pretrained(name, revision=arguments.model_revision)
+    if model.config.training_stage != stage.number - 1:
+        raise ValueError(
+            f"Stage {stage.number} starts from a checkpoint of stage {stage.number - 1}, but {name} is one of stage "
+            f"{model.config.training_stage}. Run the stages in order."
+        )
+    return model, processor
+
+
+def peft_config(model: PreTrainedModel, arguments: ModelArguments, stage: Stage) -> LoraConfig | None:
+    """
+    The adapters that `--use_peft` asks for.
+
+    Raises:
+        ValueError: If the LLM does not train.
+    """
+    if not arguments.use_peft:
+        return None
+    if not stage.language_model:
+        raise ValueError(
+            f"`--use_peft` adapts the LLM, which does not train in stage {stage.number} of {arguments.variant}. It is for "
+            "stage 4 with `--variant age-vlm-lm` or `ca-baseline`."
+        )
+    return lora_config(model, stage, arguments.lora_r, arguments.lora_alpha, lora_dropout=arguments.lora_dropout)
+
+
+def save(trainer: GuidedSFTTrainer) -> None:
+    """
+    Saves model, processor, code and log to the output folder, adapters merged into the model. The config.json comes last:
+    a run that is killed meanwhile leaves no folder that the next stage would take for a checkpoint.
+    """
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if isinstance(model, PeftModel):
+        trainer.model = model.merge_and_unload()
+    out = Path(trainer.args.output_dir)
+    aside = out / UNFINISHED
+    if trainer.args.should_save:
+        (out / CONFIG_NAME).unlink(missing_ok=True)
+        shutil.rmtree(aside, ignore_errors=True)
+    trainer.save_state()
+    trainer.save_model(str(aside), _internal_call=True)
+    trainer.accelerator.wait_for_everyone()
+    if trainer.args.should_save:
+        for file in sorted(aside.iterdir(), key=lambda file: file.name == CONFIG_NAME):
+            file.replace(out / file.name)
+        aside.rmdir()
+    trainer.accelerator.wait_for_everyone()
+    if trainer.args.push_to_hub:
+        trainer.push_to_hub()
+
+
+def run_stage(
+    number: int,
+    arguments: ModelArguments,
+    data: DataArguments,
+    training: GuidedSFTConfig,
+    progress: TrainerCallback | None = None,
+    rows: Dataset | IterableDataset | None = None,
+) -> GuidedSFTTrainer:
+    """
+    Trains stage `number` and saves model, processor, code and log to `training.output_dir`.
+
+    Args:
+        number (`int`): 1 to 4.
+        arguments ([`ModelArguments`]): The model to start from, and the variant.
+        data ([`DataArguments`]): The rows.
+        training ([`GuidedSFTConfig`]): The training arguments.
+        progress (`TrainerCallback`, *optional*): Shows the progress instead of the trainer's own bar and log lines.
+        rows (`Dataset`, *optional*): The rows themselves, instead of those that `data` names.
+
+    Raises:
+        ValueError: If the stage cannot start from what it is given.
+    """
+    stage = get_stage(number, arguments.variant)
+    if arguments.vision_training is not None:
+        stage = Stage(stage.number, arguments.vision_training, stage.language_model, stage.guided)
+    if not stage.guided:
+        training.guidance_weight = 0.0
+    set_seed(training.seed)  # of what is built anew
+    model, processor = load_model(arguments, stage)
+    if rows is None:
+        rows = load_rows(data, stage, model.config.vision_config.image_size)
+    check_regions(rows, stage, training.guidance_weight)
+    apply_stage(model, stage)
+    adapters = peft_config(model, arguments, stage)
+    model.config.training_stage = number
+    trainer = GuidedSFTTrainer(
+        model,
+        training,
+        processor,
+        rows,
+        peft_config=adapters,
+        card_template=card_template(),
+        record=run_record(number, arguments, data, training),
+    )
+    if adapters is not None and (trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled()):
+        raise ValueError(
+            "`--use_peft` merges the adapters in the end, which takes whole weights on every process: launch with plain "
+            "data parallelism (`accelerate launch --multi_gpu`) instead of FSDP or ZeRO-3."
+        )
+    if progress is not None:
+        trainer.remove_callback(PrinterCallback if training.disable_tqdm else ProgressCallback)
+        trainer.add_callback(progress)
+    if trainer.accelerator.is_main_process:
+        print(f"Stage {number} of {arguments.variant}\n{parameter_table(trainer.model)}", flush=True)
+    resume = training.resume_from_checkpoint
+    trainer.train(resume_from_checkpoint={"true": True, "True": True}.get(resume, resume))
+    save(trainer)
+    return trainer

@@ -1,0 +1,446 @@
+# Copyright 2026 The AGE-VLM authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Where words look: marking their tokens, bringing maps over pictures, and `recipes/ask.py`, which does both."""
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from matplotlib import pyplot as pyplot
+from testing_utils import EOT, picture, region, row, tiny_model, tiny_processor
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
+
+from modeling_agevlm import AgeVlmProcessor
+from modeling_agevlm.modeling_agevlm import AgeVlmCausalLMOutputWithPast
+from recipes import ask
+from recipes.answering import phrases
+from recipes.drawing.attention import draw_attention
+from trainers import DataCollatorForGuidedVisionLanguageModeling
+
+
+ANSWER = "Yes, there is a red cup on the table."
+
+
+@pytest.fixture(scope="module")
+def processor() -> AgeVlmProcessor:
+    return tiny_processor()
+
+
+def tokens(processor: AgeVlmProcessor, *texts: str) -> torch.Tensor:
+    return processor.tokenizer(list(texts), padding=len(texts) > 1, return_tensors="pt")["input_ids"]
+
+
+def marked(processor: AgeVlmProcessor, text: str, phrase: str) -> list[str]:
+    """The marked tokens' text, in pieces of what stands together."""
+    input_ids = tokens(processor, text)
+    mask = processor.get_query_masks(input_ids, [phrase])[0, 0].tolist()
+    pieces, open_piece = [], False
+    for token_id, is_marked in zip(input_ids[0].tolist(), mask, strict=True):
+        if is_marked:
+            pieces = [*pieces[:-1], [*pieces[-1], token_id]] if open_piece else [*pieces, [token_id]]
+        open_piece = is_marked
+    return [processor.tokenizer.decode(piece) for piece in pieces]
+
+
+# Marking tokens
+
+
+@pytest.mark.parametrize(
+    ("phrase", "expected"),
+    [
+        ("Is there", ["Is there"]),
+        ("cup", [" cup", " cup"]),
+        ("red cup", [" red cup"]),
+        ("RED  Cup\n", [" red cup"]),
+        ("the image?", [" the image?"]),
+        ("Yes,", ["Yes,"]),
+        ("table.", [" table."]),
+        ("?", ["?"]),
+    ],
+)
+def test_all_occurrences_are_marked(processor: AgeVlmProcessor, phrase: str, expected: list[str]):
+    assert marked(processor, f"<|image|>Is there a cup in the image?<|eot_id|>{ANSWER}<|eot_id|>", phrase) == expected
+
+
+def test_a_phrase_is_whole_words(processor: AgeVlmProcessor):
+    assert marked(processor, "<|image|>A cupboard, a teacup, a cup2, a (cup).", "cup") == ["cup"]
+    assert marked(processor, "<|image|>She's a one-cup woman", "cup") == ["cup"]
+
+
+def test_line_breaks_are_spaces(processor: AgeVlmProcessor):
+    assert marked(processor, "<|image|>a red\n cup", "red cup") == [" red\n cup"]
+
+
+def test_no_phrase_reaches_over_a_special_token(processor: AgeVlmProcessor):
+    with pytest.raises(ValueError, match="'red cup' is not among the words"):
+        marked(processor, "<|image|>red<|eot_id|> cup", "red cup")
+    with pytest.raises(ValueError, match="'eot_id' is not among the words"):
+        marked(processor, "<|image|>red<|eot_id|> cup", "eot_id")
+
+
+def test_words_before_the_image_are_not_marked(processor: AgeVlmProcessor):
+    assert marked(processor, "a cup<|image|> and a cup", "cup") == [" cup"]
+    for text in ("a cup<|image|> and a dog", "a cup"):
+        with pytest.raises(ValueError, match="'cup' is not among the words at or after the image in row 0"):
+            marked(processor, text, "cup")
+
+
+@pytest.mark.parametrize("phrase", ["teapot", "", "up", "cup in"])
+def test_a_phrase_that_is_not_there_is_named(processor: AgeVlmProcessor, phrase: str):
+    with pytest.raises(ValueError, match=f"^'{phrase}' is not .* row 1 .* which are 'A dog and a cup.'. Pass words"):
+        processor.get_query_masks(tokens(processor, "<|image|>x", "<|image|>A dog and a cup."), [[], [phrase]])
+
+
+@pytest.mark.parametrize("text", ["red cup", "Is there", "on the table.", ANSWER])
+def test_same_tokens_as_in_training(processor: AgeVlmProcessor, text: str):
+    message = 0 if text == "Is there" else 1
+    collate = DataCollatorForGuidedVisionLanguageModeling(processor)
+    batch = collate([row(regions=[region(text=text, message=message)])])
+    assert torch.equal(processor.get_query_masks(batch["input_ids"], [text]), batch["query_masks"])
+
+
+def test_generated_tokens_need_not_be_the_tokenizers(processor: AgeVlmProcessor):
+    """A model may write a word in other tokens than the tokenizer cuts it into."""
+    letters = [tokens(processor, letter)[0, 0].item() for letter in "redcup"]
+    prompt = tokens(processor, "<|image|>What?")[0].tolist()
+    masks = processor.get_query_masks([prompt + letters], ["redcup"])
+    assert masks[0, 0].tolist() == [False] * len(prompt) + [True] * 6
+
+
+@pytest.mark.parametrize(("phrase", "num_bytes"), [("caf\u00e9", 5), ("\U0001f992", 4), ("x", 1)])
+def test_characters_of_several_tokens(processor: AgeVlmProcessor, phrase: str, num_bytes: int):
+    """Every token with a byte of the phrase is marked, and none beside it."""
+    input_ids = tokens(processor, f"<|image|>-{phrase}-\u00e9-")
+    start = tokens(processor, "<|image|>-").shape[1]
+    expected = [start <= n < start + num_bytes for n in range(input_ids.shape[1])]
+    assert processor.get_query_masks(input_ids, [phrase])[0, 0].tolist() == expected
+
+
+def test_text_that_breaks_off_within_a_character(processor: AgeVlmProcessor):
+    input_ids = tokens(processor, "<|image|>a cup \u00e9")[:, :-1]
+    mask = processor.get_query_masks(input_ids, ["cup"])[0, 0]
+    assert processor.tokenizer.decode(input_ids[0][mask]) == " cup"
+
+
+def test_tokenizer_of_llama_2():
+    """Words begin with a mark instead of a space, the first space is dropped, rare characters are bytes."""
+    words = ["<unk>", "<s>", "</s>", "<|image|>", "\u2581A", "\u2581red", "\u2581cup", "s", "<0xC3>", "<0xA9>"]
+    tokenizer = Tokenizer(models.BPE(vocab={word: n for n, word in enumerate(words)}, merges=[], unk_token="<unk>"))
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        extra_special_tokens=["<|image|>"],
+        chat_template="",
+    )
+    processor = AgeVlmProcessor(tiny_processor().image_processor, fast)
+    input_ids = torch.tensor([[1, 3, 4, 5, 6, 7, 8, 9, 2]])  # A red cupsé
+    assert processor.get_query_masks(input_ids, ["a", "cups\u00e9"])[0].int().tolist() == [
+        [0, 0, 1, 0, 0, 0, 0, 0, 0],
+        [0, 0, 0, 0, 1, 1, 1, 1, 0],
+    ]
+
+
+def test_rows_with_phrases_of_their_own():
+    """Padding on either side leaves the marks on their words; a row with fewer phrases ends in empty masks."""
+    texts = ["<|image|>Is there a red cup?", "<|image|>A dog"]
+    phrases = [["red cup", "Is there"], ["dog"]]
+    for side in ("left", "right"):
+        processor = tiny_processor(padding_side=side)
+        input_ids = tokens(processor, *texts)
+        masks = processor.get_query_masks(input_ids, phrases)
+        assert masks.shape == (2, 2, input_ids.shape[1]) and masks.dtype == torch.bool
+        decoded = [processor.tokenizer.decode(input_ids[b][masks[b, k]]) for b in range(2) for k in range(2)]
+        assert decoded == [" red cup", "Is there", "dog", ""]
+
+
+def test_as_many_lists_of_phrases_as_rows(processor: AgeVlmProcessor):
+    with pytest.raises(ValueError, match="phrases for 2 rows, but `input_ids` has 1"):
+        processor.get_query_masks(tokens(processor, "<|image|>a cup"), [["a"], ["cup"]])
+
+
+# Maps over pictures
+
+
+def outputs(cells: torch.Tensor, *more_layers: torch.Tensor) -> AgeVlmCausalLMOutputWithPast:
+    return AgeVlmCausalLMOutputWithPast(grounding_maps=(cells, *more_layers))
+
+
+def one_cell(line: int, column: int) -> torch.Tensor:
+    cells = torch.zeros(1, 1, 3, 3)
+    cells[..., line, column] = 1
+    return cells.flatten(2)
+
+
+@pytest.mark.parametrize(
+    ("flags", "cell", "rows", "columns"),
+    [
+        # A picture of 64 x 128 pixels; 3 x 3 cells of 32 pixels
+        ({}, (2, 1), (42 + 2 / 3, 64), (42 + 2 / 3, 85 + 1 / 3)),
+        # as 48 x 96 pixels, 24 from the top
+        ({"do_pad": True}, (0, 0), (0, 10 + 2 / 3), (0, 42 + 2 / 3)),
+        ({"do_pad": True}, (1, 2), (10 + 2 / 3, 53 + 1 / 3), (85 + 1 / 3, 128)),
+        ({"do_pad": True}, (2, 1), (53 + 1 / 3, 64), (42 + 2 / 3, 85 + 1 / 3)),
+        # as 96 x 192 pixels, without 48 on the left and on the right
+        ({"do_center_crop": True}, (0, 0), (0, 21 + 1 / 3), (32, 53 + 1 / 3)),
+        ({"do_center_crop": True}, (1, 2), (21 + 1 / 3, 42 + 2 / 3), (74 + 2 / 3, 96)),
+    ],
+)
+def test_attention_to_one_cell_lies_on_its_part_of_the_picture(flags, cell, rows, columns):
+    found = tiny_processor(**flags).post_process_grounding(outputs(one_cell(*cell)), target_sizes=[(64, 128)])[0][0]
+    shares = []
+    for length, (first, last) in ((64, rows), (128, columns)):
+        covered = [max(0, min(n + 1, last) - max(n, first)) for n in range(length)]  # of each pixel
+        shares.append(np.array(covered) / (last - first))
+    expected = np.outer(*shares)
+    assert found.shape == (1, 64, 128) and found.dtype == torch.float32
+    np.testing.assert_allclose(found[0], expected, rtol=0, atol=1e-8)
+    assert found.sum().item() == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("flags", [{}, {"do_pad": True}, {"do_center_crop": True}])
+@pytest.mark.parametrize("size", [(64, 128), (333, 200), (7, 500), (1, 1), (95, 96)])
+def test_geometry_is_that_of_the_masks(flags: dict[str, bool], size: tuple[int, int]):
+    """Attention inside a mask is the same over the pixels as over the cells, for attention that is even within them."""
+    image_processor = tiny_processor(**flags).image_processor
+    mask = np.random.default_rng(0).random(size) < 0.4
+    covered, seen = (image_processor.mask_coverage(m).double() for m in (mask, np.ones(size, dtype=bool)))
+    cells = torch.rand(3, 3, dtype=torch.float64) * (seen > 0)
+    found = image_processor.cells_to_pixels(cells, *size)
+    assert found.sum().item() == pytest.approx(cells.sum().item(), abs=1e-6)
+    inside = (cells * covered / seen.clamp(min=1e-9)).sum().item()
+    assert found[torch.from_numpy(mask)].sum().item() == pytest.approx(inside, abs=1e-4)
+
+
+def test_padding_holds_nothing_of_the_picture():
+    """Attention to padding, which a model that is told of it does not pay, lies nowhere in the picture."""
+    processor = tiny_processor(do_pad=True)
+    found = processor.post_process_grounding(outputs(one_cell(0, 1)), target_sizes=[(32, 96)])[0][0]
+    assert (found == 0).all()
+
+
+def test_layers():
+    processor, layers = tiny_processor(), (one_cell(0, 0), one_cell(2, 2))
+    first, last, both = (
+        processor.post_process_grounding(outputs(*layers), [(96, 96)], layers=chosen)[0][0][0]
+        for chosen in ([0], [-1], None)
+    )
+    assert first[:32, :32].sum() == pytest.approx(1) and last[64:, 64:].sum() == pytest.approx(1)
+    torch.testing.assert_close(both, (first + last) / 2)
+
+
+@pytest.mark.parametrize("flags", [{}, {"do_pad": True}, {"do_center_crop": True}])
+def test_two_pictures_and_a_row_with_one(flags: dict[str, bool]):
+    """Over a row's pictures the attention of words after both sums to 1; of words between them, over the first."""
+    model, processor = tiny_model(), tiny_processor(padding_side="left", **flags)
+    sizes = [[(64, 80), (90, 40)], [(50, 50)]]
+    images = [[picture(*size, seed=n) for n, size in enumerate(row_sizes)] for row_sizes in sizes]
+    text = ["<|image|>A cup<|image|> and a dog", "<|image|>A table"]
+    inputs = processor(images=images, text=text, padding=True, return_tensors="pt")
+    query_masks = processor.get_query_masks(inputs["input_ids"], [["cup", "dog"], ["table"]])
+    with torch.no_grad():
+        maps = processor.post_process_grounding(model(**inputs, query_masks=query_masks), sizes)
+    assert [[tuple(m.shape) for m in row_maps] for row_maps in maps] == [[(2, 64, 80), (2, 90, 40)], [(2, 50, 50)]]
+    sums = [m.sum(dim=(1, 2)) for row_maps in maps for m in row_maps]
+    torch.testing.assert_close(sums[0] + sums[1], torch.ones(2))
+    assert sums[1][0] == 0 and 0.05 < sums[1][1] < 0.95
+    torch.testing.assert_close(sums[2], torch.tensor([1.0, 0.0]))
+
+
+def test_question_and_generated_answer():
+    """The prompt's part of a mask and the answer's part ask for the same words in either place."""
+    model, processor = tiny_model(), tiny_processor()
+    content = [{"type": "image", "image": picture()}, {"type": "text", "text": "Is there a cup?"}]
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": content}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+    length = inputs["input_ids"].shape[1]
+    output = torch.cat([inputs["input_ids"], tokens(processor, "A red cup.<|eot_id|>")], dim=1)
+    masks = processor.get_query_masks(output, ["cup"]).repeat(1, 3, 1)
+    masks[:, 1, length:] = masks[:, 2, :length] = False
+    assert masks.sum(dim=2).tolist() == [[2, 1, 1]]
+    with torch.no_grad():
+        maps = processor.post_process_grounding(
+            model(input_ids=output, pixel_values=inputs["pixel_values"], query_masks=masks), [(64, 80)]
+        )[0][0]
+    torch.testing.assert_close(maps[0], (maps[1] + maps[2]) / 2)
+    assert (maps[1] - maps[2]).abs().max() > 1e-6
+
+
+def test_outputs_without_maps(processor: AgeVlmProcessor):
+    with pytest.raises(ValueError, match="Call the model with `query_masks`"):
+        processor.post_process_grounding(AgeVlmCausalLMOutputWithPast(), [(64, 80)])
+
+
+@pytest.mark.parametrize("sizes", [[], [(64, 80), (64, 80)], [[(64, 80), (64, 80)]]])
+def test_sizes_that_do_not_fit(processor: AgeVlmProcessor, sizes: list):
+    with pytest.raises(ValueError, match="`target_sizes` has sizes for .* of 1 rows with up to 1 pictures"):
+        processor.post_process_grounding(outputs(one_cell(0, 0)), sizes)
+
+
+# recipes/ask.py
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Is there a cup in the image?", ["cup", "image"]),
+        ("Yes, there is a red cup on the table.", ["red cup", "table"]),
+        ("Two lions, a zebra-striped car and the lion's tail.", ["Two lions", "zebra-striped car", "lion's tail"]),
+        ("A cup. The cup! Cup?", ["cup"]),
+        ("What is it?", []),
+        ("It isn\u2019t a dog", ["dog"]),
+        ("", []),
+    ],
+)
+def test_guessed_phrases(text: str, expected: list[str]):
+    assert [phrase.lower() for phrase in phrases.guess_phrases(text)] == [phrase.lower() for phrase in expected]
+
+
+def test_question_and_answer_are_kept_apart(processor: AgeVlmProcessor):
+    """Also where the answer repeats the question."""
+    prompt = tokens(processor, "<|image|>A red cup?<|eot_id|>")
+    input_ids = torch.cat([prompt, tokens(processor, "A red cup? A cup.")], dim=1)
+    masks = phrases.find_queries(processor, input_ids, prompt.shape[1], "A red cup?", ["cup", "red cup?"])
+    found = {name: processor.tokenizer.decode(input_ids[0][mask]) for name, mask in masks.items()}
+    assert found == {
+        "question": "A red cup?",
+        "answer": "A red cup? A cup.",
+        "question: cup": " cup",
+        "answer: cup": " cup cup",
+        "question: red cup?": " red cup?",
+        "answer: red cup?": " red cup?",
+    }
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    tiny_model().save_pretrained(folder)
+    tiny_processor(do_pad=True).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def run(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Runs the recipe with these options in a folder that holds a picture."""
+    monkeypatch.chdir(tmp_path)
+    picture(50, 80).save("picture.png")
+
+    def run_ask(**options: Any) -> None:
+        options = {"model": checkpoint, "image": "picture.png", "question": "Is there a cup?"} | options
+        options = {"out": "out/ask.png", "max_new_tokens": 3} | options
+        values = {name: value if isinstance(value, list) else [str(value)] for name, value in options.items()}
+        monkeypatch.setattr(sys, "argv", ["ask.py", *(w for n, v in values.items() for w in (f"--{n}", *v))])
+        ask.main()
+
+    return run_ask
+
+
+def test_ask_writes_a_drawing_and_arrays(run, capsys: pytest.CaptureFixture):
+    run(phrases=["cup", "is  there"])
+    assert capsys.readouterr().out.endswith("where it looked: out/ask.png, out/ask.npz\n")
+    arrays = dict(np.load("out/ask.npz"))
+    assert {"question", "answer", "question: cup", "question: is  there", "cells of question"} <= arrays.keys()
+    for name, array in arrays.items():
+        assert array.dtype == np.float32
+        assert array.shape == ((2, 3, 3) if name.startswith("cells of ") else (50, 80))
+        np.testing.assert_allclose(array.sum(axis=(-2, -1)), 1, atol=1e-5)
+    assert PIL.Image.open("out/ask.png").width > 1000
+
+
+def test_ask_guesses_phrases(run):
+    run(question="Is there a red cup in the image?")
+    assert {"question: red cup", "question: image"} <= dict(np.load("out/ask.npz")).keys()
+
+
+def test_ask_survives_an_empty_answer(run, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    model = tiny_model()
+    model.generation_config.forced_eos_token_id = EOT
+    shutil.copytree(checkpoint, tmp_path / "silent")
+    model.save_pretrained(tmp_path / "silent")
+    run(model=tmp_path / "silent", max_new_tokens=1)
+    assert capsys.readouterr().out.startswith("\n")
+    names = {name for name in np.load("out/ask.npz") if not name.startswith("cells")}
+    assert names == {"question", "question: cup"}
+
+
+def test_ask_reads_pictures_of_all_kinds(run):
+    image = picture(50, 80)
+    rotated = image.getexif()
+    rotated[0x0112] = 6
+    image.rotate(90, expand=True).save("rotated.jpg", exif=rotated)
+    for mode in ("L", "RGBA", "P", "LA", "1"):
+        image.convert(mode).save(f"{mode}.png")
+    picture(1, 700).save("thin.png")
+    for name in ("rotated.jpg", "L.png", "RGBA.png", "P.png", "LA.png", "1.png"):
+        run(image=name)
+        assert np.load("out/ask.npz")["question"].shape == (50, 80)
+    run(image="thin.png")
+    assert np.load("out/ask.npz")["question"].shape == (1, 700)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"image": "missing.png"}, "error: missing.png cannot be read as a picture"),
+        ({"image": "text.png"}, "error: text.png cannot be read as a picture"),
+        ({"image": "cut.png"}, "error: cut.png cannot be read as a picture"),
+        ({"phrases": ["teapot"]}, "error: 'teapot' is not among the words"),
+        ({"question": " "}, "error: `--question` is empty"),
+        ({"question": "<|image|> cup"}, "error: Text 0 has 2 image placeholders"),
+        ({"model": "."}, "error: . cannot be loaded as an AGE-VLM checkpoint: it has no config.json."),
+        ({"model": "llama"}, "error: llama cannot be loaded .*: its config.json is of model type 'llama'."),
+        ({"model": "half"}, "error: half cannot be loaded as an AGE-VLM checkpoint: "),
+        ({"model": "me/nothing"}, "error: me/nothing cannot be loaded as an AGE-VLM checkpoint: "),
+        ({"model": "runs/nothing"}, "error: runs/nothing cannot be loaded as an AGE-VLM checkpoint: "),
+        ({"out": "out/ask.jpg"}, "error: `--out` has to end in .png"),
+    ],
+)
+def test_ask_says_what_is_wrong(run, checkpoint: Path, options: dict[str, Any], message: str):
+    """In one sentence, with exit status 1, and nothing is written."""
+    Path("text.png").write_text("not a picture")
+    Path("cut.png").write_bytes(Path("picture.png").read_bytes()[:-200])
+    Path("llama").mkdir()
+    Path("llama/config.json").write_text('{"model_type": "llama"}')
+    shutil.copytree(checkpoint, "half")
+    weights = (checkpoint / "model.safetensors").read_bytes()
+    Path("half/model.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(SystemExit, match=f"^{message}") as stopped:
+        run(**options)
+    assert "\n" not in stopped.value.code and not Path("out").exists()
+
+
+def test_drawing_covers_the_picture():
+    figure, axes = pyplot.subplots()
+    attention = np.arange(6.0).reshape(2, 3)
+    draw_attention(axes, picture(40, 90), attention)
+    photograph, overlay = axes.get_images()
+    assert tuple(photograph.get_extent()) == tuple(overlay.get_extent()) == (0, 90, 40, 0)
+    np.testing.assert_allclose(overlay.get_array(), attention / 5)
+    pyplot.close(figure)

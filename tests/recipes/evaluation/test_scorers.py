@@ -1,0 +1,392 @@
+# Copyright 2026 The AGE-VLM authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from testing_utils import TEXT, tiny_tokenizer
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from recipes import scorers
+from recipes.evaluation import records
+from recipes.evaluation.judge import judge, judge_prompt, judged_summary
+from recipes.evaluation.metrics import score_pope, summarize
+from recipes.evaluation.records import mark, read_records, write_records
+from recipes.evaluation.rules import contains, parse_option, parse_yes_no, score_count, score_relation
+
+
+def record(benchmark: str, answer: Any, prediction: str, **columns: Any) -> dict[str, Any]:
+    made = {"benchmark": benchmark, "id": "1", "question": "What?", "answer": answer, "prediction": prediction}
+    made |= columns
+    return {**made, "correct": mark(made)}
+
+
+def pope(answer: str, prediction: str) -> dict[str, Any]:
+    return record("pope", answer, prediction, category="random")
+
+
+def hallusion(rows: int, figures: int, questions: int) -> list[dict[str, Any]]:
+    """
+    951 questions about 346 pictures, 455 different ones, of which exactly so many rows, figures and questions come out
+    right. A figure stands in the rows n, n + 346, ...; the rows of a question follow each other.
+    """
+    figure_of = [n % 346 for n in range(951)]
+    question_of = [n // 3 if n < 123 else 41 + (n - 123) // 2 for n in range(951)]
+    right = {n for n in range(951) if figure_of[n] % 2 == 0 and figure_of[n] < 2 * figures}
+    right |= {n for n in range(951) if question_of[n] >= 455 - questions}
+
+    def completes_nothing(n: int) -> bool:
+        return all(any(of[m] == of[n] and m != n and m not in right for m in range(951)) for of in groups)
+
+    groups = (figure_of, question_of)
+    for n in range(951):
+        if len(right) < rows and n not in right and completes_nothing(n):
+            right.add(n)
+    assert len(right) == rows and len(set(figure_of)) == 346 and len(set(question_of)) == 455
+    return [
+        record(
+            "hallusionbench",
+            "01"[n % 2],
+            ("No.", "Yes, it is.")[n % 2 if n in right else 1 - n % 2],
+            id=str(n),
+            category="VD",
+            subcategory="figure",
+            set_id="0",
+            figure_id=str(figure_of[n]),
+            question_id=str(question_of[n]),
+            visual_input="12"[n % 2],
+        )
+        for n in range(951)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("numerators", "published"),
+    [
+        ((384, 48, 51), (40.38, 13.87, 11.21)),  # CA-Baseline
+        ((235, 31, 22), (24.71, 8.96, 4.84)),  # ConvLLaVA
+        ((417, 53, 51), (43.85, 15.32, 11.21)),  # AGE-VLM
+        ((373, 40, 36), (39.22, 11.56, 7.91)),  # AGE-VLM-LM
+    ],
+)
+def test_hallusionbench_gives_the_published_numbers(numerators: tuple, published: tuple):
+    metrics = summarize(hallusion(*numerators))
+    assert tuple(round(metrics[name], 2) for name in ("aAcc", "fAcc", "qAcc")) == published
+
+
+def test_hallusionbench_groups():
+    def row(set_id: int, figure: int, question: int, right: bool, category: str = "VD", **more: str) -> dict:
+        columns = {"set_id": set_id, "figure_id": figure, "question_id": question, "category": category}
+        prediction = "Yes" if right else "No"
+        return record("hallusionbench", "1", prediction, **columns, subcategory="map", **{"visual_input": "1", **more})
+
+    rows = [row(0, 0, 0, True), row(0, 0, 1, True), row(0, 1, 0, False, visual_input="2"), row(0, 1, 1, True)]
+    # another set, or category, with the same figure and question numbers is another figure and question
+    rows += [row(1, 0, 0, True), row(0, 0, 0, False, "VS")]
+    metrics = summarize(rows)
+    assert metrics == pytest.approx({"aAcc": 400 / 6, "fAcc": 100 * 2 / 4, "qAcc": 100 * 2 / 4})
+    # a question without a picture is no figure
+    assert summarize([*rows, row(2, 0, 0, True, visual_input="0")])["fAcc"] == 50
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("Yes. No.", None),
+        ("not visible", None),
+        ("", None),
+        ("Yes, there is no cup.", None),
+        ("YES!", "yes"),
+        ("No, it is not.", "no"),
+        ("I know nothing of it, none", None),
+        ("The answer is **no**", "no"),
+        ("yes yes", "yes"),
+    ],
+)
+def test_hallusionbench_rule(text: str, says: str | None):
+    assert parse_yes_no(text) == says
+    columns = dict.fromkeys(records.COLUMNS["hallusionbench"], "1")
+    assert record("hallusionbench", "1", text, **columns)["correct"] == (says == "yes")
+    assert record("hallusionbench", "0", text, **columns)["correct"] == (says == "no")
+
+
+@pytest.mark.parametrize(
+    ("text", "says_no"),
+    [
+        ("Yes. No.", False),
+        ("", False),
+        ("not visible", True),
+        ("There is not a cup", True),
+        ("no, there is none", True),
+        ("No", True),
+        ("NO", False),
+        ("Yes, there is no doubt", True),
+        ("Nothing like that", False),
+        ("I see a cup.\nnot here", False),
+    ],
+)
+def test_pope_rule(text: str, says_no: bool):
+    assert pope("no", text)["correct"] == says_no and pope("yes", text)["correct"] != says_no
+
+
+def test_pope_scores():
+    scores = score_pope(["yes", "yes", "no", "no"], ["Yes", "No", "Yes", "No"])
+    assert scores == {"accuracy": 0.5, "precision": 0.5, "recall": 0.5, "f1": 0.5, "yes_ratio": 0.5}
+    assert score_pope(["yes"], ["no"])["f1"] == 0
+
+
+def test_pope_summary():
+    # hits 2, false alarms 1, misses 1, rejections 1; word for word only "yes" and "NO " are right
+    answered = [("yes", "yes"), ("yes", "Yes, there is."), ("Yes", "no"), ("no", "I see one"), ("no", "NO , no ")]
+    assert summarize([pope(*pair) for pair in [*answered[:4], ("no", "No")]]) == pytest.approx(
+        {"accuracy": 0.6, "precision": 2 / 3, "recall": 2 / 3, "f1": 2 / 3, "yes_ratio": 0.6, "accuracy_exact": 0.4}
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("The answer is (B).", "B"),
+        ("B", "B"),
+        ("(b)", "B"),
+        ("b", "B"),
+        ("\n B.\n", "B"),
+        ("B)", "B"),
+        ("B. the bus", "B"),
+        ("B the bus", "B"),
+        ("**B**", "B"),
+        ("The answer is: **B**", "B"),
+        ("Answer: b", "B"),
+        ("Option b", "B"),
+        ("I think it is B", "B"),
+        ("A is the car, so the answer is B", "B"),
+        ("not A but B", "B"),
+        ("(B), farther than the car", "B"),
+        ("the bus", "B"),
+        ("It is a bus.", "B"),
+        ("A bus", "B"),  # A is the article
+        ("The answer is a bus", "B"),
+        ("A", "A"),
+        ("A: the car", "A"),
+        ("", None),
+        ("not visible", None),
+        ("Yes. No.", None),
+        ("D", None),
+        ("The answer is not A", None),
+        ("A or B", None),
+        ("(A) the car (B) the bus", None),
+        ("the car, not the bus", None),
+        ("(B) the car", None),
+        ("the busy street", None),
+        ("It is in front of the house", None),
+    ],
+)
+def test_option_parser(text: str, letter: str | None):
+    assert parse_option(text, ["the car", "the bus", "the red car"]) == letter
+
+
+def test_option_parser_with_the_options_own_text():
+    assert parse_option("It is the red car", ["the car", "the red car"]) == "B"
+    assert parse_option("The red car and the car", ["the car", "the red car"]) is None
+    assert parse_option("There are 2 chairs", ["1", "2", "12"]) == "B" and parse_option("12", ["1", "2"]) is None
+    assert parse_option("2.5 m", ["2", "5"]) is None and parse_option("2.5 m", ["2", "2.5"]) == "B"
+    assert parse_option("left", ["left", "left"]) is None
+    assert parse_option("C", ["", "", ""]) == "C" and parse_option("nothing", ["", ""]) is None
+
+
+def cvbench(source: str, right: bool, prediction: str | None = None) -> dict[str, Any]:
+    kind = "3D" if source == "Omni3D" else "2D"
+    prediction = prediction or ("(B)" if right else "(A)")
+    return record("cvbench", "(B)", prediction, type=kind, task="Count", source=source, choices=["1", "2"])
+
+
+def test_cvbench_summary():
+    rows = [cvbench("ADE20K", n < 1) for n in range(4)] + [cvbench("COCO", n < 1) for n in range(2)]
+    assert summarize(rows) == pytest.approx({"2D": 2 / 6, "accuracy": 2 / 6})  # weights need all three sources
+    rows += [cvbench("Omni3D", n < 1) for n in range(1)]
+    weighted = ((1 / 4 + 1 / 2) / 2 + 1) / 2
+    assert summarize(rows) == pytest.approx({"2D": 2 / 6, "3D": 1.0, "accuracy": 3 / 7, "source_weighted": weighted})
+    assert cvbench("COCO", True, "There are 2 of them.")["correct"]
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answers", "formula", "right"),
+    [
+        ("The sign says CENTRE\nSTREET.", ["centre street"], False, True),
+        ("centre  street", ["centre street"], False, False),
+        ("ＳＴＯＰ！", ["stop!"], False, True),
+        ("a　b", ["A B"], False, True),
+        ("14", ["4", "15"], False, True),
+        ("", ["4"], False, False),
+        ("not visible", ["12"], False, False),
+        ("\\frac { a } { B }\n+ 1", ["\\frac{a}{B} +1"], True, True),
+        ("\\frac{a}{b}+1", ["\\frac{a}{B}+1"], True, False),
+    ],
+)
+def test_ocrbench_rule(prediction: str, answers: list[str], formula: bool, right: bool):
+    assert contains(prediction, answers, formula) == right
+    dataset = "HME100k" if formula else "IIIT5K"
+    assert record("ocrbench", answers, prediction, dataset=dataset, question_type="x")["correct"] == right
+
+
+def test_ocrbench_counts():
+    def row(kind: str, prediction: str) -> dict:
+        return record("ocrbench", "cup", prediction, dataset="IIIT5K", question_type=kind)
+
+    scene, digits = "Scene Text-centric VQA", "Digit String Recognition"
+    metrics = summarize([row(scene, "A CUP"), row(scene, "cups"), row(scene, "cap"), row(digits, "cup")])
+    assert metrics == {"total": 3, scene: 2, "Key Information Extraction": 0, digits: 1}
+    assert all(type(count) is int for count in metrics.values())
+
+
+def test_realworldqa():
+    def right(
+        answer: str, prediction: str, question: str = "Where?\nA. Left\nB. Right\nAnswer with the letter."
+    ) -> bool:
+        return record("realworldqa", answer, prediction, question=question)["correct"]
+
+    assert (
+        right("B", "The answer is (B).") and right("B", "right.") and right("B", "B. Right") and not right("B", "left")
+    )
+    assert right("C", "C", question="Which?") and not right("C", "Yes. No.", question="Which?")
+    assert right("Downhill", " downhill. ") and not right("Downhill", "It is downhill") and not right("3", "")
+    assert right("3", "3") and not right("3", "13")
+    rows = [record("realworldqa", "3", said) for said in ("3", "4", "3.", "three")]
+    assert summarize(rows) == {"accuracy": 0.5}
+
+
+def test_count_and_relation_scores():
+    assert score_count("two", "There are two cups.") and score_count("two", "2 cups, not three")
+    assert not score_count("two", "Many") and not score_count("two", "12")
+    assert not score_count("one", "There is none") and not score_count("two", "three or two")
+    assert score_relation("left", "The cup is to the left of the apple, not right.")
+    assert not score_relation("left", "Right, left") and not score_relation("above", "")
+
+
+def test_scenes_summary():
+    said = [("yes", "Yes, on the left.", "random"), ("no", "Yes", "popular"), ("no", "No", "removed")]
+    said += [("two", "two cups", "count"), ("above", "below", "relation")]
+    metrics = summarize([record("scenes", answer, text, kind=kind) for answer, text, kind in said])
+    shares = {"random": 1, "popular": 0, "removed": 1, "count": 1, "relation": 0}
+    expected = {"accuracy": 0.6, "pope_accuracy": 0.5, "pope_f1": 2 / 3, "pope_yes_ratio": 1}
+    assert metrics == pytest.approx(expected | {f"{kind}_accuracy": share for kind, share in shares.items()})
+
+
+def test_summarize_wants_one_benchmark():
+    with pytest.raises(ValueError, match="one benchmark, got .'pope', 'realworldqa'"):
+        summarize([pope("yes", "yes"), record("realworldqa", "3", "3")])
+    with pytest.raises(ValueError, match="got none"):
+        summarize([])
+
+
+def test_records_come_back_from_a_file(tmp_path: Path):
+    records = [pope("yes", "Ja, „ß“"), record("ocrbench", ["a", "b"], "A", id="2", dataset="x", question_type="y")]
+    write_records(tmp_path / "runs" / "a.jsonl", records)
+    assert read_records(tmp_path / "runs" / "a.jsonl") == records
+    assert [file.name for file in (tmp_path / "runs").iterdir()] == ["a.jsonl"]
+    unmarked = {key: value for key, value in records[0].items() if key != "correct"}
+    write_records(tmp_path / "b.jsonl", [unmarked])
+    assert read_records(tmp_path / "b.jsonl") == records[:1]
+
+
+GOOD = {"benchmark": "pope", "id": "7", "question": "Is it?", "answer": "yes", "prediction": "Yes"}
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ('{"id": 1', "line 3: this is no JSON (Expecting ',' delimiter at character"),
+        ("[1]", "line 3: a record is a JSON object"),
+        (GOOD, "line 3: the id '7' stands in line 1 already"),
+        ({**GOOD, "benchmark": "vqa"}, "line 3: `benchmark` must be one of hallusionbench, pope,"),
+        ({**GOOD, "id": "8", "prediction": None}, "line 3: the record lacks prediction"),
+        ({**GOOD, "benchmark": "ocrbench"}, "line 3: the record lacks dataset, question_type"),
+        ({**GOOD, "id": 8}, "line 3: `id` must be a string, got 8"),
+        (
+            {**GOOD, "id": "8", "answer": "maybe"},
+            "line 3: the answer of a pope question is one of yes, no, got 'maybe'",
+        ),
+        (
+            {**GOOD, "benchmark": "cvbench", "answer": "(C)", "type": "2D", "source": "COCO", "choices": ["1", "2"]},
+            "line 3: the answer of a cvbench question is one of (a), (b), got '(C)'",
+        ),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path: Path, line: str | dict, sentence: str):
+    file = tmp_path / "run.jsonl"
+    file.write_text(f"{json.dumps(GOOD)}\n\n{line if isinstance(line, str) else json.dumps(line)}\n")
+    with pytest.raises(ValueError) as error:
+        read_records(file)
+    assert str(error.value).startswith(f"{file}, {sentence}") and "\n" not in str(error.value)
+
+
+def test_command_line(tmp_path: Path):
+    write_records(tmp_path / "a.jsonl", [{**pope("yes", text), "id": text} for text in ("yes", "no")])
+    write_records(tmp_path / "b.jsonl", [pope("yes", "Yes."), *hallusion(417, 53, 51)])
+    (tmp_path / "empty.jsonl").touch()
+
+    def run(*files: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, scorers.__file__, *(str(tmp_path / file) for file in files)]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    lines = run("a.jsonl", "b.jsonl").stdout.splitlines()
+    assert lines[0] == f"| pope | {tmp_path}/a.jsonl | {tmp_path}/b.jsonl |" and lines[1] == "| --- | ---: | ---: |"
+    assert "| questions | 2 | 1 |" in lines and "| accuracy_exact | 0.5000 | 0.0000 |" in lines
+    assert "| questions | 951 |" in lines and "| fAcc | 15.32 |" in lines
+    failed = run("empty.jsonl")
+    assert failed.returncode == 1 and failed.stderr.count("\n") == 1
+    assert failed.stderr.startswith(f"error: There are no records in {tmp_path}/empty.jsonl")
+
+
+def test_judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    sizes = {key: value for key, value in TEXT.items() if key not in ("cross_attention_layers", "rope_parameters")}
+    LlamaForCausalLM(LlamaConfig(**sizes)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+
+    prompts, replies = [], []
+    generate = LlamaForCausalLM.generate
+
+    def spy(self, **inputs: Any) -> torch.Tensor:
+        output = generate(self, **inputs)
+        prompts.extend(tokenizer.batch_decode(inputs["input_ids"], skip_special_tokens=True))
+        # the longest prompt has no padding: all are padded on the left
+        assert inputs["attention_mask"][:, -1].all() and inputs["attention_mask"].sum(1).max() == output.shape[1] - 8
+        replies.append(["Yes.", "no"][len(replies) % 2])
+        said = tokenizer(replies[-1], add_special_tokens=False, return_tensors="pt").input_ids
+        return torch.cat([inputs["input_ids"], said.expand(len(output), -1)], dim=1)
+
+    monkeypatch.setattr(LlamaForCausalLM, "generate", spy)
+    rows = [cvbench("COCO", False, text) for text in ("two", "a pair " * 9, "  ", "one or two or three")]
+    judge([*rows, pope("yes", "yes")], str(tmp_path), batch_size=2)
+    assert [row["judged"] for row in rows] == [True, False, False, True] and len(replies) == 2
+    assert all("Right answer: (B) 2" in prompt and "(A) 1" in prompt for prompt in prompts) and len(prompts) == 3
+    assert judged_summary(rows) == {"2D (judged)": 0.5, "accuracy (judged)": 0.5}
+    assert summarize(rows)["accuracy"] == 0 and judged_summary([pope("yes", "yes")]) == {}
+
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(tmp_path / "base")
+    with pytest.raises(ValueError, match="has no chat template: the judge must be an instruct model"):
+        judge(rows, str(tmp_path / "base"))
+
+
+def test_judge_prompt_tells_the_truth_in_words():
+    columns = dict.fromkeys(records.COLUMNS["hallusionbench"], "1")
+    assert "Right answer: no\n" in judge_prompt(record("hallusionbench", "0", "not visible", **columns))
+    assert "Right answer: B\n" in judge_prompt(record("realworldqa", "B", "b"))

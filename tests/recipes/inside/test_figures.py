@@ -1,0 +1,433 @@
+# Copyright 2026 The AGE-VLM authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The figures of a model's inside: numbers against computations by hand, for AGE-VLMs and concatenation VLMs."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from testing_utils import picture, row, tiny_model, tiny_processor
+from tiny_vlms import tiny_idefics3, tiny_llava
+
+from recipes import figures as command
+from recipes.answering.attention import grounding_maps, query
+from recipes.inside import figures
+from recipes.inside.hallucination import Case, score, tell
+from recipes.inside.measures import auc, concentration, derangement, interval, overlap, roc
+from recipes.inside.vlm import AgeVlm, Look, Vlm, load_vlm
+from recipes.scenes import BACKBONES
+
+
+QUESTION = "Is there a cup in the image?"
+KINDS = ("agevlm", "llava", "idefics3")
+
+
+@pytest.fixture(scope="module")
+def names(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Checkpoint folders."""
+    folder = tmp_path_factory.mktemp("vlms")
+    tiny_model().save_pretrained(folder / "agevlm")
+    tiny_processor().save_pretrained(folder / "agevlm")
+    tiny_llava(folder / "llava")
+    tiny_llava(folder / "llava-pad", do_pad=True)
+    tiny_idefics3(folder / "idefics3")
+    return {path.name: str(path) for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def vlms(names: dict[str, str]) -> dict[str, Vlm]:
+    return {kind: load_vlm(name) for kind, name in names.items()}
+
+
+# Measures
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_auc_is_mann_whitney_with_ties(seed: int):
+    rng = np.random.default_rng(seed)
+    scores, positive = rng.integers(0, 6, 40).astype(float), rng.random(40) < 0.4
+    won = [(p > n) + 0.5 * (p == n) for p in scores[positive] for n in scores[~positive]]
+    assert auc(scores, positive) == pytest.approx(np.mean(won))
+    false_rates, true_rates = roc(scores, positive)
+    assert np.trapezoid(true_rates, false_rates) == pytest.approx(np.mean(won))
+    assert (false_rates[0], true_rates[0], false_rates[-1], true_rates[-1]) == (0, 0, 1, 1)
+
+
+def test_auc_by_hand():
+    assert auc(np.array([1.0, 2, 2, 3]), np.array([False, False, True, True])) == 3.5 / 4
+    assert auc(np.array([1.0, 2, 3, 4]), np.array([True, True, False, False])) == 0
+    assert np.isnan(auc(np.array([1.0, 2]), np.array([True, True])))
+
+
+def test_overlap_of_the_same_of_disjoint_and_of_half():
+    sample = np.random.default_rng(0).normal(size=50)
+    assert overlap(sample, sample) == pytest.approx(1)
+    assert overlap(np.array([0.0, 1]), np.array([2.0, 3])) == 0
+    assert overlap(np.array([0.0, 0, 1, 1]), np.array([1.0, 1, 2, 2])) == 0.5
+    assert overlap(np.ones(3), np.ones(3)) == 1
+
+
+def test_interval_is_the_bootstraps():
+    values = np.random.default_rng(0).normal(size=400)
+    low, high = interval(lambda rows: float(values[rows].mean()), 400)
+    error = 1.96 * values.std() / 20
+    assert (low, high) == pytest.approx((values.mean() - error, values.mean() + error), abs=0.02)
+    assert np.isnan(interval(lambda rows: float("nan"), 5, num_draws=3)).all()
+
+
+def test_concentration_of_a_point_and_of_even_attention():
+    point = torch.zeros(10, 10)
+    point[3, 4] = 1
+    assert concentration(point) == {"entropy": 0, "max": 1, "top 5%": 1}
+    even = concentration(torch.full((10, 10), 0.01))
+    assert even == pytest.approx({"entropy": 1, "max": 0.01, "top 5%": 0.05})
+    halves = torch.zeros(16)
+    halves[:4] = 0.25
+    assert concentration(halves) == pytest.approx({"entropy": 0.5, "max": 0.25, "top 5%": 0.25})
+
+
+@pytest.mark.parametrize("num_rows", [2, 3, 50])
+def test_derangement_leaves_no_row_with_itself(num_rows: int):
+    partners = derangement(num_rows)
+    assert sorted(partners) == list(range(num_rows))
+    assert (partners != np.arange(num_rows)).all()
+
+
+# Where words look
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_words_are_found_in_the_prompt(vlms: dict[str, Vlm], kind: str):
+    vlm = vlms[kind]
+    inputs, prompt_length = vlm.encode(picture(), QUESTION)
+    assert inputs["input_ids"].shape == (1, prompt_length)
+    found = {phrase: vlm.decode(inputs["input_ids"][0, vlm.find(inputs, phrase)]) for phrase in ("cup", QUESTION)}
+    assert found == {"cup": "cup", QUESTION: QUESTION}
+    with pytest.raises(ValueError, match="'zebra' is not among the words"):
+        vlm.find(inputs, "zebra")
+
+
+@pytest.mark.parametrize("kind", ["llava", "idefics3"])
+def test_attention_of_a_concatenation_vlm_by_hand(vlms: dict[str, Vlm], kind: str):
+    vlm = vlms[kind]
+    inputs, _ = vlm.encode(picture(64, 64), QUESTION)
+    ids = inputs["input_ids"][0].tolist()
+    words = [n for n, token in enumerate(ids) if vlm.processor.tokenizer.decode([token]) in (" a", " cup")]
+    image = [n for n, token in enumerate(ids) if token == vlm.image_token_id]
+    side = {"llava": 6, "idefics3": 4}[kind]
+    assert (len(words), len(image)) == (2, side**2)
+    with torch.no_grad():
+        attentions = vlm.model(**inputs, output_attentions=True).attentions
+
+    masks = torch.stack([vlm.find(inputs, "a cup"), vlm.find(inputs, "cup")])
+    look = vlm.look(inputs, masks)
+    assert look.maps.shape == (2, 3, side, side)
+    for layer, weights in enumerate(attentions):
+        expected = torch.zeros(len(ids))
+        for head in range(4):
+            for word in words:
+                expected += weights[0, head, word] / 8
+        share = expected[image].sum()
+        torch.testing.assert_close(look.image_share[0, layer], share)
+        assert 0.01 < share < 0.99
+        torch.testing.assert_close(look.maps[0, layer].flatten(), expected[image] / share)
+        assert not torch.allclose(look.maps[0, layer], look.maps[1, layer])
+    torch.testing.assert_close(look.maps.sum((-2, -1)), torch.ones(2, 3))
+
+
+def test_attention_of_ours_is_its_grounding_maps(vlms: dict[str, Vlm]):
+    vlm, image = vlms["agevlm"], picture()
+    example = row(QUESTION, images=[image], regions=[query(image, 0), query(image, 0, text="cup")])
+    expected, _ = grounding_maps(vlm.model, vlm.processor, [example])
+    inputs, _ = vlm.encode(image, QUESTION)
+    look = vlm.look(inputs, torch.stack([vlm.find(inputs, QUESTION), vlm.find(inputs, "cup")]))
+    torch.testing.assert_close(look.maps.flatten(2), expected[0])
+    assert torch.equal(look.image_share, torch.ones(2, 2))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_answers_of_a_batch_are_those_of_the_prompts(vlms: dict[str, Vlm], kind: str):
+    """Padding in the batch changes nothing, and an answer put after its prompt reads as it was generated."""
+    vlm, questions = vlms[kind], [QUESTION, "Is there a red cup on the table in the image?"]
+    images = [picture(), picture(seed=1)]
+    answers = vlm.generate(images, questions, max_new_tokens=5)
+    for image, question, answer in zip(images, questions, answers, strict=True):
+        inputs, prompt_length = vlm.encode(image, question, answer)
+        assert inputs["input_ids"][0, prompt_length:].tolist() == answer
+        assert inputs["attention_mask"].all()
+        logits = vlm.look(inputs, vlm.find(inputs, "cup")[None]).logits
+        predicted = logits[prompt_length - 1 : -1].argmax(-1).tolist()
+        assert predicted[: len(answer)] == answer
+
+
+def test_first_word_of_an_answer(vlms: dict[str, Vlm]):
+    vlm = vlms["llava"]
+    for answer, word in (("Yes, there is.", "Yes"), ("zebra on", "zebra"), ("No", "No")):
+        ids = vlm.processor.tokenizer(answer, add_special_tokens=False)["input_ids"]
+        assert vlm.decode(ids[: vlm.first_word(ids)]) == word
+
+
+# What of the picture the model gets
+
+
+@pytest.mark.parametrize(
+    ("kind", "width", "height", "box", "padding"),
+    [
+        ("agevlm", 200, 100, (0, 0, 200, 100), None),
+        ("llava", 200, 100, (50, 0, 150, 100), None),
+        ("llava", 99, 300, (0, 100, 99, 200), None),
+        ("llava-pad", 200, 100, (0, -50, 200, 150), ([0, 5], slice(None))),  # the seams are within cells
+        ("llava-pad", 100, 300, (-100, 0, 200, 300), (slice(None), [0, 1, 4, 5])),
+        ("idefics3", 200, 100, (0, 0, 200, 100), None),
+    ],
+)
+def test_placement_of_crops_and_padding(vlms: dict[str, Vlm], kind, width, height, box, padding):
+    grid = {"agevlm": (3, 3), "idefics3": (4, 4)}.get(kind, (6, 6))
+    found, cells = vlms[kind].placement(picture(height, width), grid)
+    assert np.abs(np.subtract(found, box)).max() <= 1
+    expected = torch.zeros(grid, dtype=torch.bool)
+    if padding:
+        expected[padding] = True
+    assert torch.equal(cells, expected)
+
+
+@pytest.mark.parametrize("size", [(40, 100), (100, 30), (64, 80)])
+def test_padded_cells_of_ours_are_those_that_the_model_masks(names: dict[str, str], size: tuple[int, int]):
+    vlm, image = load_vlm(names["agevlm"]), picture(*size)
+    vlm.processor.image_processor.do_pad = True
+    inputs, _ = vlm.encode(image, QUESTION)
+    visible = vlm.model.model._cell_mask(inputs["pixel_values"], inputs["pixel_attention_mask"])
+    assert torch.equal(vlm.placement(image, (3, 3))[1], ~visible.view(3, 3))
+
+
+def test_nothing_on_masked_padding(names: dict[str, str], tmp_path: Path):
+    vlms = [load_vlm(names[kind]) for kind in ("agevlm", "llava", "llava-pad")]
+    images = [picture(30, 90), picture(90, 30)]
+    models = figures.padding(vlms, images, QUESTION, tmp_path / "padding.png")["models"]
+    assert set(models) == {"agevlm", "llava-pad"}  # the other LLaVA crops
+    ours, llava = models["agevlm"], models["llava-pad"]
+    assert ours["area"] == llava["area"] == pytest.approx(2 / 3)
+    assert ours["masked, first layer"] == ours["masked, mean over layers"] == 0
+    assert 0.1 < ours["open, first layer"] < 0.99
+    inputs, _ = vlms[2].encode(images[0], QUESTION)
+    maps = vlms[2].look(inputs, vlms[2].find(inputs, QUESTION)[None]).maps[0]
+    on_padding = maps[:, [0, 1, 4, 5]].sum((-2, -1))
+    assert llava["each"]["open, first layer"][0] == pytest.approx(on_padding[0].item())
+    assert llava["each"]["open, mean over layers"][0] == pytest.approx(on_padding.mean().item())
+    with pytest.raises(ValueError, match="No model has a cell of nothing but padding"):
+        figures.padding(vlms, [picture(64, 64)], QUESTION, tmp_path / "padding.png")
+
+
+# Similarity
+
+
+def test_similarity_of_last_hidden_states_by_hand(vlms: dict[str, Vlm]):
+    vlm = vlms["llava"]
+    inputs, _ = vlm.encode(picture(), QUESTION)
+    with torch.no_grad():
+        states = vlm.model.model(**inputs).last_hidden_state[0]
+    is_image = inputs["input_ids"][0] == vlm.image_token_id
+    words = vlm.find(inputs, "a cup")
+    image, text = states[is_image].mean(0), states[words].mean(0)
+    expected = (image @ text) / (image.norm() * text.norm())
+    assert vlm.similarities(inputs, words) == pytest.approx({"last hidden states": expected.item()}, abs=1e-5)
+
+
+def test_similarities_of_ours_by_hand(vlms: dict[str, Vlm]):
+    vlm = vlms["agevlm"]
+    inputs, _ = vlm.encode(picture(), QUESTION)
+    words = vlm.find(inputs, "a cup")
+    with torch.no_grad():
+        outputs = vlm.model.model(**inputs, output_hidden_states=True)
+        image = outputs.image_hidden_states[0, 0]
+        adapter = torch.cosine_similarity(image.mean(0), outputs.last_hidden_state[0, words].mean(0), dim=0)
+        nearest = []
+        for index in (1, 3):  # the cross-attention layers
+            layer = vlm.model.model.language_model.layers[index]
+            attention, entering = layer.cross_attn, layer.input_layernorm(outputs.hidden_states[index][0, words])
+            queries = attention.q_norm(attention.q_proj(entering).view(2, 4, 8))
+            keys = attention.k_norm(attention.k_proj(image).view(9, 2, 8))
+            for word in queries:
+                cosines = [[torch.cosine_similarity(word[h], key[h // 2], dim=0) for h in range(4)] for key in keys]
+                nearest.append(torch.tensor(cosines).mean(1).max())
+    expected = {"adapter's output": adapter.item(), "nearest keys, to queries": torch.stack(nearest).mean().item()}
+    assert vlm.similarities(inputs, words) == pytest.approx(expected, abs=1e-5)
+
+
+def test_captions_are_mismatched_only_where_they_differ(vlms: dict[str, Vlm], tmp_path: Path):
+    captions = ["a cup", "a red cup", "a cup", "the table", "a cup", "the red table"]
+    pairs = [(picture(seed=n), caption) for n, caption in enumerate(captions)]
+    vlm = vlms["llava"]
+    numbers = figures.similarity([vlm], pairs, tmp_path / "similarity.png")
+    kept = [n for n, partner in enumerate(derangement(6)) if captions[partner] != captions[n]]
+    assert numbers["num_pairs"] == len(kept) < 6
+    found = numbers["models"]["llava"]["last hidden states"]
+    for group, partners in (("matching", range(6)), ("mismatching", derangement(6))):
+        for n, value in zip(kept, found[group], strict=True):
+            inputs, _ = vlm.encode(pairs[n][0], captions[partners[n]])
+            words = vlm.find(inputs, captions[partners[n]])
+            assert value == pytest.approx(vlm.similarities(inputs, words)["last hidden states"])
+    assert found["overlap"] == overlap(np.array(found["matching"]), np.array(found["mismatching"]))
+
+
+# Hallucination
+
+
+class Pointing(AgeVlm):
+    """Looks at one cell from the object's word, at all evenly from before the answer, at three from the answer."""
+
+    def look(self, inputs: dict[str, torch.Tensor], query_masks: torch.BoolTensor) -> Look:
+        self.seen = [inputs["input_ids"][0, mask].tolist() for mask in query_masks]
+        maps = torch.zeros(3, 2, 9)
+        maps[0, :, 4] = 1
+        maps[1] = 1 / 9
+        maps[2, :, :3] = 1 / 3
+        logits = super().look(inputs, query_masks).logits
+        return Look(maps.unflatten(-1, (3, 3)), torch.ones(3, 2), logits)
+
+
+@pytest.mark.parametrize("layers", ["first", "mean"])
+def test_scores_of_constructed_attention(vlms: dict[str, Vlm], layers: str):
+    ours = vlms["agevlm"]
+    vlm = Pointing(ours.name, ours.model, ours.processor, ours.image_token_id)
+    tokenizer = vlm.processor.tokenizer
+    asked = {"image": picture(), "question": QUESTION, "answer": "no", "prediction": "Yes, a cup.", "correct": False}
+    case = score(vlm, asked, layers)
+    prompt = vlm.encode(picture(), QUESTION)[0]["input_ids"][0].tolist()
+    assert vlm.seen == [
+        tokenizer(" cup", add_special_tokens=False)["input_ids"],
+        prompt[-1:],
+        tokenizer("Yes")["input_ids"],
+    ]
+    assert (case.wrong, case.false_yes) == (True, True)
+    assert case.scores.pop("answer: low probability") == pytest.approx(-first_token_probability(vlm, "Yes"))
+    third = np.log(3) / np.log(9)
+    assert case.scores == pytest.approx(
+        {
+            "object: high entropy": 0,
+            "object: low max": -1,
+            "object: low top 5%": -1,
+            "before the answer: high entropy": 1,
+            "before the answer: low max": -1 / 9,
+            "before the answer: low top 5%": -1 / 9,
+            "answer: high entropy": third,
+            "answer: low max": -1 / 3,
+            "answer: low top 5%": -1 / 3,
+        }
+    )
+    assert score(vlm, asked | {"prediction": "No.", "correct": True}, layers).false_yes is None
+    assert score(vlm, asked | {"answer": "yes", "correct": True}, layers).false_yes is False
+
+
+def first_token_probability(vlm: Vlm, word: str) -> float:
+    inputs, _ = vlm.encode(picture(), QUESTION)
+    with torch.no_grad():
+        logits = vlm.model(**inputs).logits[0, -1]
+    return logits.softmax(-1)[vlm.processor.tokenizer(word)["input_ids"][0]].item()
+
+
+def test_tell_compares_wrong_to_right_and_false_yes_to_true_yes():
+    cases = [
+        Case({"a": 4.0, "b": 1.0}, wrong=True, false_yes=True),
+        Case({"a": 3.0, "b": 1.0}, wrong=True, false_yes=None),
+        Case({"a": 2.0, "b": 1.0}, wrong=False, false_yes=None),
+        Case({"a": 5.0, "b": 1.0}, wrong=False, false_yes=False),
+    ]
+    numbers = tell(cases)
+    assert (numbers["wrong"]["num_answers"], numbers["wrong"]["num_positive"]) == (4, 2)
+    assert (numbers["false_yes"]["num_answers"], numbers["false_yes"]["num_positive"]) == (2, 1)
+    assert {key: entry["auc"] for key, entry in numbers["wrong"]["auc"].items()} == {"a": 0.5, "b": 0.5}
+    assert numbers["false_yes"]["auc"]["a"]["auc"] == 0
+    assert tell(cases[:2])["wrong"]["auc"] == {}  # nothing to compare with
+
+
+# The command line
+
+
+def run(monkeypatch: pytest.MonkeyPatch, out: Path, *arguments: str) -> dict:
+    monkeypatch.setattr(sys, "argv", ["figures.py", *arguments, "--out", str(out)])
+    command.main()
+    assert PIL.Image.open(out).width > 300
+    return json.loads(out.with_suffix(".json").read_text())
+
+
+def test_every_figure_from_the_command_line(names: dict[str, str], tmp_path: Path, monkeypatch):
+    models = ["--models", *(names[kind] for kind in KINDS)]
+    picture(30, 90).save(tmp_path / "wide.png")
+    asked = ["--image", str(tmp_path / "wide.png"), "--question", QUESTION]
+    drawn = run(monkeypatch, tmp_path / "attention.png", "attention", *models, *asked, "--words", "cup")
+    assert set(drawn["rows"][0]["models"]) == set(KINDS)
+    maps = np.load(tmp_path / "attention.npz")
+    assert {name: maps[name].shape for name in maps} == {
+        "0 agevlm": (2, 3, 3),
+        "0 llava": (3, 6, 6),
+        "0 idefics3": (3, 4, 4),
+    }
+    captions = [{"image": "wide.png", "caption": f"{word} cup"} for word in ("a", "the", "red")]
+    (tmp_path / "captions.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in captions))
+    data = ["--data", str(tmp_path / "captions.jsonl")]
+    assert run(monkeypatch, tmp_path / "similarity.png", "similarity", *models, *data)["num_pairs"] == 3
+    assert set(run(monkeypatch, tmp_path / "padding.png", "padding", *models, *asked)["models"]) == {"agevlm"}
+    told = run(monkeypatch, tmp_path / "scenes.png", "hallucination", *models, "--num_scenes", "3")
+    assert told["models"]["llava"]["wrong"]["num_answers"] > 0
+
+    record = {"image": "wide.png", "question": QUESTION, "answer": "yes"}
+    answers = [("Yes.", True), ("No.", False), ("Yes, a cup.", True)]
+    records = [record | {"prediction": prediction, "correct": correct} for prediction, correct in answers]
+    (tmp_path / "records.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in records))
+    told = run(
+        monkeypatch,
+        tmp_path / "records.png",
+        "hallucination",
+        "--models",
+        names["llava"],
+        "--records",
+        str(tmp_path / "records.jsonl"),
+    )
+    assert told["models"]["llava"]["wrong"]["num_positive"] == 1
+    assert "object: low share on picture" in told["models"]["llava"]["wrong"]["auc"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["attention", "--models", "nowhere/at-all"], "nowhere/at-all cannot be loaded as a vision-language model"),
+        (["attention", "--models", "EMPTY"], "it has no config.json"),
+        (["attention", "--models", "TEXT"], "Unrecognized configuration class"),
+        (["padding", "--models", "MODEL", "--image", "no.png"], "no.png cannot be read as a picture"),
+        (["attention", "--models", "MODEL", "--image", "a", "b", "--words", "x", "y", "z"], "There are 2 pictures, 1 questions and 3 phrases"),
+        (["hallucination", "--models", "MODEL", "--records", "PART"], "Row 0 of .* has no correct, image, prediction"),
+        (["hallucination", "--models", "MODEL", "MODEL", "--records", "PART"], "are one model's answers"),
+        (["similarity", "--models", "MODEL", "--data", "nowhere.jsonl"], "nowhere.jsonl cannot be read as JSONL"),
+        (["padding", "--models", "MODEL", "--out", "a.jpg"], "has to end in .png"),
+    ],
+)  # fmt: skip
+def test_bad_input_ends_in_one_sentence(names, tmp_path: Path, monkeypatch, arguments: list[str], sentence: str):
+    (tmp_path / "part.jsonl").write_text(json.dumps({"question": "?", "answer": "yes"}))
+    places = {
+        "EMPTY": tmp_path,
+        "TEXT": BACKBONES / "llama",
+        "MODEL": names["agevlm"],
+        "PART": tmp_path / "part.jsonl",
+    }
+    monkeypatch.setattr(sys, "argv", ["figures.py", *(str(places.get(part, part)) for part in arguments)])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=sentence) as exit:
+        command.main()
+    assert str(exit.value).startswith("error: ")
+    assert len(str(exit.value).splitlines()) == 1

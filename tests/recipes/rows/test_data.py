@@ -1,0 +1,343 @@
+# Copyright 2026 The AGE-VLM authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""LLaVA-style data: what is there is found, what is wrong is mended or left out, and counted either way."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+from datasets import load_dataset
+from testing_utils import picture, tiny_processor
+
+from recipes import data
+from recipes.rows import images, json_files
+from recipes.rows import survey as survey_module
+from recipes.rows.files import in_subset, load_records, write
+from recipes.rows.json_files import Lines, as_lines
+from recipes.rows.records import Fault, read_messages
+from recipes.rows.survey import Report, Source, survey
+from trainers import DataCollatorForGuidedVisionLanguageModeling
+
+
+RECIPES = Path(__file__).parents[3] / "recipes"
+NUM_RECORDS = 1000
+
+
+def turns(*words: str, first: str = "human") -> list[dict[str, str]]:
+    speakers = ["human", "gpt"] if first == "human" else ["gpt", "human"]
+    return [{"from": speakers[n % 2], "value": value} for n, value in enumerate(words)]
+
+
+def record(number: int, image: Any = "absent", conversation: list | None = None, **over: Any) -> dict[str, Any]:
+    words = turns(f"<image>\nWhat is {number}?", f"It is {number}.") if conversation is None else conversation
+    return {"id": f"r{number}", **({} if image == "absent" else {"image": image}), "conversations": words, **over}
+
+
+def save_images(folder: Path) -> None:
+    """Pictures of every kind that is unusual, and broken ones."""
+    (folder / "Sam").mkdir(parents=True)
+    for n in range(20):
+        picture(40, 60, seed=n).save(folder / f"{n}.jpg")
+    picture(seed=30).save(folder / "Sam/Some.JPG", format="JPEG")
+    picture(seed=31).convert("CMYK").save(folder / "cmyk.jpg")
+    deep = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64) * 16
+    PIL.Image.fromarray(deep).save(folder / "deep.png")
+    frames = [picture(seed=n) for n in (32, 33, 34)]
+    frames[0].save(folder / "animated.gif", save_all=True, append_images=frames[1:])
+    rotated = PIL.Image.Exif()
+    rotated[0x0112] = 6
+    picture(40, 80, seed=35).save(folder / "rotated.jpg", exif=rotated)
+    PIL.Image.new("L", (3000, 2000)).save(folder / "huge.png")
+    whole = (folder / "0.jpg").read_bytes()
+    (folder / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "text.jpg").write_text("this is no picture")
+    (folder / "empty.jpg").write_bytes(b"")
+    picture(seed=40).save(folder / "evaluated.png")
+
+
+TEXT_ONLY = {"": "", "None": "None", "nan": "nan", "null": None, "NaN": float("nan"), "list": []}
+# Line by line what is wrong, and what is to be made of it: what is counted as mended, or as left out.
+DIRTY: list[tuple[Any, str | None, str | None]] = [
+    *(
+        (record(n, value, turns(f"How much is {n}?", "Much.")), None, None)
+        for n, value in enumerate(TEXT_ONLY.values())
+    ),
+    (record(6, "absent", turns("Why 6?", "So.")), None, None),
+    (record(7, "None", turns("<image>\nWhy 7?", "So.")), "<image> without an image removed", None),
+    (record(8, "sam/some.jpg"), "path in the wrong case", None),
+    (record(9, "./1.jpg"), None, None),
+    (record(10, ["1.jpg", "2.jpg"], turns("<image><image>\nTwo?", "Yes.")), None, None),
+    (record(11, ["1.jpg", "2.jpg"], turns("<image>\nOne?", "Yes.")), "<image> added", None),
+    (record(12, "3.jpg", turns("None?", "Yes.")), "<image> added", None),
+    (record(13, "3.jpg", turns("Where?", "<image> There.")), "<image> outside of questions removed", None),
+    (record(14, "cmyk.jpg"), "CMYK image", None),
+    (record(15, "deep.png"), "16-bit image", None),
+    (record(16, "animated.gif"), "animated image (first frame)", None),
+    (record(17, "rotated.jpg"), "image rotated by EXIF", None),
+    (
+        record(18, "4.jpg", turns("Hello.", "What?", "This.", first="gpt")),
+        "turn before the first question removed",
+        None,
+    ),
+    (record(19, "4.jpg", turns("What is 19?", "This.", "And?")), "turn after the last answer removed", None),
+    (
+        record(20, "4.jpg", [*turns("What?", "This."), {"from": "gpt", "value": "And that."}]),
+        "turns of one speaker joined",
+        None,
+    ),
+    (record(21, "4.jpg", turns("What?", "This.", "", "More.")), "empty turn removed", None),
+    (record(22, "5.jpg", [{"from": "system", "value": "Be brief."}, *turns("What?", "This.")]), "<image> added", None),
+    (record(23, "5.jpg", id=None), None, None),
+    (record(24, "nowhere.jpg"), None, "image missing"),
+    (record(25, "sam/nowhere.jpg"), None, "image missing"),
+    (record(26, "truncated.jpg"), None, "image unreadable"),
+    (record(27, "text.jpg"), None, "image unreadable"),
+    (record(28, "empty.jpg"), None, "image unreadable"),
+    (record(29, "huge.png"), None, "image too large"),
+    (record(30, 5), None, "image is not a path"),
+    (record(31, "5.jpg", turns("<image><image> Two?", "Yes.")), None, "more <image> than images"),
+    (record(32, "5.jpg", turns("What?")), None, "no question with an answer"),
+    (record(33, "5.jpg", []), None, "no question with an answer"),
+    (record(34, "5.jpg", "words"), None, "no conversation"),
+    (record(35, "5.jpg", [{"from": "human"}, {"from": "gpt", "value": "a"}]), None, "turn without speaker or words"),
+    (record(36, "5.jpg", [{"from": "cat", "value": "?"}]), None, "turn without speaker or words"),
+    (record(37, "evaluated.png"), None, "image of an evaluation set"),
+    (b'{"id": "r38", "image": "1.jpg", "conver', None, "not JSON"),
+    (b"[1, 2]", None, "not JSON"),
+    (b"\xff\xfe", None, "not JSON"),
+    (record(23, "5.jpg", id="again"), None, "repeats another record"),
+    (record(1000, "6.jpg", id="r9"), None, None),  # another row of the same id
+]
+
+
+@pytest.fixture(scope="module")
+def dirty(tmp_path_factory: pytest.TempPathFactory) -> Source:
+    """A thousand records with every fault among them, and the hash of an evaluation picture."""
+    folder = tmp_path_factory.mktemp("dirty")
+    save_images(folder / "images")
+    records = [given for given, _, _ in DIRTY]
+    records += [record(n, f"{n % 20}.jpg") for n in range(len(records), NUM_RECORDS)]
+    lines = [given if isinstance(given, bytes) else json.dumps(given).encode() for given in records]
+    (folder / "data.jsonl").write_bytes(b"\n".join(lines))
+    (folder / "evaluation").mkdir()
+    picture(seed=40).resize((160, 128)).save(folder / "evaluation/other size.jpg", quality=80)
+    assert images.write_hashes(folder / "evaluation", folder / "hashes") == 1
+    return Source(folder / "data.jsonl", folder / "images", max_pixels=5_000_000, drop_hashes=folder / "hashes")
+
+
+@pytest.fixture(scope="module")
+def report(dirty: Source) -> Report:
+    return survey(dirty, workers=2, piece_size=300)
+
+
+def test_every_fault_is_counted_and_stops_nothing(report: Report):
+    assert report.num_lines == NUM_RECORDS
+    assert report.faults == Counter(fault for _, _, fault in DIRTY if fault)
+    assert report.mended == Counter(mended for _, mended, _ in DIRTY if mended) + Counter(
+        {"<image> added": 5, "turns of one speaker joined": 1}
+    )
+    expected = [n for n in range(NUM_RECORDS) if n >= len(DIRTY) or DIRTY[n][2] is None]
+    assert report.kept.tolist() == expected
+    assert report.images_per_row == {0: 8, 1: len(expected) - 10, 2: 2}
+    for kind, (line, _) in report.first.items():
+        assert DIRTY[line][2] == kind
+    table = str(report)
+    for kind, n in (report.faults | report.mended).items():
+        assert f"{n:>12,} {kind}" in table
+
+
+def test_strict_stops_at_the_first(dirty: Source):
+    with pytest.raises(ValueError, match=r"data.jsonl, line 25: image missing: nowhere.jpg. Mend or remove") as caught:
+        survey(dirty, strict=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_stopped_survey_goes_on_where_it_was(dirty: Source, report: Report, monkeypatch: pytest.MonkeyPatch):
+    """All pieces are remembered but one; only its lines are looked at again, and those that were at fault."""
+    pieces = {f"{start}-{min(start + 300, 1000)}.json" for start in range(0, 1000, 300)}
+    assert pieces <= {file.name for file in dirty.memory.iterdir()}
+    (dirty.memory / "300-600.json").unlink()
+    looked = []
+    monkeypatch.setattr(survey_module, "ProcessPoolExecutor", InProcess)
+    monkeypatch.setattr(
+        Source, "look", lambda self, number, look=Source.look: looked.append(number) or look(self, number)
+    )
+    again = survey(dirty, piece_size=300)
+    faulty = [n for n, (_, _, fault) in enumerate(DIRTY) if fault and not fault.startswith("repeats")]
+    assert looked == [*faulty, *range(300, 600)]
+    assert str(again) == str(report) and np.array_equal(again.kept, report.kept)
+
+
+def test_missing_image_may_come_later(tmp_path: Path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "data.jsonl").write_text("\n".join(json.dumps(record(n, f"{n}.jpg")) for n in range(3)))
+    picture().save(tmp_path / "images/0.jpg")
+    source = Source(tmp_path / "data.jsonl", tmp_path / "images")
+    assert survey(source).kept.tolist() == [0]
+    picture().save(tmp_path / "images/2.jpg")
+    assert survey(source).kept.tolist() == [0, 2]
+
+
+class InProcess:
+    def __init__(self, workers: int, initializer: Any, initargs: tuple) -> None:
+        initializer(*initargs)
+
+    def __enter__(self) -> "InProcess":
+        return self
+
+    def __exit__(self, *error: object) -> None: ...
+
+    map = staticmethod(map)
+
+
+def test_rows_are_written_and_can_be_trained_on(dirty: Source, report: Report, tmp_path: Path):
+    assert write(dirty, report.kept, tmp_path, 1.0, 0, rows_per_file=300) == len(report.kept)
+    rows = load_dataset(str(tmp_path), split="train", cache_dir=str(tmp_path / "cache"))
+    assert len(rows) == len(report.kept) and len(set(rows["id"])) == len(rows)
+    assert sum("#" in name for name in rows["id"]) == 1
+    collate = DataCollatorForGuidedVisionLanguageModeling(tiny_processor())
+    batch = collate([rows[n] for n in range(24)])
+    assert batch["skipped_rows"].sum() == 0 and len(batch["input_ids"]) == 24
+    two = next(row for row in rows if len(row["images"]) == 2)
+    assert [part["type"] for part in two["messages"][0]["content"]] == ["image", "image", "text"]
+    streamed = load_records(dirty.json, dirty.images, records_per_shard=100)
+    assert streamed.num_shards == 10
+    loaded = {row["id"]: row for row in streamed}
+    for row in rows:
+        if "#" not in row["id"] and row["id"] != "r9":
+            assert loaded[row["id"]] == row
+
+
+def test_lengths_in_tokens(tmp_path: Path):
+    (tmp_path / "images").mkdir()
+    records = [record(n, None, turns("word " * n, "word " * n)) for n in range(1, 5)]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, records)))
+    found = survey(
+        Source(tmp_path / "data.jsonl", tmp_path / "images", tokenizer=str(RECIPES / "scenes/backbones/llama"))
+    )
+    one = found.lengths[0]
+    assert found.unit == "tokens" and found.lengths.tolist() == [one * n for n in range(1, 5)]
+    assert "length of a row in tokens" in str(found)
+
+
+def test_subset_is_picked_by_id(dirty: Source, report: Report, tmp_path: Path):
+    small, large = tmp_path / "small", tmp_path / "large"
+    write(dirty, report.kept, small, 0.1, 0)
+    write(dirty, report.kept, large, 0.3, 0)
+    few, many = (set(load_dataset(str(f), split="train", cache_dir=str(f / "c"))["id"]) for f in (small, large))
+    assert few < many and 60 < len(few) < 140 and 230 < len(many) < 370
+    other = {f"r{n}" for n in range(1000) if in_subset(f"r{n}", 0.1, 1)}
+    assert 60 < len(other) < 140 and len(other & few) < 40
+
+
+def test_json_list_is_read_record_by_record(tmp_path: Path):
+    records = [record(n, None, turns("é" * n, '"[{,\\')) for n in range(200)] + [{"n": 12345}]
+    (tmp_path / "list.json").write_text(f"  [{', '.join(json.dumps(r, indent=1) for r in records)}\n]")
+    assert list(json_files.list_items(tmp_path / "list.json", chunk_size=7)) == records
+    lines = Lines(as_lines(tmp_path / "list.json"))
+    assert [json.loads(lines[n]) for n in range(len(lines))] == records
+    (tmp_path / "cut.json").write_text((tmp_path / "list.json").read_text()[:-40])
+    with pytest.raises(ValueError, match="cut.json is a JSON list that is cut off or damaged"):
+        as_lines(tmp_path / "cut.json")
+    assert not list(tmp_path.glob("cut.json.*"))
+
+
+@pytest.mark.parametrize("end", [b"\n", b""])
+def test_lines_are_indexed_once(tmp_path: Path, end: bytes, monkeypatch: pytest.MonkeyPatch):
+    content = [f"line {n} ".encode() + b"x" * (n % 50) for n in range(5000)]
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join(content) + end)
+    assert np.array_equal(
+        json_files.line_offsets(tmp_path / "a.jsonl", 64), json_files.line_offsets(tmp_path / "a.jsonl")
+    )
+    lines = Lines(tmp_path / "a.jsonl")
+    assert len(lines) == 5000 and lines[4321].rstrip(b"\n") == content[4321]
+    assert isinstance(lines.offsets, np.memmap)
+    monkeypatch.setattr(json_files, "line_offsets", None)
+    again = Lines(tmp_path / "a.jsonl")
+    assert [again[n].rstrip(b"\n") for n in (0, 17, 4999)] == [content[n] for n in (0, 17, 4999)]
+
+
+def test_index_of_a_file_that_has_grown_is_made_anew(tmp_path: Path):
+    file = tmp_path / "a.jsonl"
+    file.write_text("1\n2\n")
+    assert len(Lines(file)) == 2
+    with file.open("a") as more:
+        more.write("3\n")
+    assert len(Lines(file)) == 3
+
+
+def test_placeholders_keep_their_places():
+    conversation = turns("First <image> then <image>?", "Both.", "And <image>?", "That.")
+    messages, mended = read_messages({"conversations": conversation}, 3)
+    assert mended == []
+    assert [[part["text"] or "<image>" for part in m["content"]] for m in messages] == [
+        ["First", "<image>", "then", "<image>", "?"],
+        ["Both."],
+        ["And", "<image>", "?"],
+        ["That."],
+    ]
+    with pytest.raises(Fault, match="more <image> than images: 3 for 2"):
+        read_messages({"conversations": conversation}, 2)
+
+
+def test_command_line(dirty: Source, tmp_path: Path):
+    shutil.copytree(dirty.images, tmp_path / "images")
+    shutil.copy(dirty.json, tmp_path / "data.jsonl")
+    command = [
+        sys.executable,
+        str(RECIPES / "data.py"),
+        "--json",
+        "data.jsonl",
+        "--images",
+        "images",
+        "--workers",
+        "2",
+    ]
+    command += ["--max_pixels", "5000000", "--out", "rows", "--subset", "0.2"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "1,000 records" in result.stdout and "1 image too large   line 30: " in result.stdout
+    assert "length of a row in characters" in result.stdout and "rows in rows" in result.stdout
+    assert len(load_dataset(str(tmp_path / "rows"), split="train", cache_dir=str(tmp_path / "cache"))) > 100
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (
+            ["--check", "--strict"],
+            r"error: \S+data.jsonl, line 25: image missing: nowhere.jpg. Mend or remove the record",
+        ),
+        (["--out", "rows", "--images", "nowhere"], "error: There is no folder nowhere"),
+        (["--check", "--json", "nowhere"], "error: There is no file nowhere"),
+        ([], "error: Pass `--check` to see what there is"),
+        (["--out", "rows", "--subset", "2"], "error: `--subset` is a share of the rows between 0 and 1, but is 2.0"),
+        (["--check", "--drop_hashes", __file__], "error: .*test_data.py is not a file of picture hashes"),
+    ],
+)
+def test_one_sentence_on_the_command_line(
+    dirty: Source, arguments: list[str], sentence: str, monkeypatch: pytest.MonkeyPatch
+):
+    given = ["data.py", "--json", str(dirty.json), "--images", str(dirty.images), "--workers", "1", *arguments]
+    monkeypatch.setattr(sys, "argv", given)
+    with pytest.raises(SystemExit, match=sentence) as caught:
+        data.main()
+    assert "\n" not in str(caught.value)

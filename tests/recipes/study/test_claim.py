@@ -1,0 +1,178 @@
+# Copyright 2026 The AGE-VLM authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The study of the paper's claim: what its settings share, what they change of the rows, and what it reports."""
+
+import json
+import math
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from recipes.scenes.questions import load_questions
+from recipes.study import report, runs, settings
+from recipes.study.rows import exchange_masks, reshape, reshape_mask, training_rows
+from recipes.study.settings import ABLATIONS, LM, LONG_MODELS, MODELS, Setting
+from trainers.data_collator import decode_rle
+
+
+ROOT = Path(__file__).parents[3]
+DOCS = ROOT / "docs" / "claim"
+
+
+def test_models_share_the_stages_that_they_agree_on():
+    for number in (1, 2):
+        assert len({setting.folder(number) for setting in MODELS.values()}) == 1
+    assert MODELS["age-vlm"].folder(3) == MODELS["age-vlm-lm"].folder(3)
+    assert MODELS["ca-baseline"].folder(3) == MODELS["ca-baseline-frozen"].folder(3)
+    assert len({setting.folder(4) for setting in MODELS.values()}) == len(MODELS)
+    # without guidance it makes no difference what the guidance would have been
+    assert replace(LM, guided=(), weight=3.0).folder(4) == replace(LM, guided=()).folder(4)
+    # stage 3 does not know how long stage 4 will be
+    long = LONG_MODELS["age-vlm-lm, long"]
+    assert long.folder(3) == LM.folder(3) and long.folder(4) != LM.folder(4)
+
+
+def test_every_ablation_is_another_model():
+    assert len({setting.folder(4) for setting in ABLATIONS.values()}) == len(ABLATIONS)
+    assert MODELS["age-vlm-lm"] == ABLATIONS["base (age-vlm-lm)"]
+
+
+def test_the_variants_run_the_stages():
+    for name, setting in MODELS.items():
+        assert setting.variant(4) == name.partition(",")[0]
+        assert (setting.variant(3) == "age-vlm") == name.startswith("age-vlm")
+    with pytest.raises(ValueError, match="no variant that guides stage 4"):
+        Setting(guided=(4,)).variant(4)
+
+
+def test_exchanged_masks_belong_to_other_rows():
+    rows = [[{"mask": f"{n}{k}", "text": k} for k in range(count)] for n, count in enumerate((2, 0, 3, 1))]
+    exchanged = exchange_masks(rows)
+    assert [[region["text"] for region in row] for row in exchanged] == [[0, 1], [], [0, 1, 2], [0]]
+    assert all(region["mask"][0] != str(n) for n, row in enumerate(exchanged) for region in row)
+
+
+def test_rows_with_masks(monkeypatch):
+    monkeypatch.setattr(settings, "STEPS", {1: 2, 2: 2, 3: 10, 4: 2})
+    monkeypatch.setattr(settings, "BATCH_SIZE", 16)
+    plain = training_rows(LM, 3)
+    part = training_rows(replace(LM, masked_share=0.1), 3)
+    masked = [n for n, regions in enumerate(part["regions"]) if regions]
+    assert len(masked) == 16
+    assert all(part[n]["regions"] == plain[n]["regions"] for n in masked)
+    assert part["messages"][:] == plain["messages"][:]
+    other = training_rows(replace(LM, masks="other"), 3)
+    assert all(
+        a["mask"] != b["mask"]
+        for mine, theirs in zip(plain["regions"], other["regions"], strict=True)
+        for a, b in zip(mine, theirs, strict=True)
+    )
+
+
+@pytest.mark.parametrize("kind", ["stretched", "padded", "padded in the picture"])
+def test_masks_go_through_the_picture_s_change(kind):
+    question = next(q for q in load_questions("test", num_images=12, image_size=256) if q["mask"])
+    mask = decode_rle(question["mask"])
+    changed = decode_rle(reshape_mask(question["mask"], kind))
+    picture = reshape(question["image"], kind)
+    assert changed.shape == (picture.height, picture.width)
+    top = 48 if kind == "padded in the picture" else 0
+    rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+    new_rows, new_columns = (np.flatnonzero(changed.any(axis)) for axis in (1, 0))
+    assert abs(new_rows[0] - (top + rows[0] * 5 / 8)) <= 1.5 and abs(new_rows[-1] - (top + rows[-1] * 5 / 8)) <= 1.5
+    assert abs(new_columns[0] - columns[0]) <= 1.5 and abs(new_columns[-1] - columns[-1]) <= 1.5
+
+
+def test_accuracy_at_the_same_loss():
+    curve = [{"step": 1, "lm_loss": 0.6, "pope_accuracy": 0.5}, {"step": 2, "lm_loss": 0.4, "pope_accuracy": 0.7}]
+    assert report.at_loss(curve, 0.5) == pytest.approx(0.6)
+    assert math.isnan(report.at_loss(curve, 0.3))
+    better = [{"step": 1, "lm_loss": 0.6, "pope_accuracy": 0.5}, {"step": 2, "lm_loss": 0.3, "pope_accuracy": 0.8}]
+    first, second = ({0: {"curve": points}, 1: {"curve": curve}} for points in (better, curve))
+    del second[1]
+    row = report.matched_rows("a", "b", first, second)
+    assert row == [["a / b", "0", "0.400", "0.700", "0.700", "2", "never"]]
+    assert report.reached(better, 0.8) == 2 and report.reached(better, 0.81) is None
+
+
+def test_interval():
+    assert report.interval([0.5]) == "0.500"
+    # 4.30 x 0.1 / sqrt(3)
+    assert report.interval([0.4, 0.5, 0.6]) == "0.500 ± 0.248"
+
+
+def test_what_guidance_adds_is_of_the_same_seeds():
+    guided = {seed: {"metrics": {"x": value}} for seed, value in enumerate((0.5, 0.7, 0.9))}
+    unguided = {seed: {"metrics": {"x": value}} for seed, value in enumerate((0.4, 0.6))}
+    assert report.differences(guided, unguided, "x") == "0.100 ± 0.000"
+
+
+def test_what_has_a_result_is_not_run(tmp_path, monkeypatch, capsys):
+    path = runs.result_file(tmp_path / "results", LM)
+    path.parent.mkdir(parents=True)
+    path.write_text("{}")
+    runs.run(tmp_path / "out", tmp_path / "results", [("base", LM)], processes=1)
+    assert "1 of 1 results are there; 0 stages and evaluations to go" in capsys.readouterr().out
+
+
+def test_the_committed_page_is_that_of_the_committed_results(tmp_path):
+    shutil.copytree(DOCS / "results", tmp_path / "results")
+    report.report(tmp_path)
+    for name in ("page.md", "results.csv"):
+        assert (tmp_path / name).read_text() == (DOCS / name).read_text()
+
+
+def test_readme_quotes_what_was_measured():
+    results = report.load_results(DOCS)
+    readme = (ROOT / "README.md").read_text()
+    section = readme.partition("## Does guidance help?")[2].partition("\n## ")[0]
+    tables = [part.splitlines() for part in section.split("\n\n") if part.startswith("|")]
+    models, open_points = (
+        [[cell.strip() for cell in line.strip("|").split("|")] for line in table] for table in tables
+    )
+    header, _, *rows = models
+    keys = {title: key for key, title in report.COLUMNS.items()}
+    assert len(rows) > 5 and len(header) > 5
+    for title, *cells in rows:
+        for model, cell in zip(header[1:], cells, strict=True):
+            found = report.of_seeds(results, MODELS[model.strip("`")])
+            values = [result["metrics"][keys[title]] for result in found.values()]
+            assert len(values) == 3 and cell == report.interval(values), (title, model)
+    scores = {f"{results[setting.folder(4)]['metrics']['pope_accuracy']:.3f}" for setting in ABLATIONS.values()}
+    quoted = [re.findall(r"0\.\d{3}", cell) for _, cell, _ in open_points[2:]]
+    assert all(quoted) and {number for numbers in quoted for number in numbers} == scores
+
+
+@pytest.mark.slow
+def test_a_model_from_its_first_stage_to_the_page(tmp_path, monkeypatch):
+    monkeypatch.setattr(settings, "STEPS", {1: 2, 2: 2, 3: 2, 4: 2})
+    monkeypatch.setattr(settings, "BATCH_SIZE", 4)
+    monkeypatch.setattr(settings, "TEST_IMAGES", 20)
+    monkeypatch.setattr(settings, "CURVE_POINTS", 2)
+    padded = ABLATIONS["wide pictures, padding masked"]
+    for setting in (LM, padded):
+        for number in range(1, 5):
+            runs.train(tmp_path / "stages", setting, number)
+        runs.evaluate(tmp_path / "stages", tmp_path, setting)
+    report.report(tmp_path)
+    result = json.loads(runs.result_file(tmp_path, LM).read_text())
+    assert [point["step"] for point in result["curve"]] == [1, 2]
+    page = (tmp_path / "page.md").read_text()
+    assert "| wide pictures, padding masked |" in page and (tmp_path / "ablations.png").exists()
+    assert "| age-vlm-lm (1) |" in page and (tmp_path / "curves.png").exists()
+    assert len((tmp_path / "results.csv").read_text().splitlines()) == 3
