@@ -34,7 +34,7 @@ from transformers.utils.hub import PushInProgress, hf_api
 from trl import SFTTrainer
 
 from .data_collator import DataCollatorForGuidedVisionLanguageModeling
-from .guidance_loss import guidance_loss, guidance_loss_from_mass
+from .guidance import guidance_loss, guidance_loss_from_mass
 from .guided_sft_config import GuidedSFTConfig
 from .hub import CARD_NAME, RECORD_NAME, link_or_copy, upload_checkpoint
 from .model_card import model_card
