@@ -169,7 +169,7 @@ MUTANTS = [
     ),
     Mutant(
         "an eps that hides an empty mask",
-        "trainers/guidance_loss.py",
+        "trainers/guidance.py",
         {
             "    guided = (masks > 0).any(dim=-1) & (maps > 0).any(dim=-1).all(dim=0)\n": "    guided = (maps > 0).any(dim=-1).all(dim=0)\n",
             "    return -dice.clamp(min=torch.finfo(dice.dtype).tiny).log()\n": "    return -(dice + 1e-6).log()\n",
@@ -202,7 +202,7 @@ MUTANTS = [
     ),
     Mutant(
         "sum and max swapped",
-        "trainers/guidance_loss.py",
+        "trainers/guidance.py",
         {'if normalization == "sum" else maps.amax(dim=-1)': 'if normalization == "max" else maps.amax(dim=-1)'},
         "test_guidance_loss.py",
     ),

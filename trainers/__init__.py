@@ -11,33 +11,50 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-from .data_collator import (
-    BrokenRowError,
-    DataCollatorForGuidedVisionLanguageModeling,
-    decode_rle,
-    displayed_size,
-)
-from .guidance_loss import GuidanceLoss, guidance_loss, guidance_loss_from_mass
-from .guided_sft_config import GuidedSFTConfig
-from .guided_sft_trainer import GuidedSFTTrainer
-from .stages import STAGES, Stage, Variant, apply_stage, get_stage, lora_config, parameter_table
+"""
+Guided training. A name's module is imported when the name is first asked for: the trainer's brings TRL and takes seconds,
+which whoever reads a table of the stages need not wait for.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 
-__all__ = [
-    "STAGES",
-    "BrokenRowError",
-    "DataCollatorForGuidedVisionLanguageModeling",
-    "GuidanceLoss",
-    "GuidedSFTConfig",
-    "GuidedSFTTrainer",
-    "Stage",
-    "Variant",
-    "apply_stage",
-    "decode_rle",
-    "displayed_size",
-    "get_stage",
-    "guidance_loss",
-    "guidance_loss_from_mass",
-    "lora_config",
-    "parameter_table",
-]
+if TYPE_CHECKING:
+    from .data_collator import (
+        BrokenRowError,
+        DataCollatorForGuidedVisionLanguageModeling,
+        decode_rle,
+        displayed_size,
+    )
+    from .guidance import GuidanceLoss, guidance_loss, guidance_loss_from_mass
+    from .guided_sft_config import GuidedSFTConfig
+    from .guided_sft_trainer import GuidedSFTTrainer
+    from .lora import lora_config
+    from .stages import STAGES, Stage, Variant, apply_stage, get_stage, parameter_table
+
+MODULES = {
+    "BrokenRowError": "data_collator",
+    "DataCollatorForGuidedVisionLanguageModeling": "data_collator",
+    "GuidanceLoss": "guidance",
+    "GuidedSFTConfig": "guided_sft_config",
+    "GuidedSFTTrainer": "guided_sft_trainer",
+    "STAGES": "stages",
+    "Stage": "stages",
+    "Variant": "stages",
+    "apply_stage": "stages",
+    "decode_rle": "data_collator",
+    "displayed_size": "data_collator",
+    "get_stage": "stages",
+    "guidance_loss": "guidance",
+    "guidance_loss_from_mass": "guidance",
+    "lora_config": "lora",
+    "parameter_table": "stages",
+}
+__all__ = list(MODULES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{MODULES[name]}"), name)

@@ -34,7 +34,7 @@ from transformers.utils.hub import PushInProgress, hf_api
 from trl import SFTTrainer
 
 from .data_collator import DataCollatorForGuidedVisionLanguageModeling
-from .guidance_loss import guidance_loss, guidance_loss_from_mass
+from .guidance import guidance_loss, guidance_loss_from_mass
 from .guided_sft_config import GuidedSFTConfig
 from .hub import CARD_NAME, RECORD_NAME, link_or_copy, upload_checkpoint
 from .model_card import model_card
@@ -120,9 +120,6 @@ class GuidedSFTTrainer(SFTTrainer):
             **kwargs,
         )
         args.assistant_only_loss = True
-        # TRL's fused language modeling head runs the base model and drops what else it returns.
-        self._grounding: tuple[Any, ...] | None = None
-        self._base_model().register_forward_hook(self._keep_grounding)
         self._num_regions: torch.Tensor | None = None
         self._writes_aside = False
         self._sums: dict[str, dict[str, torch.Tensor | float]] = {"train": {}, "eval": {}}
@@ -133,13 +130,14 @@ class GuidedSFTTrainer(SFTTrainer):
             model = model.get_base_model()
         return model.base_model
 
-    def _keep_grounding(self, module: nn.Module, args: tuple, output: Any) -> None:
-        if self._grounding is None:  # with label smoothing, TRL runs the model again without gradients
-            self._grounding = output.grounding_maps, output.probe_means, output.uniform_probe_means
+    def _unshard_head(self, *_: Any) -> None:
+        """
+        Gathers the head's weight as FSDP2 does where a module runs. TRL's head reads the weight without running the
+        module, and gathers one that it finds sharded by `full_tensor()`, whose backward pass keeps the gradient of one
+        process only (TRL 1.16, https://github.com/huggingface/trl/pull/6077).
+        """
         head = self.model.get_output_embeddings()
         if isinstance(head, FSDPModule):
-            # TRL's head reads the weight without running the module. Gathered by TRL (1.16) rather than by FSDP2, it
-            # would get the gradient of one process only.
             head.unshard()
 
     def _set_signature_columns_if_needed(self) -> None:
@@ -195,8 +193,14 @@ class GuidedSFTTrainer(SFTTrainer):
         )
         if by_mass:
             inputs["probe_values"] = region_masks
-        self._grounding = None
-        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        base_outputs = []
+        base_model = self._base_model()
+        # TRL's fused language modeling head runs the base model and drops what else it returns.
+        with (
+            base_model.register_forward_hook(lambda module, args, output: base_outputs.append(output)),
+            base_model.register_forward_hook(self._unshard_head),
+        ):
+            result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         lm_loss = result[0] if return_outputs else result
 
         # What TRL multiplied this batch's share of the step's mean by, so that DDP's mean over processes is right
@@ -206,16 +210,16 @@ class GuidedSFTTrainer(SFTTrainer):
         if region_masks is None:
             return result
 
-        maps, means, uniform_means = self._grounding or (None, None, None)
-        if (means if by_mass else maps) is None:
+        outputs = base_outputs[0] if base_outputs else None  # with label smoothing, TRL runs it again without gradients
+        if outputs is None or (outputs.probe_means if by_mass else outputs.grounding_maps) is None:
             raise RuntimeError(
                 "The batch has regions, but the model returned nothing of its attention: its base model was run without "
                 "`query_masks`, or not through its `forward`."
             )
         if by_mass:
-            guidance = guidance_loss_from_mass(means, region_masks, uniform_means)
+            guidance = guidance_loss_from_mass(outputs.probe_means, region_masks, outputs.uniform_probe_means)
         else:
-            guidance = guidance_loss(maps, region_masks, self.args.guidance_normalization)
+            guidance = guidance_loss(outputs.grounding_maps, region_masks, self.args.guidance_normalization)
         local_regions = guidance.num_regions.float()
         self._add(
             mode,

@@ -13,13 +13,15 @@
 # limitations under the License.
 """The four training stages (Table 1 of https://huggingface.co/papers/2511.17793) and the four final models."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from peft import LoraConfig
-from torch import nn
 
+if TYPE_CHECKING:
+    from torch import nn
 
 Variant = Literal["age-vlm", "age-vlm-lm", "ca-baseline", "ca-baseline-frozen"]
 VisionTraining = Literal["none", "last_block", "last_stage", "all"]
@@ -114,33 +116,6 @@ def apply_stage(model: nn.Module, stage: Stage) -> None:
             parameter.requires_grad_(trains)
     for module in trained_vision_modules(model, stage.vision):
         module.requires_grad_(True)
-
-
-def lora_config(model: nn.Module, stage: Stage, r: int = 16, lora_alpha: int = 32, **kwargs: Any) -> LoraConfig:
-    """
-    The `peft_config` of [`GuidedSFTTrainer`] that trains low-rank adapters on the LLM's self-attention instead of the
-    LLM. The projector, the cross-attention layers and what `stage` trains of the vision tower train whole and are saved
-    with the adapters. It takes the place of `apply_stage`: peft freezes all the rest.
-
-    Args:
-        model ([`AgeVlmForConditionalGeneration`]): The model to train.
-        stage ([`Stage`]): Which part of the vision tower trains.
-        r (`int`, *optional*, defaults to 16): Rank of the adapters.
-        lora_alpha (`int`, *optional*, defaults to 32): The adapters are scaled by `lora_alpha / r`.
-        kwargs: Passed to [`peft.LoraConfig`].
-    """
-    base = model.model
-    whole = [base.multi_modal_projector]
-    whole += [base.language_model.layers[i] for i in model.config.text_config.cross_attention_layers]
-    whole += trained_vision_modules(model, stage.vision)
-    names = {module: name for name, module in model.named_modules()}
-    return LoraConfig(
-        r=r,
-        lora_alpha=lora_alpha,
-        target_modules=r"model\.language_model\.layers\.\d+\.self_attn\.[qkvo]_proj",
-        modules_to_save=[names[module] for module in whole],
-        **kwargs,
-    )
 
 
 def count_parameters(sizes: Iterable[tuple[str, int]], cross_attention_layers: Sequence[int]) -> dict[str, int]:

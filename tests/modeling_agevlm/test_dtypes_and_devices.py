@@ -25,7 +25,7 @@ from torch import nn
 
 from modeling_agevlm import AgeVlmForConditionalGeneration
 from modeling_agevlm.modeling_agevlm import LAYER_SCALE_INIT, AgeVlmOutputProjection
-from trainers.guidance_loss import guidance_loss
+from trainers.guidance import guidance_loss
 
 
 GREEDY = {

@@ -35,7 +35,7 @@ from testing_utils import (
 
 from modeling_agevlm import AgeVlmForConditionalGeneration
 from trainers.data_collator import DataCollatorForGuidedVisionLanguageModeling
-from trainers.guidance_loss import guidance_loss
+from trainers.guidance import guidance_loss
 
 
 BACKENDS = pytest.mark.parametrize("backend", ["sdpa", "eager"])

@@ -12,8 +12,10 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 import copy
+import gc
 import math
 import re
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -518,11 +520,22 @@ def test_dropped_regions_are_counted(tmp_path: Path):
     assert logged(trainer, "dropped_regions") == [2] and logged(trainer, "guided_rows") == [1]
 
 
-def test_lost_maps_are_noticed(tmp_path: Path):
+def test_lost_maps_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     trainer = make_trainer(tmp_path)
-    trainer.model.model._forward_hooks.clear()
+    monkeypatch.setattr(trainer, "_base_model", torch.nn.Identity)  # one that does not run
     with pytest.raises(RuntimeError, match="the model returned nothing of its attention"):
         trainer.train()
+
+
+def test_model_does_not_keep_its_trainer_alive(tmp_path: Path):
+    model = tiny_model()
+    trainer = make_trainer(tmp_path, model)
+    trainer.train()
+    trainer_alive = weakref.ref(trainer)
+    del trainer
+    gc.collect()
+    assert trainer_alive() is None
+    assert not model.model._forward_hooks
 
 
 def test_streamed_data_trains(tmp_path: Path):
