@@ -33,7 +33,7 @@ from transformers.utils import CONFIG_NAME
 from trl import TrlParser
 
 from modeling_agevlm import AgeVlmConfig, AgeVlmForConditionalGeneration, AgeVlmProcessor
-from modeling_agevlm.modeling_agevlm import loading
+from modeling_agevlm.convert_agevlm import loading
 from recipes.data import load_records
 from recipes.errors import one_sentence
 from recipes.init import PartsArguments, build

@@ -43,7 +43,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationC
 from transformers.image_utils import load_image
 
 import modeling_agevlm  # noqa: F401, makes the auto classes know AGE-VLM
-from modeling_agevlm.modeling_agevlm import check_tensors, loading
+from modeling_agevlm.convert_agevlm import check_tensors, loading
 
 
 PICTURES = ("real", "none", "swapped")

@@ -45,8 +45,8 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForMaskGeneration, AutoProcessor, Florence2ForConditionalGeneration, SamProcessor
 from trl import TrlParser
 
+from modeling_agevlm.convert_agevlm import loading
 from modeling_agevlm.image_processing_agevlm import as_shown
-from modeling_agevlm.modeling_agevlm import loading
 from recipes.common import DataArguments, load_rows
 from recipes.data import write_parquet
 from recipes.errors import one_sentence

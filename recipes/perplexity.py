@@ -35,7 +35,7 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from modeling_agevlm.modeling_agevlm import loading, split_gguf
+from modeling_agevlm.convert_agevlm import loading, split_gguf
 from recipes.ask import load_checkpoint
 from recipes.errors import one_sentence
 from recipes.scenes import scene_texts
