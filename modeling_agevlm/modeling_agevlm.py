@@ -79,18 +79,19 @@ class AgeVlmModelOutputWithPast(BaseModelOutputWithPast):
         One tensor of shape `(batch_size, num_regions, num_images * num_image_tokens)` per cross-attention layer, in
         float32: the layer's attention averaged over its heads and over the tokens of each query. Each map sums to 1,
         or is 0 throughout for a query without a token that sees an image.
-    probe_means (`tuple(torch.FloatTensor)`, *optional*, returned when `probe_values` is passed):
-        One tensor of shape `(batch_size, num_regions)` per cross-attention layer, in float32: the mean of each probe's
-        values under the attention of its query, which is the sum of probe and grounding map without the map.
-    uniform_probe_means (`torch.FloatTensor` of shape `(batch_size, num_regions)`, *optional*, returned when `probe_values` is passed):
-        The same means if the attention were even over all visual tokens that any word of the query sees.
+    region_attention (`tuple(torch.FloatTensor)`, *optional*, returned when `region_masks` is passed):
+        One tensor of shape `(batch_size, num_regions)` per cross-attention layer, in float32: how much of each query's
+        attention lies in its region, which is the sum of mask times grounding map without the map. Where the masks hold
+        other values than 0 and 1, it is the values' mean under the attention.
+    uniform_region_attention (`torch.FloatTensor` of shape `(batch_size, num_regions)`, *optional*, returned when `region_masks` is passed):
+        The same if the attention were even over all visual tokens that any word of the query sees.
     """
 
     cross_attentions: tuple[torch.FloatTensor, ...] | None = None
     image_hidden_states: torch.FloatTensor | None = None
     grounding_maps: tuple[torch.FloatTensor, ...] | None = None
-    probe_means: tuple[torch.FloatTensor, ...] | None = None
-    uniform_probe_means: torch.FloatTensor | None = None
+    region_attention: tuple[torch.FloatTensor, ...] | None = None
+    uniform_region_attention: torch.FloatTensor | None = None
 
 
 @auto_docstring(custom_intro="Output of the model with its language modeling head.")
@@ -105,17 +106,17 @@ class AgeVlmCausalLMOutputWithPast(CausalLMOutputWithPast):
         The projected visual tokens of this call's images; zero where a row has fewer images.
     grounding_maps (`tuple(torch.FloatTensor)`, *optional*, returned when `query_masks` is passed):
         One map per cross-attention layer, see [`AgeVlmModelOutputWithPast`].
-    probe_means (`tuple(torch.FloatTensor)`, *optional*, returned when `probe_values` is passed):
-        The probes' means under each layer's attention, see [`AgeVlmModelOutputWithPast`].
-    uniform_probe_means (`torch.FloatTensor` of shape `(batch_size, num_regions)`, *optional*, returned when `probe_values` is passed):
-        The probes' means under even attention, see [`AgeVlmModelOutputWithPast`].
+    region_attention (`tuple(torch.FloatTensor)`, *optional*, returned when `region_masks` is passed):
+        How much of each query's attention lies in its region, layer by layer, see [`AgeVlmModelOutputWithPast`].
+    uniform_region_attention (`torch.FloatTensor` of shape `(batch_size, num_regions)`, *optional*, returned when `region_masks` is passed):
+        The same for even attention, see [`AgeVlmModelOutputWithPast`].
     """
 
     cross_attentions: tuple[torch.FloatTensor, ...] | None = None
     image_hidden_states: torch.FloatTensor | None = None
     grounding_maps: tuple[torch.FloatTensor, ...] | None = None
-    probe_means: tuple[torch.FloatTensor, ...] | None = None
-    uniform_probe_means: torch.FloatTensor | None = None
+    region_attention: tuple[torch.FloatTensor, ...] | None = None
+    uniform_region_attention: torch.FloatTensor | None = None
 
 
 class AgeVlmCrossAttentionCacheLayer(CacheLayerMixin):
@@ -262,7 +263,7 @@ class AgeVlmCrossAttention(nn.Module):
         visible: torch.Tensor | None,
         query_weights: torch.Tensor | None,
         cache: Cache | None,
-        probes: torch.Tensor | None = None,
+        region_channels: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         hidden_shape = (*hidden_states.shape[:-1], -1, self.head_dim)
@@ -271,8 +272,8 @@ class AgeVlmCrossAttention(nn.Module):
             cross_attention_states, cross_attention_positions, visible, cache
         )
         inputs = query_states, key_states, value_states
-        if probes is not None:
-            inputs = self.append_probes(*inputs, probes)
+        if region_channels is not None:
+            inputs = self.append_region_masks(*inputs, region_channels)
 
         # Flash attention takes a 2-D text mask and would cut the visual keys to the text's length.
         backend = CROSS_ATTENTION_BACKENDS.get(self.config._attn_implementation, "sdpa")
@@ -286,10 +287,10 @@ class AgeVlmCrossAttention(nn.Module):
             is_causal=False,
         )
         grounding = None
-        if probes is not None:
-            attn_output, means = attn_output.split([self.head_dim, probes.shape[-1]], dim=-1)
-            means = means[..., : query_weights.shape[1]].float().mean(dim=2)  # over heads
-            grounding = (query_weights.transpose(1, 2) * means).sum(dim=1)
+        if region_channels is not None:
+            attn_output, inside = attn_output.split([self.head_dim, region_channels.shape[-1]], dim=-1)
+            inside = inside[..., : query_weights.shape[1]].float().mean(dim=2)  # over heads
+            grounding = (query_weights.transpose(1, 2) * inside).sum(dim=1)
         elif query_weights is not None:
             inputs = query_states, key_states, cross_attention_mask, query_weights
             # The scores of all heads and tokens are worth computing twice, not keeping.
@@ -297,15 +298,17 @@ class AgeVlmCrossAttention(nn.Module):
         return self.o_proj(attn_output.reshape(*hidden_states.shape[:-1], -1)), attn_weights, grounding
 
     @staticmethod
-    def append_probes(
-        query_states: torch.Tensor, key_states: torch.Tensor, value_states: torch.Tensor, probes: torch.Tensor
+    def append_region_masks(
+        query_states: torch.Tensor, key_states: torch.Tensor, value_states: torch.Tensor, region_channels: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """
-        Probes `(batch_size, 1, num_image_tokens, num_channels)` as further channels of the values. Queries and keys get
-        zeros, for backends want all three alike.
+        Region masks `(batch_size, 1, num_image_tokens, num_channels)` as further channels of the values: what the attention
+        makes of them is how much of it lies in each region. Queries and keys get zeros, for backends want all three alike.
         """
-        query_states, key_states = (nn.functional.pad(x, (0, probes.shape[-1])) for x in (query_states, key_states))
-        return query_states, key_states, torch.cat([value_states, probes.expand(*value_states.shape[:3], -1)], dim=-1)
+        num_channels = region_channels.shape[-1]
+        query_states, key_states = (nn.functional.pad(x, (0, num_channels)) for x in (query_states, key_states))
+        region_channels = region_channels.expand(*value_states.shape[:3], -1)
+        return query_states, key_states, torch.cat([value_states, region_channels], dim=-1)
 
     def project_visual_tokens(
         self,
@@ -523,7 +526,7 @@ class AgeVlmTextModel(AgeVlmPreTrainedModel):
         cross_attention_mask: torch.BoolTensor | None = None,
         visible: torch.BoolTensor | None = None,
         query_masks: torch.BoolTensor | None = None,
-        probe_values: torch.FloatTensor | None = None,
+        region_masks: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> AgeVlmModelOutputWithPast:
@@ -539,9 +542,10 @@ class AgeVlmTextModel(AgeVlmPreTrainedModel):
             True for the visual tokens of this call that every later token sees; kept in the cache.
         query_masks (`torch.BoolTensor` of shape `(batch_size, num_regions, sequence_length)`, *optional*):
             True for the tokens whose attention `grounding_maps` averages, one query per region.
-        probe_values (`torch.FloatTensor` of shape `(batch_size, num_regions, num_images * num_image_tokens)`, *optional*):
-            A value for every visual token, one probe per query. With them `probe_means` holds each query's mean of its
-            probe at next to no cost, and there are no `grounding_maps`.
+        region_masks (`torch.FloatTensor` of shape `(batch_size, num_regions, num_images * num_image_tokens)`, *optional*):
+            1 for the visual tokens of each query's region, 0 for the others (or any values to average). With them
+            `region_attention` says how much of the query's attention lies there, at next to no cost, and there are no
+            `grounding_maps`.
         """
         if (input_ids is None) ^ (inputs_embeds is not None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
@@ -568,13 +572,13 @@ class AgeVlmTextModel(AgeVlmPreTrainedModel):
             cross_attention_states,
             cross_attention_mask,
             query_masks,
-            probe_values,
+            region_masks,
         )
 
         hidden_states = inputs_embeds
-        uniform_probe_means = None
-        if probe_values is not None:
-            uniform_probe_means = cross_attention_kwargs.pop("uniform_probe_means")
+        uniform_region_attention = None
+        if region_masks is not None:
+            uniform_region_attention = cross_attention_kwargs.pop("uniform_region_attention")
         grounding = []
         for decoder_layer in self.layers:
             if isinstance(decoder_layer, LlamaDecoderLayer):
@@ -602,9 +606,9 @@ class AgeVlmTextModel(AgeVlmPreTrainedModel):
         return AgeVlmModelOutputWithPast(
             last_hidden_state=self.norm(hidden_states),
             cache=cache,
-            grounding_maps=tuple(grounding) if query_masks is not None and probe_values is None else None,
-            probe_means=tuple(grounding) if probe_values is not None else None,
-            uniform_probe_means=uniform_probe_means,
+            grounding_maps=tuple(grounding) if query_masks is not None and region_masks is None else None,
+            region_attention=tuple(grounding) if region_masks is not None else None,
+            uniform_region_attention=uniform_region_attention,
         )
 
     def prepare_cross_attention(
@@ -614,21 +618,21 @@ class AgeVlmTextModel(AgeVlmPreTrainedModel):
         cross_attention_states: torch.Tensor | None,
         cross_attention_mask: torch.Tensor | None,
         query_masks: torch.Tensor | None,
-        probe_values: torch.Tensor | None,
+        region_masks: torch.Tensor | None,
     ) -> dict[str, torch.Tensor | None] | None:
         """
         What all cross-attention layers share, or None when there is no image, neither in this call nor in the cache:
         the additive `cross_attention_mask` of shape `(batch_size, 1, sequence_length, num_image_tokens)` over the
         cached and the new visual tokens (None if each token sees all or none), `sees_image` of shape
         `(batch_size, sequence_length, 1)` and the `query_weights` of shape
-        `(batch_size, num_regions, sequence_length)`, which sum to 1 for each query. With probes also the `probes` of shape
+        `(batch_size, num_regions, sequence_length)`, which sum to 1 for each query. With region masks also the `region_channels` of shape
         `(batch_size, 1, num_image_tokens, num_channels)`, filled up to a multiple of 8 channels as attention kernels
-        like them, and their `uniform_probe_means`, which the layers do not take.
+        like them, and their `uniform_region_attention`, which the layers do not take.
         """
         sequence_length, dtype = inputs_embeds.shape[1], inputs_embeds.dtype
-        if probe_values is not None and (query_masks is None or query_masks.shape[:2] != probe_values.shape[:2]):
+        if region_masks is not None and (query_masks is None or query_masks.shape[:2] != region_masks.shape[:2]):
             raise ValueError(
-                f"`probe_values` of shape {tuple(probe_values.shape)} need `query_masks` of as many rows and regions, but "
+                f"`region_masks` of shape {tuple(region_masks.shape)} need `query_masks` of as many rows and regions, but "
                 f"they are {'None' if query_masks is None else tuple(query_masks.shape)}."
             )
         masks, num_image_tokens = [], 0
@@ -661,25 +665,27 @@ class AgeVlmTextModel(AgeVlmPreTrainedModel):
                 )
             query_weights = (query_masks & sees_image.transpose(1, 2)).float()
             query_weights = query_weights / query_weights.sum(dim=-1, keepdim=True).clamp(min=1)
-        probe_kwargs = {}
-        if probe_values is not None:
-            if probe_values.shape[-1] != num_image_tokens:
+        region_kwargs = {}
+        if region_masks is not None:
+            if region_masks.shape[-1] != num_image_tokens:
                 raise ValueError(
-                    f"`probe_values` holds values of {probe_values.shape[-1]} visual tokens, but the text sees up to "
+                    f"`region_masks` holds values of {region_masks.shape[-1]} visual tokens, but the text sees up to "
                     f"{num_image_tokens}, cached ones included."
                 )
             seen = (torch.matmul(query_weights, mask.float()) > 0).float()  # by any word of the query
             seen = seen.expand(-1, -1, num_image_tokens)
-            probe_kwargs["uniform_probe_means"] = (seen * probe_values).sum(dim=-1) / seen.sum(dim=-1).clamp(min=1)
-            probes = nn.functional.pad(probe_values.transpose(1, 2), (0, -probe_values.shape[1] % 8))
-            probe_kwargs["probes"] = probes.to(dtype).unsqueeze(1)
+            region_kwargs["uniform_region_attention"] = (seen * region_masks).sum(dim=-1) / seen.sum(dim=-1).clamp(
+                min=1
+            )
+            channels = nn.functional.pad(region_masks.transpose(1, 2), (0, -region_masks.shape[1] % 8))
+            region_kwargs["region_channels"] = channels.to(dtype).unsqueeze(1)
         # A token that sees nothing attends to everything, which keeps the softmax finite; its output is dropped.
         additive_mask = None
         if mask.shape[-1] > 1:
             hidden = ~(mask | ~sees_image).unsqueeze(1)
             additive_mask = torch.zeros_like(hidden, dtype=dtype).masked_fill_(hidden, torch.finfo(dtype).min)
         return {
-            **probe_kwargs,
+            **region_kwargs,
             "cross_attention_mask": additive_mask,
             "sees_image": sees_image,
             "query_weights": query_weights,
@@ -731,7 +737,7 @@ class AgeVlmModel(AgeVlmPreTrainedModel):
         cache: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         query_masks: torch.BoolTensor | None = None,
-        probe_values: torch.FloatTensor | None = None,
+        region_masks: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> AgeVlmModelOutputWithPast:
@@ -744,9 +750,10 @@ class AgeVlmModel(AgeVlmPreTrainedModel):
             1 for pixels of the picture, 0 for padding. Cells without a pixel of the picture are not attended to.
         query_masks (`torch.BoolTensor` of shape `(batch_size, num_regions, sequence_length)`, *optional*):
             True for the tokens whose attention `grounding_maps` averages, one query per region.
-        probe_values (`torch.FloatTensor` of shape `(batch_size, num_regions, num_images * num_image_tokens)`, *optional*):
-            A value for every visual token, one probe per query. With them `probe_means` holds each query's mean of its
-            probe at next to no cost, and there are no `grounding_maps`.
+        region_masks (`torch.FloatTensor` of shape `(batch_size, num_regions, num_images * num_image_tokens)`, *optional*):
+            1 for the visual tokens of each query's region, 0 for the others (or any values to average). With them
+            `region_attention` says how much of the query's attention lies there, at next to no cost, and there are no
+            `grounding_maps`.
         """
         self._check_placeholders(input_ids, pixel_values)
         image_hidden_states = cross_attention_states = positions = cross_attention_mask = visible = None
@@ -784,7 +791,7 @@ class AgeVlmModel(AgeVlmPreTrainedModel):
             cross_attention_mask=cross_attention_mask,
             visible=visible,
             query_masks=query_masks,
-            probe_values=probe_values,
+            region_masks=region_masks,
             use_cache=use_cache,
             **kwargs,
         )
@@ -927,7 +934,7 @@ class AgeVlmForConditionalGeneration(AgeVlmPreTrainedModel, GenerationMixin):
         inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
         query_masks: torch.BoolTensor | None = None,
-        probe_values: torch.FloatTensor | None = None,
+        region_masks: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Unpack[TransformersKwargs],
@@ -939,9 +946,10 @@ class AgeVlmForConditionalGeneration(AgeVlmPreTrainedModel, GenerationMixin):
             1 for pixels of the picture, 0 for padding.
         query_masks (`torch.BoolTensor` of shape `(batch_size, num_regions, sequence_length)`, *optional*):
             True for the tokens whose attention `grounding_maps` averages, one query per region.
-        probe_values (`torch.FloatTensor` of shape `(batch_size, num_regions, num_images * num_image_tokens)`, *optional*):
-            A value for every visual token, one probe per query. With them `probe_means` holds each query's mean of its
-            probe at next to no cost, and there are no `grounding_maps`.
+        region_masks (`torch.FloatTensor` of shape `(batch_size, num_regions, num_images * num_image_tokens)`, *optional*):
+            1 for the visual tokens of each query's region, 0 for the others (or any values to average). With them
+            `region_attention` says how much of the query's attention lies there, at next to no cost, and there are no
+            `grounding_maps`.
 
         Example:
 
@@ -970,7 +978,7 @@ class AgeVlmForConditionalGeneration(AgeVlmPreTrainedModel, GenerationMixin):
             cache=cache,
             inputs_embeds=inputs_embeds,
             query_masks=query_masks,
-            probe_values=probe_values,
+            region_masks=region_masks,
             use_cache=use_cache,
             **kwargs,
         )
@@ -990,8 +998,8 @@ class AgeVlmForConditionalGeneration(AgeVlmPreTrainedModel, GenerationMixin):
             cross_attentions=outputs.cross_attentions,
             image_hidden_states=outputs.image_hidden_states,
             grounding_maps=outputs.grounding_maps,
-            probe_means=outputs.probe_means,
-            uniform_probe_means=outputs.uniform_probe_means,
+            region_attention=outputs.region_attention,
+            uniform_region_attention=outputs.uniform_region_attention,
         )
 
 

@@ -178,10 +178,10 @@ MUTANTS = [
         "test_guidance_loss.py",
     ),
     Mutant(
-        "a probe's mean under another query",
+        "a region's attention under another query",
         MODEL,
         {
-            "            grounding = (query_weights.transpose(1, 2) * means)": "            grounding = (query_weights.roll(1, 1).transpose(1, 2) * means)"
+            "            grounding = (query_weights.transpose(1, 2) * inside)": "            grounding = (query_weights.roll(1, 1).transpose(1, 2) * inside)"
         },
         "test_probes.py",
     ),

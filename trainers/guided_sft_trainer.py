@@ -135,7 +135,7 @@ class GuidedSFTTrainer(SFTTrainer):
 
     def _keep_grounding(self, module: nn.Module, args: tuple, output: Any) -> None:
         if self._grounding is None:  # with label smoothing, TRL runs the model again without gradients
-            self._grounding = output.grounding_maps, output.probe_means, output.uniform_probe_means
+            self._grounding = output.grounding_maps, output.region_attention, output.uniform_region_attention
         head = self.model.get_output_embeddings()
         if isinstance(head, FSDPModule):
             # TRL's head reads the weight without running the module. Gathered by TRL (1.16) rather than by FSDP2, it
@@ -194,7 +194,7 @@ class GuidedSFTTrainer(SFTTrainer):
             region_masks is not None and self.args.guidance_normalization == "sum" and self.args.guidance_weight > 0
         )
         if by_mass:
-            inputs["probe_values"] = region_masks
+            inputs["region_masks"] = region_masks
         self._grounding = None
         result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         lm_loss = result[0] if return_outputs else result
