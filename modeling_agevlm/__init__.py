@@ -14,6 +14,7 @@
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from .configuration_agevlm import AgeVlmConfig, AgeVlmTextConfig, AgeVlmVisionConfig
+from .convert_agevlm import from_vision_text_pretrained
 from .image_processing_agevlm import AgeVlmImageProcessor
 from .modeling_agevlm import AgeVlmForConditionalGeneration, AgeVlmModel, AgeVlmTextModel, AgeVlmVisionModel
 from .processing_agevlm import AgeVlmProcessor
@@ -36,4 +37,5 @@ __all__ = [
     "AgeVlmTextModel",
     "AgeVlmVisionConfig",
     "AgeVlmVisionModel",
+    "from_vision_text_pretrained",
 ]

@@ -16,14 +16,10 @@
 Paper: Attention Guided Alignment in Efficient Vision-Language Models, https://huggingface.co/papers/2511.17793
 """
 
-import json
-import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from huggingface_hub.errors import GatedRepoError
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import initialization as init
@@ -34,11 +30,9 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel, slice_logits_to_keep
-from transformers.models.auto import AutoConfig
 from transformers.models.llama.modeling_llama import (
     LlamaAttention,
     LlamaDecoderLayer,
-    LlamaForCausalLM,
     LlamaRMSNorm,
     LlamaRotaryEmbedding,
     eager_attention_forward,
@@ -46,11 +40,8 @@ from transformers.models.llama.modeling_llama import (
 )
 from transformers.processing_utils import Unpack
 from transformers.utils import (
-    CONFIG_NAME,
-    SAFE_WEIGHTS_NAME,
     TransformersKwargs,
     auto_docstring,
-    cached_file,
     can_return_tuple,
     is_timm_available,
     is_torchdynamo_compiling,
@@ -59,13 +50,11 @@ from transformers.utils import (
 from transformers.utils.deprecation import deprecate_kwarg
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
-from transformers.utils.quantization_config import GgufConfig
 
 from .configuration_agevlm import (
     AgeVlmConfig,
     AgeVlmTextConfig,
     AgeVlmVisionConfig,
-    default_cross_attention_layers,
 )
 
 
@@ -76,17 +65,8 @@ if is_timm_available():
 # Whatever else runs the self-attention (flash, flex), cross-attention runs on SDPA.
 CROSS_ATTENTION_BACKENDS = {"eager": "eager"}
 NUM_STAGES = 4  # of every ConvNeXt
-VISUAL_STRIDE = 32  # pixels from one cell of its last stage to the next
 # timm's ConvNeXt draws its layer scale at this value; a checkpoint without vision weights has to get it as well.
 LAYER_SCALE_INIT = 1e-6
-OWN_MODEL_ARGS = ("num_classes", "in_chans", "global_pool")  # of timm's, that the model sets itself
-VISION_HINT = (
-    "Pass a timm name with a pretrained tag, an `hf-hub:` id, or a folder with timm's config.json and a whole "
-    "model.safetensors, as `timm.models.save_for_hf` writes them; pickles are never loaded."
-)
-TEXT_HINT = (
-    "Pass a Hub id or a folder with whole safetensors and all of them, or a whole GGUF file; pickles are never loaded."
-)
 
 
 @auto_docstring(custom_intro="Output of the text stack and of the whole model without its language modeling head.")
@@ -99,18 +79,19 @@ class AgeVlmModelOutputWithPast(BaseModelOutputWithPast):
         One tensor of shape `(batch_size, num_regions, num_images * num_image_tokens)` per cross-attention layer, in
         float32: the layer's attention averaged over its heads and over the tokens of each query. Each map sums to 1,
         or is 0 throughout for a query without a token that sees an image.
-    probe_means (`tuple(torch.FloatTensor)`, *optional*, returned when `probe_values` is passed):
-        One tensor of shape `(batch_size, num_regions)` per cross-attention layer, in float32: the mean of each probe's
-        values under the attention of its query, which is the sum of probe and grounding map without the map.
-    uniform_probe_means (`torch.FloatTensor` of shape `(batch_size, num_regions)`, *optional*, returned when `probe_values` is passed):
-        The same means if the attention were even over all visual tokens that any word of the query sees.
+    region_attention (`tuple(torch.FloatTensor)`, *optional*, returned when `region_masks` is passed):
+        One tensor of shape `(batch_size, num_regions)` per cross-attention layer, in float32: how much of each query's
+        attention lies in its region, which is the sum of mask times grounding map without the map. Where the masks hold
+        other values than 0 and 1, it is the values' mean under the attention.
+    uniform_region_attention (`torch.FloatTensor` of shape `(batch_size, num_regions)`, *optional*, returned when `region_masks` is passed):
+        The same if the attention were even over all visual tokens that any word of the query sees.
     """
 
     cross_attentions: tuple[torch.FloatTensor, ...] | None = None
     image_hidden_states: torch.FloatTensor | None = None
     grounding_maps: tuple[torch.FloatTensor, ...] | None = None
-    probe_means: tuple[torch.FloatTensor, ...] | None = None
-    uniform_probe_means: torch.FloatTensor | None = None
+    region_attention: tuple[torch.FloatTensor, ...] | None = None
+    uniform_region_attention: torch.FloatTensor | None = None
 
 
 @auto_docstring(custom_intro="Output of the model with its language modeling head.")
@@ -125,17 +106,17 @@ class AgeVlmCausalLMOutputWithPast(CausalLMOutputWithPast):
         The projected visual tokens of this call's images; zero where a row has fewer images.
     grounding_maps (`tuple(torch.FloatTensor)`, *optional*, returned when `query_masks` is passed):
         One map per cross-attention layer, see [`AgeVlmModelOutputWithPast`].
-    probe_means (`tuple(torch.FloatTensor)`, *optional*, returned when `probe_values` is passed):
-        The probes' means under each layer's attention, see [`AgeVlmModelOutputWithPast`].
-    uniform_probe_means (`torch.FloatTensor` of shape `(batch_size, num_regions)`, *optional*, returned when `probe_values` is passed):
-        The probes' means under even attention, see [`AgeVlmModelOutputWithPast`].
+    region_attention (`tuple(torch.FloatTensor)`, *optional*, returned when `region_masks` is passed):
+        How much of each query's attention lies in its region, layer by layer, see [`AgeVlmModelOutputWithPast`].
+    uniform_region_attention (`torch.FloatTensor` of shape `(batch_size, num_regions)`, *optional*, returned when `region_masks` is passed):
+        The same for even attention, see [`AgeVlmModelOutputWithPast`].
     """
 
     cross_attentions: tuple[torch.FloatTensor, ...] | None = None
     image_hidden_states: torch.FloatTensor | None = None
     grounding_maps: tuple[torch.FloatTensor, ...] | None = None
-    probe_means: tuple[torch.FloatTensor, ...] | None = None
-    uniform_probe_means: torch.FloatTensor | None = None
+    region_attention: tuple[torch.FloatTensor, ...] | None = None
+    uniform_region_attention: torch.FloatTensor | None = None
 
 
 class AgeVlmCrossAttentionCacheLayer(CacheLayerMixin):
@@ -230,139 +211,6 @@ def sincos_position_code(height: int, width: int, dim: int, device: torch.device
     return torch.cat([f(angle) for angle in angles for f in (torch.sin, torch.cos)], dim=-1)
 
 
-@contextmanager
-def loading(name: str, hint: str = "") -> Iterator[None]:
-    """
-    Makes one sentence of whatever the libraries raise for a checkpoint that is unknown, gated, out of reach or damaged.
-
-    Args:
-        name (`str`): The checkpoint as its user knows it.
-        hint (`str`, *optional*): What such a checkpoint has to be.
-
-    Raises:
-        ValueError: Says which checkpoint it is and what is wrong with it.
-    """
-    try:
-        yield
-    except Exception as error:  # readers of files raise all kinds
-        reason = " ".join(str(error).split()).rstrip(".")
-        if isinstance(error.__cause__, GatedRepoError):
-            reason = "it is gated"
-            hint = "Accept its license on its page on the Hub, then log in with `hf auth login` or set `HF_TOKEN`."
-        raise ValueError(f"{name} cannot be loaded: {reason}. {hint}".rstrip()) from error
-
-
-def check_tensors(name: str, **problems: Iterable[str]) -> None:
-    """Raises `ValueError` if tensors of a checkpoint are `missing`, `left_over` or `of_another_shape`; counts them."""
-    found = [f"{len(keys)} {problem.replace('_', ' ')} ({min(keys)})" for problem, keys in problems.items() if keys]
-    if found:
-        raise ValueError(
-            f"The tensors of {name} do not fit its architecture: {', '.join(found)}. Pass the checkpoint as its makers saved it."
-        )
-
-
-def timm_file(vision: str, filename: str) -> str:
-    """Path of a file of a pretrained timm model, in its folder or in the Hub's cache, downloaded where needed."""
-    revision = None
-    if os.path.isdir(vision):
-        repository = vision
-    elif os.path.isfile(vision):
-        repository, weights = os.path.split(os.path.abspath(vision))
-        if weights != SAFE_WEIGHTS_NAME:
-            raise ValueError(f"the weight file has to be a {SAFE_WEIGHTS_NAME}")
-    else:
-        source, repository = timm.models.parse_model_name(vision)
-        if source == "local-dir" and not os.path.isdir(repository):
-            raise FileNotFoundError(f"there is no folder {repository}")
-        if source == "hf-hub":
-            repository, _, revision = repository.partition("@")
-        elif source is None:
-            pretrained_cfg = timm.get_pretrained_cfg(repository)
-            if pretrained_cfg is None or pretrained_cfg.hf_hub_id is None:
-                raise ValueError("timm has no weights of this name, see `timm.list_pretrained('convnext*')`")
-            repository = pretrained_cfg.hf_hub_id
-    # Its own sentence about a file that is not in a folder sends the reader to the Hub.
-    flags = {"_raise_exceptions_for_missing_entries": not os.path.isdir(repository)}
-    path = cached_file(repository, filename, revision=revision or None, **flags)
-    if path is None:
-        raise FileNotFoundError(f"there is no {filename} in {repository}")
-    return path
-
-
-def timm_config(vision: str) -> tuple[str, dict, dict]:
-    """
-    What a pretrained timm model says of itself: its architecture, the arguments for `timm.create_model`, and how its
-    pictures are prepared (`mean`, `std`, ...).
-
-    Args:
-        vision (`str`): As in [`~AgeVlmForConditionalGeneration.from_vision_text_pretrained`].
-    """
-    with loading(vision, VISION_HINT):
-        with open(timm_file(vision, CONFIG_NAME), encoding="utf-8") as file:
-            config = json.load(file)
-        if "architecture" not in config:
-            raise ValueError(f"its {CONFIG_NAME} names no timm `architecture`")
-        data_config = timm.data.resolve_data_config(pretrained_cfg=config.get("pretrained_cfg", config))
-    model_args = {name: value for name, value in config.get("model_args", {}).items() if name not in OWN_MODEL_ARGS}
-    return config["architecture"], model_args, data_config
-
-
-def timm_tower(vision: str) -> tuple[dict, dict[str, torch.Size]]:
-    """
-    The `vision_config` of a pretrained timm ConvNeXt, without `image_size`, and the shapes of its tensors.
-
-    Raises:
-        ValueError: If it is not a ConvNeXt whose last stage has a stride of 32 pixels.
-    """
-    architecture, model_args, _ = timm_config(vision)
-    with loading(vision, VISION_HINT), torch.device("meta"):
-        tower = timm.create_model(architecture, pretrained=False, num_classes=0, **model_args)
-    if not isinstance(tower, timm.models.ConvNeXt) or tower.feature_info[-1]["reduction"] != VISUAL_STRIDE:
-        raise ValueError(
-            f"{vision} ({architecture}) is not a ConvNeXt of stride {VISUAL_STRIDE}: AGE-VLM reads the feature map of "
-            "the last of four stages. Pass a timm ConvNeXt."
-        )
-    tower.head = nn.Identity()
-    vision_config = {
-        "architecture": architecture,
-        "model_args": model_args or None,
-        "hidden_size": tower.num_features,
-        "patch_size": VISUAL_STRIDE,
-    }
-    return vision_config, {name: tensor.shape for name, tensor in tower.state_dict().items()}
-
-
-def load_timm_tower(vision: str, shapes: dict[str, torch.Size], dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """The tensors of a pretrained timm ConvNeXt without its head, from safetensors alone."""
-    with loading(vision, VISION_HINT):
-        state_dict = timm.models.load_state_dict(timm_file(vision, SAFE_WEIGHTS_NAME))
-    state_dict = {name: tensor for name, tensor in state_dict.items() if not name.startswith("head.")}
-    check_tensors(
-        vision,
-        missing=shapes.keys() - state_dict.keys(),
-        left_over=state_dict.keys() - shapes.keys(),
-        of_another_shape=[
-            name for name in shapes.keys() & state_dict.keys() if state_dict[name].shape != shapes[name]
-        ],
-    )
-    # A copy, so that the parameters are no views of the mapped file.
-    return {name: tensor.to(dtype, copy=True) for name, tensor in state_dict.items()}
-
-
-def split_gguf(text: str) -> tuple[str, str | None]:
-    """The folder or Hub id and the file's name of a GGUF checkpoint; `text` itself and None for any other one."""
-    if not text.endswith(".gguf"):
-        return text, None
-    if os.path.isfile(text):
-        return os.path.split(os.path.abspath(text))
-    repository, _, file = text.rpartition(":")
-    if not repository:
-        raise ValueError(
-            f"There is no file {text}. Pass the path of a GGUF file, or `repo:file.gguf` for one on the Hub."
-        )
-    return repository, file
-
-
 class AgeVlmMultiModalProjector(nn.Module):
     """The paper's adapter: two linear layers from the feature map's channels to the LLM's hidden size."""
 
@@ -415,7 +263,7 @@ class AgeVlmCrossAttention(nn.Module):
         visible: torch.Tensor | None,
         query_weights: torch.Tensor | None,
         cache: Cache | None,
-        probes: torch.Tensor | None = None,
+        region_channels: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         hidden_shape = (*hidden_states.shape[:-1], -1, self.head_dim)
@@ -424,8 +272,8 @@ class AgeVlmCrossAttention(nn.Module):
             cross_attention_states, cross_attention_positions, visible, cache
         )
         inputs = query_states, key_states, value_states
-        if probes is not None:
-            inputs = self.append_probes(*inputs, probes)
+        if region_channels is not None:
+            inputs = self.append_region_masks(*inputs, region_channels)
 
         # Flash attention takes a 2-D text mask and would cut the visual keys to the text's length.
         backend = CROSS_ATTENTION_BACKENDS.get(self.config._attn_implementation, "sdpa")
@@ -439,10 +287,10 @@ class AgeVlmCrossAttention(nn.Module):
             is_causal=False,
         )
         grounding = None
-        if probes is not None:
-            attn_output, means = attn_output.split([self.head_dim, probes.shape[-1]], dim=-1)
-            means = means[..., : query_weights.shape[1]].float().mean(dim=2)  # over heads
-            grounding = (query_weights.transpose(1, 2) * means).sum(dim=1)
+        if region_channels is not None:
+            attn_output, inside = attn_output.split([self.head_dim, region_channels.shape[-1]], dim=-1)
+            inside = inside[..., : query_weights.shape[1]].float().mean(dim=2)  # over heads
+            grounding = (query_weights.transpose(1, 2) * inside).sum(dim=1)
         elif query_weights is not None:
             inputs = query_states, key_states, cross_attention_mask, query_weights
             # The scores of all heads and tokens are worth computing twice, not keeping.
@@ -450,15 +298,17 @@ class AgeVlmCrossAttention(nn.Module):
         return self.o_proj(attn_output.reshape(*hidden_states.shape[:-1], -1)), attn_weights, grounding
 
     @staticmethod
-    def append_probes(
-        query_states: torch.Tensor, key_states: torch.Tensor, value_states: torch.Tensor, probes: torch.Tensor
+    def append_region_masks(
+        query_states: torch.Tensor, key_states: torch.Tensor, value_states: torch.Tensor, region_channels: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """
-        Probes `(batch_size, 1, num_image_tokens, num_channels)` as further channels of the values. Queries and keys get
-        zeros, for backends want all three alike.
+        Region masks `(batch_size, 1, num_image_tokens, num_channels)` as further channels of the values: what the attention
+        makes of them is how much of it lies in each region. Queries and keys get zeros, for backends want all three alike.
         """
-        query_states, key_states = (nn.functional.pad(x, (0, probes.shape[-1])) for x in (query_states, key_states))
-        return query_states, key_states, torch.cat([value_states, probes.expand(*value_states.shape[:3], -1)], dim=-1)
+        num_channels = region_channels.shape[-1]
+        query_states, key_states = (nn.functional.pad(x, (0, num_channels)) for x in (query_states, key_states))
+        region_channels = region_channels.expand(*value_states.shape[:3], -1)
+        return query_states, key_states, torch.cat([value_states, region_channels], dim=-1)
 
     def project_visual_tokens(
         self,
@@ -676,7 +526,7 @@ class AgeVlmTextModel(AgeVlmPreTrainedModel):
         cross_attention_mask: torch.BoolTensor | None = None,
         visible: torch.BoolTensor | None = None,
         query_masks: torch.BoolTensor | None = None,
-        probe_values: torch.FloatTensor | None = None,
+        region_masks: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> AgeVlmModelOutputWithPast:
@@ -692,9 +542,10 @@ class AgeVlmTextModel(AgeVlmPreTrainedModel):
             True for the visual tokens of this call that every later token sees; kept in the cache.
         query_masks (`torch.BoolTensor` of shape `(batch_size, num_regions, sequence_length)`, *optional*):
             True for the tokens whose attention `grounding_maps` averages, one query per region.
-        probe_values (`torch.FloatTensor` of shape `(batch_size, num_regions, num_images * num_image_tokens)`, *optional*):
-            A value for every visual token, one probe per query. With them `probe_means` holds each query's mean of its
-            probe at next to no cost, and there are no `grounding_maps`.
+        region_masks (`torch.FloatTensor` of shape `(batch_size, num_regions, num_images * num_image_tokens)`, *optional*):
+            1 for the visual tokens of each query's region, 0 for the others (or any values to average). With them
+            `region_attention` says how much of the query's attention lies there, at next to no cost, and there are no
+            `grounding_maps`.
         """
         if (input_ids is None) ^ (inputs_embeds is not None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
@@ -721,13 +572,13 @@ class AgeVlmTextModel(AgeVlmPreTrainedModel):
             cross_attention_states,
             cross_attention_mask,
             query_masks,
-            probe_values,
+            region_masks,
         )
 
         hidden_states = inputs_embeds
-        uniform_probe_means = None
-        if probe_values is not None:
-            uniform_probe_means = cross_attention_kwargs.pop("uniform_probe_means")
+        uniform_region_attention = None
+        if region_masks is not None:
+            uniform_region_attention = cross_attention_kwargs.pop("uniform_region_attention")
         grounding = []
         for decoder_layer in self.layers:
             if isinstance(decoder_layer, LlamaDecoderLayer):
@@ -755,9 +606,9 @@ class AgeVlmTextModel(AgeVlmPreTrainedModel):
         return AgeVlmModelOutputWithPast(
             last_hidden_state=self.norm(hidden_states),
             cache=cache,
-            grounding_maps=tuple(grounding) if query_masks is not None and probe_values is None else None,
-            probe_means=tuple(grounding) if probe_values is not None else None,
-            uniform_probe_means=uniform_probe_means,
+            grounding_maps=tuple(grounding) if query_masks is not None and region_masks is None else None,
+            region_attention=tuple(grounding) if region_masks is not None else None,
+            uniform_region_attention=uniform_region_attention,
         )
 
     def prepare_cross_attention(
@@ -767,21 +618,21 @@ class AgeVlmTextModel(AgeVlmPreTrainedModel):
         cross_attention_states: torch.Tensor | None,
         cross_attention_mask: torch.Tensor | None,
         query_masks: torch.Tensor | None,
-        probe_values: torch.Tensor | None,
+        region_masks: torch.Tensor | None,
     ) -> dict[str, torch.Tensor | None] | None:
         """
         What all cross-attention layers share, or None when there is no image, neither in this call nor in the cache:
         the additive `cross_attention_mask` of shape `(batch_size, 1, sequence_length, num_image_tokens)` over the
         cached and the new visual tokens (None if each token sees all or none), `sees_image` of shape
         `(batch_size, sequence_length, 1)` and the `query_weights` of shape
-        `(batch_size, num_regions, sequence_length)`, which sum to 1 for each query. With probes also the `probes` of shape
+        `(batch_size, num_regions, sequence_length)`, which sum to 1 for each query. With region masks also the `region_channels` of shape
         `(batch_size, 1, num_image_tokens, num_channels)`, filled up to a multiple of 8 channels as attention kernels
-        like them, and their `uniform_probe_means`, which the layers do not take.
+        like them, and their `uniform_region_attention`, which the layers do not take.
         """
         sequence_length, dtype = inputs_embeds.shape[1], inputs_embeds.dtype
-        if probe_values is not None and (query_masks is None or query_masks.shape[:2] != probe_values.shape[:2]):
+        if region_masks is not None and (query_masks is None or query_masks.shape[:2] != region_masks.shape[:2]):
             raise ValueError(
-                f"`probe_values` of shape {tuple(probe_values.shape)} need `query_masks` of as many rows and regions, but "
+                f"`region_masks` of shape {tuple(region_masks.shape)} need `query_masks` of as many rows and regions, but "
                 f"they are {'None' if query_masks is None else tuple(query_masks.shape)}."
             )
         masks, num_image_tokens = [], 0
@@ -814,25 +665,27 @@ class AgeVlmTextModel(AgeVlmPreTrainedModel):
                 )
             query_weights = (query_masks & sees_image.transpose(1, 2)).float()
             query_weights = query_weights / query_weights.sum(dim=-1, keepdim=True).clamp(min=1)
-        probe_kwargs = {}
-        if probe_values is not None:
-            if probe_values.shape[-1] != num_image_tokens:
+        region_kwargs = {}
+        if region_masks is not None:
+            if region_masks.shape[-1] != num_image_tokens:
                 raise ValueError(
-                    f"`probe_values` holds values of {probe_values.shape[-1]} visual tokens, but the text sees up to "
+                    f"`region_masks` holds values of {region_masks.shape[-1]} visual tokens, but the text sees up to "
                     f"{num_image_tokens}, cached ones included."
                 )
             seen = (torch.matmul(query_weights, mask.float()) > 0).float()  # by any word of the query
             seen = seen.expand(-1, -1, num_image_tokens)
-            probe_kwargs["uniform_probe_means"] = (seen * probe_values).sum(dim=-1) / seen.sum(dim=-1).clamp(min=1)
-            probes = nn.functional.pad(probe_values.transpose(1, 2), (0, -probe_values.shape[1] % 8))
-            probe_kwargs["probes"] = probes.to(dtype).unsqueeze(1)
+            region_kwargs["uniform_region_attention"] = (seen * region_masks).sum(dim=-1) / seen.sum(dim=-1).clamp(
+                min=1
+            )
+            channels = nn.functional.pad(region_masks.transpose(1, 2), (0, -region_masks.shape[1] % 8))
+            region_kwargs["region_channels"] = channels.to(dtype).unsqueeze(1)
         # A token that sees nothing attends to everything, which keeps the softmax finite; its output is dropped.
         additive_mask = None
         if mask.shape[-1] > 1:
             hidden = ~(mask | ~sees_image).unsqueeze(1)
             additive_mask = torch.zeros_like(hidden, dtype=dtype).masked_fill_(hidden, torch.finfo(dtype).min)
         return {
-            **probe_kwargs,
+            **region_kwargs,
             "cross_attention_mask": additive_mask,
             "sees_image": sees_image,
             "query_weights": query_weights,
@@ -884,7 +737,7 @@ class AgeVlmModel(AgeVlmPreTrainedModel):
         cache: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         query_masks: torch.BoolTensor | None = None,
-        probe_values: torch.FloatTensor | None = None,
+        region_masks: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> AgeVlmModelOutputWithPast:
@@ -897,9 +750,10 @@ class AgeVlmModel(AgeVlmPreTrainedModel):
             1 for pixels of the picture, 0 for padding. Cells without a pixel of the picture are not attended to.
         query_masks (`torch.BoolTensor` of shape `(batch_size, num_regions, sequence_length)`, *optional*):
             True for the tokens whose attention `grounding_maps` averages, one query per region.
-        probe_values (`torch.FloatTensor` of shape `(batch_size, num_regions, num_images * num_image_tokens)`, *optional*):
-            A value for every visual token, one probe per query. With them `probe_means` holds each query's mean of its
-            probe at next to no cost, and there are no `grounding_maps`.
+        region_masks (`torch.FloatTensor` of shape `(batch_size, num_regions, num_images * num_image_tokens)`, *optional*):
+            1 for the visual tokens of each query's region, 0 for the others (or any values to average). With them
+            `region_attention` says how much of the query's attention lies there, at next to no cost, and there are no
+            `grounding_maps`.
         """
         self._check_placeholders(input_ids, pixel_values)
         image_hidden_states = cross_attention_states = positions = cross_attention_mask = visible = None
@@ -937,7 +791,7 @@ class AgeVlmModel(AgeVlmPreTrainedModel):
             cross_attention_mask=cross_attention_mask,
             visible=visible,
             query_masks=query_masks,
-            probe_values=probe_values,
+            region_masks=region_masks,
             use_cache=use_cache,
             **kwargs,
         )
@@ -1029,122 +883,6 @@ class AgeVlmForConditionalGeneration(AgeVlmPreTrainedModel, GenerationMixin):
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.post_init()
 
-    @classmethod
-    def from_vision_text_pretrained(
-        cls,
-        vision: str,
-        text: str,
-        image_size: int = 768,
-        cross_attention_layers: list[int] | None = None,
-        cross_attention_intermediate_size: int | None = None,
-        use_visual_positions: bool = False,
-        text_revision: str = "main",
-        dtype: torch.dtype = torch.float32,
-    ) -> "AgeVlmForConditionalGeneration":
-        r"""
-        Builds the model from a pretrained ConvNeXt and a pretrained LLaMA. The projector and the cross-attention layers
-        are new; the latter start as the identity, so that the model answers as its LLM does. Set
-        `config.image_token_id` to the placeholder of the tokenizer.
-
-        Args:
-            vision (`str`):
-                A timm ConvNeXt: name with a pretrained tag, `hf-hub:` id (`@revision` may follow), or a folder that holds
-                its config.json and model.safetensors, or that weight file.
-            text (`str`):
-                A checkpoint of LLaMA architecture: Hub id or folder of safetensors, or a GGUF file (its path, or
-                `repo:file.gguf` on the Hub), which is dequantized.
-            image_size (`int`, *optional*, defaults to 768):
-                Height and width of the images in pixels.
-            cross_attention_layers (`list[int]`, *optional*):
-                Indices in the combined stack. Defaults to every fifth layer from layer 2 on.
-            cross_attention_intermediate_size (`int`, *optional*):
-                Width of the MLP in the cross-attention layers; 0 leaves it out. Defaults to the LLM's.
-            use_visual_positions (`bool`, *optional*, defaults to `False`):
-                Whether the keys get a 2-D position code.
-            text_revision (`str`, *optional*, defaults to `"main"`):
-                Branch, tag or commit of `text` on the Hub.
-            dtype (`torch.dtype`, *optional*, defaults to `torch.float32`):
-                Dtype of all parameters.
-
-        Raises:
-            ValueError: If `text` is not of LLaMA architecture, `vision` not a ConvNeXt of stride 32, or one of them cannot
-                be loaded or has other tensors than its architecture.
-        """
-        vision_config, shapes = timm_tower(vision)
-        checkpoint, gguf_file = split_gguf(text)
-        source = {"pretrained_model_name_or_path": checkpoint, "gguf_file": gguf_file, "revision": text_revision}
-        with loading(text, TEXT_HINT):
-            llama_config = AutoConfig.from_pretrained(**source)
-        if llama_config.model_type != "llama":
-            raise ValueError(
-                f"{text} is a {llama_config.model_type!r} checkpoint, but AGE-VLM is built around LLaMA-architecture "
-                "models ('llama')."
-            )
-        if "quantization_config" in llama_config.to_dict():
-            raise ValueError(f"{text} is quantized. Pass the checkpoint that it was made from.")
-        if cross_attention_layers is None:
-            cross_attention_layers = default_cross_attention_layers(llama_config.num_hidden_layers)
-        text_config = llama_config.to_dict() | {
-            "model_type": AgeVlmTextConfig.model_type,
-            "num_hidden_layers": llama_config.num_hidden_layers + len(cross_attention_layers),
-            "cross_attention_layers": cross_attention_layers,
-            "cross_attention_intermediate_size": cross_attention_intermediate_size,
-        }
-        text_config = {key: value for key, value in text_config.items() if not key.endswith("name_or_path")}
-        config = cls.config_class(
-            text_config=text_config,
-            vision_config=vision_config | {"image_size": image_size},
-            image_token_id=0,
-            use_visual_positions=use_visual_positions,
-            tie_word_embeddings=llama_config.tie_word_embeddings,
-        )
-
-        tower = load_timm_tower(vision, shapes, dtype)
-        state_dict = {f"model.vision_tower.timm_model.{key}": value for key, value in tower.items()}
-        with loading(text, TEXT_HINT):
-            llama, report = LlamaForCausalLM.from_pretrained(
-                **source,
-                dtype=dtype,
-                use_safetensors=True,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-                quantization_config=GgufConfig(dequantize=True) if gguf_file else None,
-            )
-        check_tensors(
-            text,
-            missing=report["missing_keys"],
-            left_over=report["unexpected_keys"],
-            of_another_shape=[key for key, *_ in report["mismatched_keys"]],
-        )
-        # Some checkpoints have two tables, though their config.json says that one is both.
-        config.tie_word_embeddings = config.text_config.tie_word_embeddings = (
-            llama.lm_head.weight is llama.get_input_embeddings().weight
-        )
-        layers = config.text_config.self_attention_layers
-        for key, value in llama.state_dict().items():
-            if key.startswith("model.layers."):
-                _, _, index, rest = key.split(".", 3)
-                key = f"model.layers.{layers[int(index)]}.{rest}"
-            state_dict[key.replace("model.", "model.language_model.", 1)] = value
-
-        # The parts' tensors become the model's, and only what is new is drawn: nothing takes up memory twice.
-        with init.no_init_weights():
-            model = cls._from_config(config, dtype=dtype)
-        keys = model.load_state_dict(state_dict, strict=False, assign=True)
-        new = ("model.multi_modal_projector.",)
-        new += tuple(f"model.language_model.layers.{i}." for i in config.text_config.cross_attention_layers)
-        check_tensors(
-            f"{vision} and {text}",
-            missing=[key for key in keys.missing_keys if not key.startswith(new)],
-            left_over=keys.unexpected_keys,
-        )
-        for name, parameter in model.named_parameters():
-            parameter._is_hf_initialized = not name.startswith(new)
-        model.initialize_weights()
-        model.tie_weights()
-        model.generation_config = llama.generation_config
-        return model.eval()
-
     def get_input_embeddings(self) -> nn.Module:
         return self.model.get_input_embeddings()
 
@@ -1196,7 +934,7 @@ class AgeVlmForConditionalGeneration(AgeVlmPreTrainedModel, GenerationMixin):
         inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
         query_masks: torch.BoolTensor | None = None,
-        probe_values: torch.FloatTensor | None = None,
+        region_masks: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Unpack[TransformersKwargs],
@@ -1208,9 +946,10 @@ class AgeVlmForConditionalGeneration(AgeVlmPreTrainedModel, GenerationMixin):
             1 for pixels of the picture, 0 for padding.
         query_masks (`torch.BoolTensor` of shape `(batch_size, num_regions, sequence_length)`, *optional*):
             True for the tokens whose attention `grounding_maps` averages, one query per region.
-        probe_values (`torch.FloatTensor` of shape `(batch_size, num_regions, num_images * num_image_tokens)`, *optional*):
-            A value for every visual token, one probe per query. With them `probe_means` holds each query's mean of its
-            probe at next to no cost, and there are no `grounding_maps`.
+        region_masks (`torch.FloatTensor` of shape `(batch_size, num_regions, num_images * num_image_tokens)`, *optional*):
+            1 for the visual tokens of each query's region, 0 for the others (or any values to average). With them
+            `region_attention` says how much of the query's attention lies there, at next to no cost, and there are no
+            `grounding_maps`.
 
         Example:
 
@@ -1239,7 +978,7 @@ class AgeVlmForConditionalGeneration(AgeVlmPreTrainedModel, GenerationMixin):
             cache=cache,
             inputs_embeds=inputs_embeds,
             query_masks=query_masks,
-            probe_values=probe_values,
+            region_masks=region_masks,
             use_cache=use_cache,
             **kwargs,
         )
@@ -1259,8 +998,8 @@ class AgeVlmForConditionalGeneration(AgeVlmPreTrainedModel, GenerationMixin):
             cross_attentions=outputs.cross_attentions,
             image_hidden_states=outputs.image_hidden_states,
             grounding_maps=outputs.grounding_maps,
-            probe_means=outputs.probe_means,
-            uniform_probe_means=outputs.uniform_probe_means,
+            region_attention=outputs.region_attention,
+            uniform_region_attention=outputs.uniform_region_attention,
         )
 
 

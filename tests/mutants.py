@@ -31,6 +31,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = "modeling_agevlm/modeling_agevlm.py"
+CONVERSION = "modeling_agevlm/convert_agevlm.py"
 COLLATOR = "trainers/data_collator.py"
 TRAINER = "trainers/guided_sft_trainer.py"
 
@@ -115,10 +116,10 @@ MUTANTS = [
     ),
     Mutant(
         "two layers of the LLM swapped",
-        MODEL,
+        CONVERSION,
         {
-            "        layers = config.text_config.self_attention_layers\n": "        layers = config.text_config.self_attention_layers\n"
-            "        layers[0], layers[1] = layers[1], layers[0]\n"
+            "    layers = config.text_config.self_attention_layers\n": "    layers = config.text_config.self_attention_layers\n"
+            "    layers[0], layers[1] = layers[1], layers[0]\n"
         },
         "test_init.py",
     ),
@@ -177,10 +178,10 @@ MUTANTS = [
         "test_guidance_loss.py",
     ),
     Mutant(
-        "a probe's mean under another query",
+        "a region's attention under another query",
         MODEL,
         {
-            "            grounding = (query_weights.transpose(1, 2) * means)": "            grounding = (query_weights.roll(1, 1).transpose(1, 2) * means)"
+            "            grounding = (query_weights.transpose(1, 2) * inside)": "            grounding = (query_weights.roll(1, 1).transpose(1, 2) * inside)"
         },
         "test_probes.py",
     ),

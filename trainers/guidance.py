@@ -96,7 +96,7 @@ def guidance_loss_from_mass(
     Args:
         masses (`tuple[torch.Tensor]`):
             One tensor of shape `(batch_size, num_regions)` per cross-attention layer: the share of the query's attention
-            inside its region, float32. It is what the model returns as `probe_means` for `region_masks`.
+            inside its region, float32. It is what the model returns as `region_attention` for `region_masks`.
         region_masks (`torch.Tensor` of shape `(batch_size, num_regions, num_image_tokens)`):
             1 inside the region, 0 outside. A mask that is 0 throughout is not guided.
         uniform_mass (`torch.Tensor` of shape `(batch_size, num_regions)`):

@@ -192,7 +192,7 @@ class GuidedSFTTrainer(SFTTrainer):
             region_masks is not None and self.args.guidance_normalization == "sum" and self.args.guidance_weight > 0
         )
         if by_mass:
-            inputs["probe_values"] = region_masks
+            inputs["region_masks"] = region_masks
         base_outputs = []
         base_model = self._base_model()
         # TRL's fused language modeling head runs the base model and drops what else it returns.
@@ -210,14 +210,18 @@ class GuidedSFTTrainer(SFTTrainer):
         if region_masks is None:
             return result
 
-        outputs = base_outputs[0] if base_outputs else None  # with label smoothing, TRL runs it again without gradients
-        if outputs is None or (outputs.probe_means if by_mass else outputs.grounding_maps) is None:
+        outputs = (
+            base_outputs[0] if base_outputs else None
+        )  # with label smoothing, TRL runs it again without gradients
+        if outputs is None or (outputs.region_attention if by_mass else outputs.grounding_maps) is None:
             raise RuntimeError(
                 "The batch has regions, but the model returned nothing of its attention: its base model was run without "
                 "`query_masks`, or not through its `forward`."
             )
         if by_mass:
-            guidance = guidance_loss_from_mass(outputs.probe_means, region_masks, outputs.uniform_probe_means)
+            guidance = guidance_loss_from_mass(
+                outputs.region_attention, region_masks, outputs.uniform_region_attention
+            )
         else:
             guidance = guidance_loss(outputs.grounding_maps, region_masks, self.args.guidance_normalization)
         local_regions = guidance.num_regions.float()

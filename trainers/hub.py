@@ -24,7 +24,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 RECORD_NAME = "training.json"
 CARD_NAME = "README.md"
-CODE = "*_agevlm.py"
+CODE = "*[!t]_agevlm.py"  # all but convert_agevlm.py, which no checkpoint needs
 WEIGHTS = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, "model-*-of-*.safetensors")
 # Besides weights and card. Whatever else lies in the folder (optimizer, training_args.bin with its token, ...) stays.
 BELONGS = (

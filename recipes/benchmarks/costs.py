@@ -127,7 +127,7 @@ def text_work(
 def guidance_work(
     config: AgeVlmConfig, batch_size: int, text_tokens: int, visual_tokens: int, num_regions: int, maps: bool
 ) -> list[Work]:
-    """What guidance adds: channels of probes in the attention, or the maps' scores and their means over the queries."""
+    """What guidance adds: channels of masks in the attention, or the maps' scores and their means over the queries."""
     text = config.text_config
     pairs = batch_size * text_tokens * visual_tokens
     if maps:

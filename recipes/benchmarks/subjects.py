@@ -227,7 +227,7 @@ def eager_cross_attention(model: AgeVlmForConditionalGeneration) -> Iterator[lis
 
 
 def eager_loss(trainer: GuidedSFTTrainer, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The guided loss as it would be without probes and maps: from the weights that eager attention returns."""
+    """The guided loss as it would be without either way of the model's own: from the weights that eager attention returns."""
     with eager_cross_attention(trainer.model) as weights:
         lm_loss = trainer_loss(trainer, without_guidance(batch))
     shares = batch["query_masks"].float()

@@ -15,8 +15,13 @@
 
 from transformers import AutoTokenizer
 
-from modeling_agevlm import AgeVlmForConditionalGeneration, AgeVlmImageProcessor, AgeVlmProcessor
-from modeling_agevlm.modeling_agevlm import TEXT_HINT, loading, split_gguf, timm_config
+from modeling_agevlm import (
+    AgeVlmForConditionalGeneration,
+    AgeVlmImageProcessor,
+    AgeVlmProcessor,
+    from_vision_text_pretrained,
+)
+from modeling_agevlm.convert_agevlm import TEXT_HINT, loading, split_gguf, timm_config
 from recipes.training.arguments import PartsArguments
 
 
@@ -48,9 +53,10 @@ def build(parts: PartsArguments) -> tuple[AgeVlmForConditionalGeneration, AgeVlm
     )
     with loading(parts.text):  # before its weights, for a tokenizer may have no chat template
         processor = AgeVlmProcessor(image_processor, tokenizer, image_token=image_token)
-    model = AgeVlmForConditionalGeneration.from_vision_text_pretrained(
+    model = from_vision_text_pretrained(
         parts.vision,
         parts.text,
+        processor.image_token_id,
         image_size=parts.image_size,
         cross_attention_layers=parts.cross_attention_layers,
         cross_attention_intermediate_size=parts.cross_attention_intermediate_size,
@@ -64,7 +70,6 @@ def build(parts: PartsArguments) -> tuple[AgeVlmForConditionalGeneration, AgeVlm
         tokenizer.add_special_tokens({"pad_token": pad_token})
     if len(tokenizer) > model.config.text_config.vocab_size:
         model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64)
-    model.config.image_token_id = processor.image_token_id
     model.config.text_config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.suppress_tokens = [processor.image_token_id]
     model.generation_config.pad_token_id = tokenizer.pad_token_id

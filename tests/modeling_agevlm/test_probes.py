@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Probes: means under the attention without its maps, and the guidance loss from them."""
+"""How much attention lies in a region without a map of it, and the guidance loss from that."""
 
 import pytest
 import torch
@@ -29,13 +29,13 @@ BACKENDS = pytest.mark.parametrize("backend", ["sdpa", "eager"])
 def test_means_are_those_under_the_maps(backend: str, num_regions: int):
     model = tiny_model(attn_implementation=backend)
     batch = guided_batch(num_regions=num_regions)
-    probes = torch.randn(4, num_regions, 3 * NUM_CELLS, generator=torch.Generator().manual_seed(1))
-    by_maps, by_probes = model(**batch), model(**batch, probe_values=probes)
-    assert by_probes.grounding_maps is None and by_maps.probe_means is None
-    assert len(by_probes.probe_means) == len(by_maps.grounding_maps) == 2
-    for maps, means in zip(by_maps.grounding_maps, by_probes.probe_means, strict=True):
-        torch.testing.assert_close(means, (maps * probes).sum(-1), rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(by_probes.logits, by_maps.logits, rtol=1e-5, atol=1e-5)
+    values = torch.randn(4, num_regions, 3 * NUM_CELLS, generator=torch.Generator().manual_seed(1))
+    by_maps, by_masks = model(**batch), model(**batch, region_masks=values)
+    assert by_masks.grounding_maps is None and by_maps.region_attention is None
+    assert len(by_masks.region_attention) == len(by_maps.grounding_maps) == 2
+    for maps, means in zip(by_maps.grounding_maps, by_masks.region_attention, strict=True):
+        torch.testing.assert_close(means, (maps * values).sum(-1), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(by_masks.logits, by_maps.logits, rtol=1e-5, atol=1e-5)
 
 
 def test_uniform_means_are_those_of_attention_that_knows_nothing():
@@ -44,9 +44,9 @@ def test_uniform_means_are_those_of_attention_that_knows_nothing():
     batch["query_masks"] = guided_batch()["query_masks"][:2]
     for layer in model.config.text_config.cross_attention_layers:
         model.model.language_model.layers[layer].cross_attn.k_proj.weight.data.zero_()
-    outputs = model(**batch, probe_values=region_masks(batch))
-    for means in outputs.probe_means:
-        torch.testing.assert_close(means, outputs.uniform_probe_means, rtol=1e-5, atol=1e-6)
+    outputs = model(**batch, region_masks=region_masks(batch))
+    for means in outputs.region_attention:
+        torch.testing.assert_close(means, outputs.uniform_region_attention, rtol=1e-5, atol=1e-6)
 
 
 @BACKENDS
@@ -60,11 +60,11 @@ def test_loss_and_gradients_are_those_by_maps(backend: str, checkpointing: bool)
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     results = []
-    for probed in (False, True):
+    for by_mask in (False, True):
         model.zero_grad()
-        outputs = model(**batch, use_cache=False, **({"probe_values": masks} if probed else {}))
-        if probed:
-            guidance = guidance_loss_from_mass(outputs.probe_means, masks, outputs.uniform_probe_means)
+        outputs = model(**batch, use_cache=False, **({"region_masks": masks} if by_mask else {}))
+        if by_mask:
+            guidance = guidance_loss_from_mass(outputs.region_attention, masks, outputs.uniform_region_attention)
         else:
             guidance = guidance_loss(outputs.grounding_maps, masks)
         guidance.loss.backward()
@@ -84,8 +84,8 @@ def test_uniform_mass_of_one_picture_is_that_by_maps():
     batch["query_masks"] = torch.zeros(2, 2, 8, dtype=torch.bool)
     batch["query_masks"][:, 0, 3:5] = batch["query_masks"][:, 1, 6:] = True
     masks = region_masks(batch)
-    outputs = model(**batch, probe_values=masks)
-    by_mass = guidance_loss_from_mass(outputs.probe_means, masks, outputs.uniform_probe_means)
+    outputs = model(**batch, region_masks=masks)
+    by_mass = guidance_loss_from_mass(outputs.region_attention, masks, outputs.uniform_region_attention)
     by_maps = guidance_loss(model(**batch).grounding_maps, masks)
     torch.testing.assert_close(by_mass.uniform_mass, by_maps.uniform_mass)
 
@@ -93,9 +93,9 @@ def test_uniform_mass_of_one_picture_is_that_by_maps():
 def test_bfloat16_means_are_close():
     model, batch = tiny_model(), guided_batch()
     masks = region_masks(batch)
-    exact = model(**batch, probe_values=masks).probe_means
+    exact = model(**batch, region_masks=masks).region_attention
     batch["pixel_values"] = batch["pixel_values"].bfloat16()
-    rounded = model.bfloat16()(**batch, probe_values=masks).probe_means
+    rounded = model.bfloat16()(**batch, region_masks=masks).region_attention
     assert all(means.dtype == torch.float32 for means in rounded)
     torch.testing.assert_close(torch.stack(rounded), torch.stack(exact), rtol=0.05, atol=0.02)
 
@@ -117,12 +117,12 @@ def test_regions_without_words_or_mask_are_not_guided():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"probe_values": torch.zeros(4, 4, 5)}, "values of 5 visual tokens, but the text sees up to 27"),
-        ({"probe_values": torch.zeros(4, 3, 27)}, "need `query_masks` of as many rows and regions"),
-        ({"probe_values": torch.zeros(4, 4, 27), "query_masks": None}, "but they are None"),
+        ({"region_masks": torch.zeros(4, 4, 5)}, "values of 5 visual tokens, but the text sees up to 27"),
+        ({"region_masks": torch.zeros(4, 3, 27)}, "need `query_masks` of as many rows and regions"),
+        ({"region_masks": torch.zeros(4, 4, 27), "query_masks": None}, "but they are None"),
     ],
 )
-def test_bad_probes_are_refused(change: dict, message: str):
+def test_bad_region_masks_are_refused(change: dict, message: str):
     with pytest.raises(ValueError, match=message):
         tiny_model()(**{**guided_batch(), **change})
 

@@ -16,6 +16,7 @@
 import os
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from testing_utils import picture, tiny_model, tiny_processor
 from transformers.dynamic_module_utils import get_imports
 
 import modeling_agevlm
+from trainers.hub import CODE
 
 
 CODE_FILES = [
@@ -198,7 +200,8 @@ def test_loaded_elsewhere_it_computes_the_same(elsewhere: Path, expected: dict, 
 
 def test_saved_elsewhere_it_is_complete_again(checkpoint: Path, elsewhere: Path):
     names = {path.name for path in checkpoint.iterdir()}
-    assert names >= {*CODE_FILES, "config.json", "model.safetensors", "processor_config.json", "tokenizer.json"}
+    assert names >= {"config.json", "model.safetensors", "processor_config.json", "tokenizer.json"}
+    assert {name for name in names if name.endswith(".py")} == set(CODE_FILES)
     assert names == {path.name for path in (elsewhere / "again").iterdir() if path.is_file()}
     for name in CODE_FILES:
         assert (elsewhere / "again" / name).read_text() == (checkpoint / name).read_text()
@@ -222,4 +225,6 @@ def test_code_imports_only_what_users_have(name: str):
 
 def test_all_code_is_listed_here():
     folder = Path(modeling_agevlm.__file__).parent
-    assert sorted(path.name for path in folder.glob("*.py")) == ["__init__.py", *CODE_FILES]
+    files = {path.name for path in folder.glob("*.py")}
+    assert files == {"__init__.py", "convert_agevlm.py", *CODE_FILES}
+    assert {name for name in files if fnmatch(name, CODE)} == set(CODE_FILES)

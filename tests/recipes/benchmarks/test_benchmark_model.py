@@ -78,7 +78,7 @@ def test_guidance_is_all_that_differs(trainer: GuidedSFTTrainer):
     assert torch.equal(trainer_loss(trainer, without_guidance(batch)), unguided)  # all is as it was
 
 
-def test_eager_weights_guide_as_probes_do(trainer: GuidedSFTTrainer):
+def test_eager_weights_guide_as_region_masks_do(trainer: GuidedSFTTrainer):
     batch, model = make_batch(CONFIG, 2, 12), trainer.model
     apply_stage(model, get_stage(3))
     gradients = []
@@ -217,10 +217,10 @@ def test_guidance_takes_the_operations_of_the_formula(num_regions: int):
     plain, _ = flops(lambda: model(**inputs))
     inputs["query_masks"] = batch["query_masks"]
     by_maps, _ = flops(lambda: model(**inputs))
-    by_probes, _ = flops(lambda: model(**inputs, probe_values=batch["region_masks"]))
-    maps, probes = (total(guidance_work(CONFIG, 2, 12, CELLS, num_regions, maps)) for maps in (True, False))
+    by_masks, _ = flops(lambda: model(**inputs, region_masks=batch["region_masks"]))
+    maps, masks = (total(guidance_work(CONFIG, 2, 12, CELLS, num_regions, maps)) for maps in (True, False))
     assert sum(by_maps.values()) - sum(plain.values()) == maps
-    assert by_probes[KERNEL] - plain[KERNEL] == probes
+    assert by_masks[KERNEL] - plain[KERNEL] == masks
 
 
 @torch.no_grad()

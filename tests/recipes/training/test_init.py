@@ -39,7 +39,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from modeling_agevlm import AgeVlmForConditionalGeneration, AgeVlmProcessor
+from modeling_agevlm import AgeVlmForConditionalGeneration, AgeVlmProcessor, from_vision_text_pretrained
 from modeling_agevlm.configuration_agevlm import default_cross_attention_layers
 from recipes import init
 from recipes.training import command, stage
@@ -122,6 +122,7 @@ FAMILIES: dict[str, tuple[list[str], dict[str, Any], list[int], str | None]] = {
         TINYLLAMA,
     ),
 }
+IMAGE = 258  # LLaMA-3.2's first reserved token
 CHAT = [
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": "Is there a cup?"},
@@ -222,7 +223,7 @@ def assert_holds(model: AgeVlmForConditionalGeneration, vision: Path, text: Path
 def test_every_tensor_keeps_its_value(parts, tmp_path: Path, tied: bool, source: torch.dtype, dtype: torch.dtype):
     vision, text = parts[0], save_llama(tmp_path / "llama", tie_word_embeddings=tied, dtype=source)
     assert len(list(text.glob("*.safetensors"))) > 2
-    model = AgeVlmForConditionalGeneration.from_vision_text_pretrained(str(vision), str(text), dtype=dtype)
+    model = from_vision_text_pretrained(str(vision), str(text), IMAGE, dtype=dtype)
     assert (model.lm_head.weight is model.get_input_embeddings().weight) == tied
     assert_holds(model, vision, text, dtype)
     model.save_pretrained(tmp_path / "saved")
@@ -235,10 +236,20 @@ def test_every_tensor_keeps_its_value(parts, tmp_path: Path, tied: bool, source:
 def test_two_tables_are_kept_where_the_config_says_one(parts: tuple[Path, Path], tmp_path: Path):
     text = save_llama(tmp_path / "llama", tie_word_embeddings=False)
     change_config(text, tie_word_embeddings=True)
-    model = AgeVlmForConditionalGeneration.from_vision_text_pretrained(str(parts[0]), str(text))
+    model = from_vision_text_pretrained(str(parts[0]), str(text), IMAGE)
     assert_holds(model, parts[0], text, torch.float32)
     model.save_pretrained(tmp_path / "saved")
     assert_holds(AgeVlmForConditionalGeneration.from_pretrained(tmp_path / "saved"), parts[0], text, torch.float32)
+
+
+@pytest.mark.parametrize(("image_token_id", "rows"), [(IMAGE, 265), (264, 265), (265, 320), (320, 384)])
+def test_the_placeholder_is_in_the_vocabulary(parts: tuple[Path, Path], image_token_id: int, rows: int):
+    model = from_vision_text_pretrained(*map(str, parts), image_token_id, attn_implementation="eager")
+    assert model.config.image_token_id == image_token_id
+    assert model.config.text_config.vocab_size == len(model.get_input_embeddings().weight) == rows
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+    assert model.config.text_config._attn_implementation == "eager"
+    assert_holds(model, *parts, torch.float32)
 
 
 TOWERS = {
@@ -268,7 +279,7 @@ def test_towers_that_timm_writes(name: str, parts: tuple[Path, Path], tmp_path: 
 
 def test_a_weight_file_stands_for_its_folder(parts: tuple[Path, Path]):
     for vision in (parts[0] / "model.safetensors", f"local-dir:{parts[0]}"):
-        model = AgeVlmForConditionalGeneration.from_vision_text_pretrained(str(vision), str(parts[1]))
+        model = from_vision_text_pretrained(str(vision), str(parts[1]), IMAGE)
         assert_holds(model, *parts, torch.float32)
 
 
@@ -534,7 +545,7 @@ def test_bad_tower_gets_a_sentence(name: str, parts: tuple[Path, Path], tmp_path
     damage, sentence = BAD_TOWERS[name]
     damage(vision)
     with pytest.raises(ValueError, match=sentence) as error:
-        AgeVlmForConditionalGeneration.from_vision_text_pretrained(str(vision), str(parts[1]))
+        from_vision_text_pretrained(str(vision), str(parts[1]), IMAGE)
     assert_sentence(error.value, vision)
     assert not (vision / "unpickled").exists()
 
@@ -554,7 +565,7 @@ def test_names_that_timm_does_not_know(vision: str, sentence: str, parts: tuple[
     (tmp_path / "model.pth").touch()
     vision = vision.format(pickle=tmp_path / "model.pth")
     with pytest.raises(ValueError, match=sentence) as error:
-        AgeVlmForConditionalGeneration.from_vision_text_pretrained(vision, str(parts[1]))
+        from_vision_text_pretrained(vision, str(parts[1]), IMAGE)
     assert_sentence(error.value, vision)
 
 
@@ -627,13 +638,13 @@ def test_gguf_file(hub: HubServer, parts: tuple[Path, Path], tmp_path: Path):
     save_gguf(tmp_path / "gguf/llama.gguf", parts[1])
     put(hub, "someone/gguf", tmp_path / "gguf")
     for text in (str(tmp_path / "gguf/llama.gguf"), "someone/gguf:llama.gguf"):
-        model = AgeVlmForConditionalGeneration.from_vision_text_pretrained(str(parts[0]), text)
+        model = from_vision_text_pretrained(str(parts[0]), text, IMAGE)
         assert_holds(model, *parts, torch.float32)
     whole = (tmp_path / "gguf/llama.gguf").read_bytes()
     for size in (0, 10, 1000, len(whole) // 2, len(whole) - 100):
         (tmp_path / "cut.gguf").write_bytes(whole[:size])
         with pytest.raises(ValueError, match="cut.gguf cannot be loaded: .*or a whole GGUF file") as error:
-            AgeVlmForConditionalGeneration.from_vision_text_pretrained(str(parts[0]), str(tmp_path / "cut.gguf"))
+            from_vision_text_pretrained(str(parts[0]), str(tmp_path / "cut.gguf"), IMAGE)
         assert_sentence(error.value, tmp_path / "cut.gguf")
 
 
@@ -687,15 +698,15 @@ llama.save_pretrained(f"{sys.argv[1]}/llama", max_shard_size="1GB")
 """
 BUILD_REAL_SIZE = """
 import json, re, sys, time, torch
-from modeling_agevlm import AgeVlmForConditionalGeneration
+from modeling_agevlm import from_vision_text_pretrained
 
 def memory(name):
     return int(re.search(rf"{name}:\\s+(\\d+) kB", open("/proc/self/status").read()).group(1)) * 1024
 
 folder, dtype = sys.argv[1], getattr(torch, sys.argv[2])
-arguments = (f"{folder}/convnext", f"{folder}/llama")
+arguments = (f"{folder}/convnext", f"{folder}/llama", 128002)
 before, start = memory("VmRSS"), time.time()
-model = AgeVlmForConditionalGeneration.from_vision_text_pretrained(*arguments, dtype=dtype)
+model = from_vision_text_pretrained(*arguments, dtype=dtype)
 seconds = time.time() - start
 for parameter in model.parameters():
     parameter.sum()  # what is only mapped from a file counts as well
