@@ -52,6 +52,7 @@ def main() -> None:
     import PIL.Image
     import torch
     from safetensors import SafetensorError
+    from transformers.utils.logging import disable_progress_bar
 
     from modeling_agevlm.image_processing_agevlm import as_shown
     from recipes.answering.answers import ask
@@ -60,6 +61,7 @@ def main() -> None:
     from recipes.drawing.attention import save_attention
     from trainers.data_collator import load_image
 
+    disable_progress_bar()
     if args.out.suffix != ".png":
         sys.exit(f"error: `--out` has to end in .png, but is {args.out}.")
     if not args.question.strip():

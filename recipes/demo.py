@@ -27,7 +27,6 @@ import json
 import shutil
 import sys
 import time
-import warnings
 from pathlib import Path
 
 from recipes.study.plans import ALL_VARIANTS, IMAGE_SIZE, SCALES, VARIANTS, history, lineage, plan
@@ -41,25 +40,22 @@ def main() -> None:
     parser.add_argument("--all", action="store_true", help="all four variants of the paper, not just the two")
     args = parser.parse_args()
 
-    from transformers.utils.logging import disable_progress_bar
-
     from recipes.drawing.attention import save_attention_sheet
     from recipes.drawing.curves import save_curves
     from recipes.scenes.evaluation import summarize
     from recipes.scenes.questions import load_questions
     from recipes.study.results import evaluate, sheet_rows
-    from recipes.study.stages import train
+    from recipes.study.stages import train_all
+    from recipes.terminal.progress import show_own_bars_only
     from recipes.training.record import public_command
 
-    warnings.simplefilter("ignore", FutureWarning)  # of transformers about its own renamings
-    disable_progress_bar()
+    show_own_bars_only()
     if (args.out / "metrics.json").exists():
         shutil.rmtree(args.out)
     variants = ALL_VARIANTS if args.all else VARIANTS
     start = time.time()
     runs = plan(variants)
-    for run in runs:
-        train(args.out, args.text, SCALES[args.text], *run)
+    train_all(args.out, args.text, SCALES[args.text], runs)
     questions = load_questions("test", num_images=200 if args.text == "llama" else 20, image_size=IMAGE_SIZE)
     judged = {variant: evaluate(args.out, variant, questions) for variant in variants}
     metrics = {variant: summarize(j) for variant, j in judged.items()}

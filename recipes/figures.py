@@ -31,7 +31,6 @@ Each writes a PNG and, beside it, the numbers as JSON (`attention` also its maps
 """
 
 import argparse
-import warnings
 from pathlib import Path
 
 from recipes.terminal.errors import one_sentence
@@ -73,8 +72,6 @@ def main() -> None:
     made.add_argument("--num_scenes", type=int, default=300, help="pictures to ask about without `--records`")
     args = parser.parse_args()
 
-    from transformers.utils.logging import disable_progress_bar
-
     from recipes.inside.figures import (
         attention,
         attention_rows,
@@ -87,9 +84,9 @@ def main() -> None:
     )
     from recipes.inside.hallucination import read_answers
     from recipes.inside.vlm import load_vlm, read_picture
+    from recipes.terminal.progress import show_own_bars_only
 
-    warnings.simplefilter("ignore", FutureWarning)  # of transformers about its own renamings
-    disable_progress_bar()
+    show_own_bars_only()
     with one_sentence():
         if args.out.suffix != ".png":
             raise ValueError(f"`--out` has to end in .png, but is {args.out}.")

@@ -26,7 +26,6 @@ import json
 import shutil
 import sys
 import time
-import warnings
 from pathlib import Path
 
 from recipes.scenes import TRAINED_MODEL
@@ -50,18 +49,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/scenes_model"), help="folder of the stages")
     args = parser.parse_args()
 
-    from transformers.utils.logging import disable_progress_bar
-
     from modeling_agevlm import AgeVlmForConditionalGeneration, AgeVlmProcessor
     from recipes.scenes.evaluation import evaluate_all
-    from recipes.study.stages import train
+    from recipes.study.stages import train_all
+    from recipes.terminal.progress import show_own_bars_only
     from recipes.training.record import public_command
 
-    warnings.simplefilter("ignore", FutureWarning)  # of transformers about its own renamings
-    disable_progress_bar()
+    show_own_bars_only()
     start = time.time()
-    for run in plan(("age-vlm",)):
-        train(args.out, "llama", SCALE, *run)
+    train_all(args.out, "llama", SCALE, plan(("age-vlm",)))
     model = AgeVlmForConditionalGeneration.from_pretrained(args.out / "age-vlm")
     processor = AgeVlmProcessor.from_pretrained(args.out / "age-vlm")
     metrics, _ = evaluate_all(model, processor, num_images=NUM_IMAGES, image_size=IMAGE_SIZE)

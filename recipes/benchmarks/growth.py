@@ -27,9 +27,6 @@ from recipes.drawing import plt
 from trainers import apply_stage
 
 
-# Growth
-
-
 def growth(size: Size, rounds: int, plot: Path | None = None) -> dict[str, Any]:
     """Guided stage-3 step and prefill over each axis; at 1.0 stand the values of the first."""
     config = size.config

@@ -25,12 +25,14 @@ import PIL.Image
 import torch
 from datasets import Features, List, Value
 
-from recipes import masks as masks_recipe
 from recipes.rows.files import write_parquet
 from recipes.rows.records import FEATURES
-
-
-# Masks
+from recipes.segmentation.arguments import MaskArguments
+from recipes.segmentation.florence import Locator
+from recipes.segmentation.maker import MaskMaker
+from recipes.segmentation.queries import prepare
+from recipes.segmentation.regions import REGION
+from recipes.segmentation.sam import Segmenter
 
 
 class Clock:
@@ -85,12 +87,8 @@ def masks(florence: str, sam: str, num_rows: int, num_instances: int, size: tupl
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     tokens = 2 * 24 * num_instances  # outlines of 24 points
-    arguments = masks_recipe.MaskArguments(
-        out="", florence=florence, sam=sam, max_new_tokens=tokens, max_area=1, min_area=0
-    )
-    maker = masks_recipe.MaskMaker(
-        arguments, masks_recipe.Locator(arguments, device, dtype), masks_recipe.Segmenter(arguments, device, dtype)
-    )
+    arguments = MaskArguments(out="", florence=florence, sam=sam, max_new_tokens=tokens, max_area=1, min_area=0)
+    maker = MaskMaker(arguments, Locator(arguments, device, dtype), Segmenter(arguments, device, dtype))
     clock, rng = Clock(), np.random.default_rng(0)
     generate, read = maker.locator.generate, maker.locator.read
     maker.locator.generation["min_new_tokens"] = tokens
@@ -114,7 +112,7 @@ def masks(florence: str, sam: str, num_rows: int, num_instances: int, size: tupl
     maker.segmenter.embed = clock.timed("SAM, pictures", maker.segmenter.embed)
     maker.segmenter.decode = clock.timed("SAM, boxes", maker.segmenter.decode)
     maker.segmenter.masks = clock.timed("masks at the picture's size", maker.segmenter.masks)
-    features = Features({**FEATURES, "regions": List(masks_recipe.REGION), "mask_problems": List(Value("string"))})
+    features = Features({**FEATURES, "regions": List(REGION), "mask_problems": List(Value("string"))})
     with tempfile.TemporaryDirectory() as folder:
         rows = []
         for n in range(num_rows):
@@ -123,9 +121,9 @@ def masks(florence: str, sam: str, num_rows: int, num_instances: int, size: tupl
             words = [("user", "image", None), ("assistant", "text", "a thing in the picture")]
             messages = [{"role": role, "content": [{"type": kind, "text": t}]} for role, kind, t in words]
             rows.append({"id": str(n), "images": [{"path": f"{folder}/{n}.jpg", "bytes": None}], "messages": messages})
-        maker([masks_recipe.prepare(rows[0], "answer")])  # warm-up
+        maker([prepare(rows[0], "answer")])  # warm-up
         clock.seconds.clear()
-        prepared = [clock.timed("pictures from files", masks_recipe.prepare)(row, "answer") for row in rows]
+        prepared = [clock.timed("pictures from files", prepare)(row, "answer") for row in rows]
         with clock.stage("regions and run lengths"):
             done = maker(prepared)
         with clock.stage("writing"):

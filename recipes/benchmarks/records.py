@@ -28,9 +28,6 @@ from datasets import load_dataset
 from recipes.rows.json_files import Lines
 
 
-# Records
-
-
 def records(num_records: int, num_reads: int) -> dict[str, Any]:
     """Seconds and peak memory of the first and of a later look at a JSONL file, and of reading records at random."""
     with tempfile.TemporaryDirectory() as folder:

@@ -33,9 +33,6 @@ from recipes.benchmarks.timing import (
 from trainers import GuidedSFTTrainer, apply_stage
 
 
-# Stages
-
-
 def stages(size: Size, rounds: int) -> dict[str, Any]:
     """Guided stage 3 by guided stage 4 with the LLM trained; utilization; memory of stage 4."""
     peak, peak_name = peak_flops(measure_machine())

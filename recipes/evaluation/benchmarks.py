@@ -61,9 +61,6 @@ PAPERS = ("hallusionbench", "ocrbench", "cvbench", "realworldqa", "pope")
 PICTURES = {"real": "", "none": "no picture", "swapped": "swapped picture"}
 
 
-# --- Running ---
-
-
 def manifest() -> "ModelManifest":
     """What lmms-eval's entry point names. It stands here because importing the model's own module imports lmms-eval first."""
     from lmms_eval.models.registry_v2 import ModelManifest

@@ -36,9 +36,6 @@ CATEGORIES = {
 QUESTION_SET = ("category", "subcategory", "set_id")
 
 
-# --- Statistics ---
-
-
 def align(runs: dict[str, list[Record]]) -> list[tuple[Record, ...]]:
     """
     The records of every question, in the order of the first run.
@@ -152,9 +149,6 @@ def differences_table(
         for name, (value, low, high) in bootstrap(first, second, resamples, seed).items()
     ]
     return markdown(["metric", *names, "difference", "95% interval"], rows)
-
-
-# --- The answer sheet ---
 
 
 def choose(questions: list[tuple[Record, ...]], number: int, only_different: bool) -> list[tuple[Record, ...]]:

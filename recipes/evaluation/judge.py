@@ -20,9 +20,6 @@ from recipes.evaluation.records import JUDGED, Record
 from recipes.evaluation.rules import HALLUSION_ANSWERS, parse_yes_no
 
 
-# --- The judge ---
-
-
 def judge_prompt(record: Record) -> str:
     """What the judge is asked."""
     answer = record["answer"]

@@ -21,9 +21,6 @@ from recipes.evaluation.rules import says_no
 from recipes.terminal.tables import markdown
 
 
-# --- Metrics ---
-
-
 def share(records: Sequence[Record]) -> float:
     return sum(record["correct"] for record in records) / len(records)
 

@@ -58,9 +58,6 @@ NOTES = (
 )
 
 
-# --- Tables ---
-
-
 def table_2(name: str, results: dict[str, dict[str, Any]]) -> str:
     """The paper's Table 2 with a row for every `picture` of ours."""
 

@@ -24,9 +24,6 @@ HALLUSION_ANSWERS = {"0": "no", "1": "yes"}
 FULL_WIDTH = {ord("！") + n: ord("!") + n for n in range(94)} | {ord("\u3000"): ord(" ")}
 
 
-# --- What an answer says ---
-
-
 @functools.lru_cache(maxsize=1 << 16)
 def says_no(text: str) -> bool:
     """Applies POPE's own rule: the first sentence, without commas, has one of the words No, not and no."""

@@ -24,9 +24,6 @@ from typing import Any
 import numpy as np
 
 
-# Reading the file
-
-
 class Lines:
     """
     The lines of a file by number, read when they are asked for. Where they begin is found once and kept beside the file

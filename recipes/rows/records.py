@@ -47,9 +47,6 @@ class Fault(ValueError):
         self.kind = kind
 
 
-# One record
-
-
 @lru_cache(maxsize=4096)
 def names_by_lower_case(folder: str) -> dict[str, str]:
     try:

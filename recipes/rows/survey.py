@@ -37,9 +37,6 @@ from recipes.rows.records import Fault, content_hash, read_record
 VERSION = 1  # of what is remembered of a file
 
 
-# The whole file
-
-
 @dataclass(frozen=True)
 class Source:
     """A JSON or JSONL file, its folder of images, and what is asked of them."""

@@ -33,9 +33,6 @@ from recipes.scenes.texts import (
 )
 
 
-# --- Evaluation: the same question on a picture and on an edited one ---
-
-
 def _without(plan: Plan, index: int) -> Plan:
     return replace(plan, items=plan.items[:index] + plan.items[index + 1 :])
 

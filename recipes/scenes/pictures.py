@@ -23,9 +23,6 @@ from recipes.scenes.classes import CLASSES, SPLITS
 from recipes.scenes.plans import Item, Plan, bounding_box, draw_item, levels, make_plan, pick, row_generator, shape_of
 
 
-# --- Pictures ---
-
-
 @dataclass
 class SceneObject:
     """An object in a scene.

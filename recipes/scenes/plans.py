@@ -26,9 +26,6 @@ from recipes.scenes import SPRITES
 from recipes.scenes.classes import CLASSES, CONTEXTS, PARTNERS, SPLITS, VISITORS
 
 
-# --- Plans: what stands where, without a picture ---
-
-
 @dataclass(frozen=True)
 class Look:
     """Ranges `(low, high)` that a split draws its renderings from; the ranges of the two splits are disjoint."""

@@ -36,9 +36,6 @@ from recipes.scenes.texts import (
 )
 
 
-# --- Evaluation ---
-
-
 @functools.cache
 def _habits() -> tuple[np.ndarray, np.ndarray]:
     """Returns how often classes (C,) and pairs of classes (C, C) are seen in 4000 scenes."""

@@ -55,8 +55,6 @@ from recipes.scenes.plans import make_plan, row_generator
 from recipes.scenes.texts import Message, make_dialog
 
 
-# --- Data sets ---
-
 _MASK = {"size": List(Value("int32")), "counts": Value("string")}
 FEATURES = Features(
     {

@@ -24,9 +24,6 @@ from recipes.scenes.plans import make_plan
 from recipes.scenes.texts import make_dialog
 
 
-# --- Command line ---
-
-
 def draw_sheet(split: str, task: str, num_rows: int, image_size: int, seed: int) -> PILImage.Image:
     """Returns a contact sheet, five scenes in a row, with what is written about each below it."""
     height = image_size + (64 if task == "caption" else 192)

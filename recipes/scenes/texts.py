@@ -23,9 +23,6 @@ from recipes.scenes.classes import CLASSES, NUMBERS, OPPOSITES, PLACES, PLURALS,
 from recipes.scenes.plans import Item, Plan, make_plan, next_class, pick, row_generator
 
 
-# --- Texts ---
-
-
 @dataclass(frozen=True)
 class Message:
     """A message: `mentions` are (phrase, start, item indices), `items` those that the message as a whole is about."""

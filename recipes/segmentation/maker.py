@@ -100,9 +100,6 @@ def batched(items: list, size: int) -> Iterator[list]:
         yield items[start : start + size]
 
 
-# All rows, on all processes
-
-
 def file_names(num_rows: int, rows_per_file: int) -> dict[str, range]:
     """Which rows each file holds."""
     starts = range(0, num_rows, rows_per_file)

@@ -22,9 +22,6 @@ from modeling_agevlm.image_processing_agevlm import as_shown
 from trainers.data_collator import load_image, message_text, with_placeholders
 
 
-# From rows to texts
-
-
 @dataclass
 class Query:
     """A text about a picture. `message` is the one whose words will look at the mask, and in which phrases are found."""
@@ -73,9 +70,6 @@ def prepare(row: dict[str, Any], query: str) -> Prepared:
         return Prepared(row, pictures, find_queries(row["messages"], len(pictures), query))
     except Exception as error:  # Pillow's plugins raise anything on damaged files
         return Prepared(row, [], [], f"{type(error).__name__}: {error}"[:200])
-
-
-# The two networks
 
 
 @dataclass

@@ -34,9 +34,6 @@ REGION = {
 }
 
 
-# From what they found to regions
-
-
 def encode_mask(mask: np.ndarray) -> dict[str, Any]:
     return coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
 

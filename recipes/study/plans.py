@@ -18,6 +18,7 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from recipes.scenes import BACKBONES
 
@@ -58,15 +59,24 @@ def llm_checkpoint(text: str) -> str:
     return str(next(Path(package.origin).parent.glob("*.gguf")))
 
 
-def plan(variants: tuple[str, ...]) -> list[tuple[str, int, str, str | None]]:
-    """The stages to run as (folder, stage, variant, folder of the stage before); shared ones once."""
-    runs = [("stage1", 1, "age-vlm", None), ("stage2", 2, "age-vlm", "stage1")]
+class Run(NamedTuple):
+    """A stage to run: the folder that it writes, and that of the stage before."""
+
+    folder: str
+    stage: int
+    variant: str
+    previous: str | None
+
+
+def plan(variants: tuple[str, ...]) -> list[Run]:
+    """The stages to run; shared ones once."""
+    runs = [Run("stage1", 1, "age-vlm", None), Run("stage2", 2, "age-vlm", "stage1")]
     for variant in variants:
         guided = variant.startswith("age-vlm")
         stage3 = "stage3-guided" if guided else "stage3-unguided"
-        if all(folder != stage3 for folder, *_ in runs):
-            runs.append((stage3, 3, "age-vlm" if guided else "ca-baseline-frozen", "stage2"))
-    return runs + [(v, 4, v, "stage3-guided" if v.startswith("age-vlm") else "stage3-unguided") for v in variants]
+        if all(run.folder != stage3 for run in runs):
+            runs.append(Run(stage3, 3, "age-vlm" if guided else "ca-baseline-frozen", "stage2"))
+    return runs + [Run(v, 4, v, "stage3-guided" if v.startswith("age-vlm") else "stage3-unguided") for v in variants]
 
 
 def history(out: Path, folders: list[str]) -> list[dict[str, float]]:
@@ -79,7 +89,7 @@ def history(out: Path, folders: list[str]) -> list[dict[str, float]]:
     return entries
 
 
-def lineage(runs: list[tuple[str, int, str, str | None]], folder: str) -> list[str]:
+def lineage(runs: list[Run], folder: str) -> list[str]:
     """The folders from stage 1 to `folder`."""
-    previous = next(run[3] for run in runs if run[0] == folder)
+    previous = next(run.previous for run in runs if run.folder == folder)
     return ([] if previous is None else lineage(runs, previous)) + [folder]

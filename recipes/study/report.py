@@ -27,8 +27,6 @@ from recipes.study.settings import ABLATIONS, LONG, LONG_MODELS, MODELS, PAIRS, 
 from recipes.terminal.tables import markdown
 
 
-# --- The report ---
-
 COLUMNS = {
     "pope_accuracy": "POPE",
     "pope_accuracy_blind": "POPE, blind",

@@ -15,20 +15,19 @@
 
 from pathlib import Path
 
+from tqdm import tqdm
+
 from modeling_agevlm import AgeVlmForConditionalGeneration, AgeVlmProcessor
 from recipes.scenes.evaluation import Judged, judge
 
 
 def evaluate(out: Path, variant: str, questions: list[dict]) -> list[Judged]:
+    """The answers of a variant, and where its words look."""
     model = AgeVlmForConditionalGeneration.from_pretrained(out / variant)
     processor = AgeVlmProcessor.from_pretrained(out / variant)
 
-    def progress(done: int) -> None:
-        print(f"\r{variant}: {done}/{len(questions)} questions", end="", flush=True)
-
-    judged = judge(model, processor, questions, progress=progress)
-    print()
-    return judged
+    with tqdm(total=len(questions), desc=f"{variant:<18}", unit=" questions") as bar:
+        return judge(model, processor, questions, progress=lambda done: bar.update(done - bar.n))
 
 
 def sheet_rows(judged: dict[str, list[Judged]], names: dict[str, str], num_rows: int = 8) -> list[dict]:

@@ -30,9 +30,6 @@ from recipes.study.settings import Setting
 from trainers.data_collator import decode_rle
 
 
-# --- Rows ---
-
-
 def reshape(picture: PILImage.Image, kind: str) -> PILImage.Image:
     """A square picture as one of 8 to 5, or that on a square canvas of its mean color."""
     if kind == "square":

@@ -18,15 +18,30 @@ from pathlib import Path
 import torch
 
 from recipes.scenes import BACKBONES
-from recipes.study.plans import IMAGE_SIZE, Scale, llm_checkpoint
-from recipes.terminal.progress import StepLine
+from recipes.study.plans import IMAGE_SIZE, Run, Scale, llm_checkpoint
+from recipes.terminal.progress import StageBar
 from recipes.training.arguments import DataArguments, ModelArguments
 from recipes.training.stage import run_stage
 from trainers import GuidedSFTConfig
 
 
-def train(out: Path, text: str, scale: Scale, folder: str, stage: int, variant: str, previous: str | None) -> None:
-    """Runs one stage, unless an interrupted run has completed it."""
+def train_all(out: Path, text: str, scale: Scale, runs: list[Run]) -> None:
+    """Runs the stages one after the other."""
+    for n, run in enumerate(runs):
+        train(out, text, scale, *run, later_steps=sum(scale.steps[later.stage] for later in runs[n + 1 :]))
+
+
+def train(
+    out: Path,
+    text: str,
+    scale: Scale,
+    folder: str,
+    stage: int,
+    variant: str,
+    previous: str | None,
+    later_steps: int = 0,
+) -> None:
+    """Runs one stage, unless an interrupted run has completed it. `later_steps` are those of the stages to come."""
     if (out / folder / "config.json").exists():
         print(f"{folder}: done before")
         return
@@ -58,5 +73,5 @@ def train(out: Path, text: str, scale: Scale, folder: str, stage: int, variant: 
     # As in the paper, stages 1 to 3 read the same captions.
     steps = scale.steps[4] if stage == 4 else max(scale.steps[n] for n in (1, 2, 3))
     data = DataArguments(num_scenes=scale.batch_size * steps)
-    trainer = run_stage(stage, arguments, data, training, progress=StepLine(folder))
+    trainer = run_stage(stage, arguments, data, training, progress=StageBar(folder, later_steps))
     trainer.accelerator.free_memory()

@@ -11,23 +11,70 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What long work shows on the terminal."""
+"""What long work shows on the terminal: one bar for each part of it, and how long all of it will still take."""
 
-from transformers import TrainerCallback
+import time
+import warnings
+from typing import Any
+
+from datasets import disable_progress_bars
+from tqdm import tqdm
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.utils.logging import disable_progress_bar
 
 
-class StepLine(TrainerCallback):
-    """One line that shows the step, the losses and where the attention falls, instead of one line per log entry."""
+def show_own_bars_only() -> None:
+    """Keeps the bars of transformers and datasets, and what transformers says of its own renamings, off the terminal."""
+    disable_progress_bar()
+    disable_progress_bars()
+    warnings.simplefilter("ignore", FutureWarning)
 
-    def __init__(self, name: str) -> None:
-        self.name = name
 
-    def on_log(self, args, state, control, logs: dict[str, float] | None = None, **kwargs) -> None:
-        if logs and "lm_loss" in logs:
-            parts = [f"{key} {logs[key]:.2f}" for key in ("lm_loss", "guidance_loss", "in_mask_mass") if key in logs]
-            print(
-                f"\r{self.name}: step {state.global_step}/{state.max_steps}  {'  '.join(parts)}", end="   ", flush=True
-            )
+def duration(seconds: float) -> str:
+    """Minutes and seconds for people."""
+    return f"{round(seconds)} s" if seconds < 90 else f"{round(seconds / 60)} min"
 
-    def on_train_end(self, args, state, control, **kwargs) -> None:
-        print(flush=True)
+
+class StageBar(TrainerCallback):
+    """
+    The bar of one stage, with its losses, where the attention falls, and the time that is left.
+
+    Args:
+        name (`str`): What the bar is called.
+        later_steps (`int`, *optional*, defaults to 0): Steps of the stages to come, which are taken to be as long as these.
+    """
+
+    def __init__(self, name: str, later_steps: int = 0) -> None:
+        self.name, self.later_steps = name, later_steps
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.first_step, self.start = state.global_step, time.monotonic()
+        form = "{desc} |{bar:20}| {n_fmt}/{total_fmt} {postfix}"
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=f"{self.name:<18}", bar_format=form)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.bar.update()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not logs or "lm_loss" not in logs:
+            return
+        parts = [f"{key} {logs[key]:.2f}" for key in ("lm_loss", "guidance_loss", "in_mask_mass") if key in logs]
+        step_seconds = (time.monotonic() - self.start) / (state.global_step - self.first_step)
+        left = (state.max_steps - state.global_step + self.later_steps) * step_seconds
+        self.bar.set_postfix_str("  ".join([*parts, f"{duration(left)} left"]))
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.bar.close()

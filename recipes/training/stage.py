@@ -127,7 +127,8 @@ def run_stage(
         arguments ([`ModelArguments`]): The model to start from, and the variant.
         data ([`DataArguments`]): The rows.
         training ([`GuidedSFTConfig`]): The training arguments.
-        progress (`TrainerCallback`, *optional*): Shows the progress instead of the trainer's own bar and log lines.
+        progress (`TrainerCallback`, *optional*): Shows the progress instead of the table of what trains and the
+            trainer's own bar and log lines.
         rows (`Dataset`, *optional*): The rows themselves, instead of those that `data` names.
 
     Raises:
@@ -163,7 +164,7 @@ def run_stage(
     if progress is not None:
         trainer.remove_callback(PrinterCallback if training.disable_tqdm else ProgressCallback)
         trainer.add_callback(progress)
-    if trainer.accelerator.is_main_process:
+    elif trainer.accelerator.is_main_process:
         print(f"Stage {number} of {arguments.variant}\n{parameter_table(trainer.model)}", flush=True)
     resume = training.resume_from_checkpoint
     trainer.train(resume_from_checkpoint={"true": True, "True": True}.get(resume, resume))

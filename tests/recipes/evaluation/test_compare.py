@@ -21,6 +21,7 @@ import PIL.Image
 import pytest
 
 from recipes import compare
+from recipes.drawing import plt
 from recipes.evaluation import sheet
 from recipes.evaluation.comparison import align, bootstrap, choose, counts_table, differences_table, mcnemar
 from recipes.evaluation.metrics import summarize
@@ -183,7 +184,7 @@ def test_a_picture_that_cannot_be_read_is_named(tmp_path: Path):
 
 def test_sheet_has_a_line_for_every_question(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     figures = []
-    monkeypatch.setattr(sheet.plt, "close", figures.append)
+    monkeypatch.setattr(plt, "close", figures.append)
     PIL.Image.new("RGB", (40, 40), "blue").save(tmp_path / "a.png")
     images = [str(tmp_path / name) for name in ("a.png", "gone.png", "a.png")]
     runs = [[record(n, right, image=image) for n, image in enumerate(images)] for right in (True, False, True)]
