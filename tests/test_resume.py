@@ -34,9 +34,9 @@ from test_guided_sft_trainer import dataset, make_trainer, parameters_of
 from testing_utils import box_mask, picture, region, row, tiny_model
 from transformers.trainer_utils import get_last_checkpoint
 
-from recipes.common import ModelArguments, load_model, save
+from recipes.common import ModelArguments, load_model
 from trainers import GuidedSFTTrainer, get_stage
-from trainers.guided_sft_trainer import UNFINISHED
+from trainers.checkpointing import UNFINISHED
 
 
 NUM_STEPS = 6
@@ -210,7 +210,7 @@ def train_and_save(out: str, resume: bool, save_total_limit: int | None) -> None
     torch.set_num_threads(1)
     trainer = trainer_of(Path(out), eight_rows(), save_total_limit=save_total_limit)
     trainer.train(resume_from_checkpoint=resume)
-    save(trainer)
+    trainer.save_final_model()
 
 
 def start(out: Path, resume: bool = False, save_total_limit: int | None = None) -> BaseProcess:
