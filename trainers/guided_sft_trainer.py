@@ -13,51 +13,34 @@
 # limitations under the License.
 """TRL's `SFTTrainer` with the guidance loss of AGE-VLM (https://huggingface.co/papers/2511.17793)."""
 
-import json
-import shutil
 from collections.abc import Iterator
-from concurrent.futures import Future
-from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset, Image, IterableDataset, List
-from huggingface_hub import CommitInfo
 from peft import PeftModel
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, ProcessorMixin
-from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, rotate_checkpoints
-from transformers.utils import logging
-from transformers.utils.hub import PushInProgress, hf_api
 from trl import SFTTrainer
 
+from .checkpointing import CheckpointMixin
 from .data_collator import DataCollatorForGuidedVisionLanguageModeling
 from .guidance import guidance_loss, guidance_loss_from_mass
 from .guided_sft_config import GuidedSFTConfig
-from .hub import CARD_NAME, RECORD_NAME, link_or_copy, upload_checkpoint
-from .model_card import model_card
+from .hub import HubMixin
 from .stages import count_parameters
 
 
-logger = logging.get_logger(__name__)
-
-# What is being written. The trainer does not take it for a checkpoint, and the Hub is not sent what begins with "_".
-UNFINISHED = "_unfinished"
-# What is being pushed in the background, safe from `save_total_limit`.
-PUSHED = "_pushed"
-
-
-class GuidedSFTTrainer(SFTTrainer):
+class GuidedSFTTrainer(CheckpointMixin, HubMixin, SFTTrainer):
     """
     Trains an [`AgeVlmForConditionalGeneration`] with the language modeling loss plus `guidance_weight` times the
     guidance loss.
 
     The changes with respect to [`trl.SFTTrainer`] are the collator, which keeps the rows' regions, and `compute_loss`,
-    which adds the guidance loss; besides, a checkpoint appears only when it is complete, and every step can be resumed
-    from. Both losses are means over everything that one optimizer step sees, on all processes and over all accumulated
-    batches: the language modeling loss over label tokens, the guidance loss over regions (and layers).
+    which adds the guidance loss; besides, checkpoints are complete ([`CheckpointMixin`]), and so is what goes to the Hub
+    ([`HubMixin`]). Both losses are means over everything that one optimizer step sees, on all processes and over all
+    accumulated batches: the language modeling loss over label tokens, the guidance loss over regions (and layers).
 
     Logged besides TRL's metrics: `lm_loss` and `guidance_loss` in nats, `in_mask_mass` (share of the attention inside
     the masks), `uniform_mass` (that share for even attention), and per optimizer step `guided_rows`,
@@ -121,7 +104,6 @@ class GuidedSFTTrainer(SFTTrainer):
         )
         args.assistant_only_loss = True
         self._num_regions: torch.Tensor | None = None
-        self._writes_aside = False
         self._sums: dict[str, dict[str, torch.Tensor | float]] = {"train": {}, "eval": {}}
 
     def _base_model(self) -> nn.Module:
@@ -147,22 +129,6 @@ class GuidedSFTTrainer(SFTTrainer):
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Every weight but norms, biases and timm's layer scales."""
         return [name for name in super().get_decay_parameter_names(model) if not name.endswith(".gamma")]
-
-    def _init_training_state(
-        self, max_steps: int, num_update_steps_per_epoch: int, num_train_epochs: int, *args: Any
-    ) -> tuple[int, int]:
-        """Also resumes where transformers (5.23) does not: at the last step, and after the first pass of a stream."""
-        position = super()._init_training_state(max_steps, num_update_steps_per_epoch, num_train_epochs, *args)
-        if self.state.global_step >= max_steps:
-            if self.args.should_save:  # a kill may have come between the last checkpoint and this
-                best = self.state.best_model_checkpoint
-                rotate_checkpoints(self._get_output_dir(None), self.args.save_total_limit, best, use_mtime=True)
-            return num_train_epochs, 0  # there is nothing left to do; it would take one more step
-        if isinstance(self.train_dataset, IterableDataset) and not self.args.ignore_data_skip:
-            # It takes all steps for one epoch, and would skip more batches than a pass has.
-            passes, batches_per_epoch = int(self.state.epoch or 0), max_steps * self.args.gradient_accumulation_steps
-            return passes, round(((self.state.epoch or 0) - passes) * batches_per_epoch)
-        return position
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
@@ -240,142 +206,6 @@ class GuidedSFTTrainer(SFTTrainer):
             share = self.accelerator.num_processes * local_regions / self._num_regions.clamp(min=1)
         loss = lm_loss + self.args.guidance_weight * share * guidance.loss
         return (loss, result[1]) if return_outputs else loss
-
-    def _get_output_dir(self, trial: Any) -> str:
-        run_dir = super()._get_output_dir(trial)
-        return str(Path(run_dir, UNFINISHED)) if self._writes_aside else run_dir
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """
-        Writes the checkpoint aside and moves it to its place when it is complete on all processes: a run that is
-        killed meanwhile resumes from the checkpoint before, which goes (`save_total_limit`) only afterwards.
-        """
-        run_dir = self._get_output_dir(trial)
-        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        place, aside = Path(run_dir, name), Path(run_dir, UNFINISHED)
-        if self.args.should_save:
-            shutil.rmtree(aside, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        self._writes_aside = True
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self._writes_aside = False
-        self.accelerator.wait_for_everyone()
-        is_best = self.state.best_model_checkpoint == str(aside / name)
-        if is_best:
-            self.state.best_model_checkpoint = str(place)
-        if self.args.should_save:
-            if is_best:
-                self.state.save_to_json(str(aside / name / TRAINER_STATE_NAME))
-            if place.exists():
-                place.rename(aside / "replaced")
-            (aside / name).rename(place)
-            shutil.rmtree(aside)
-            rotate_checkpoints(run_dir, self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True)
-        self.accelerator.wait_for_everyone()
-        if self.args.push_to_hub:
-            self._push_from_checkpoint(str(place))
-
-    def _current_record(self) -> list[dict[str, Any]]:
-        *before, run = self._record or [None]
-        return [*before, {**run, "steps": self.state.global_step}] if run else []
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        if self._record and self.args.should_save:
-            record = json.dumps(self._current_record(), indent=2)
-            Path(output_dir or self.args.output_dir, RECORD_NAME).write_text(record + "\n", encoding="utf-8")
-
-    def create_model_card(self, model_name: str | None = None, **kwargs: Any) -> None:
-        """Writes the README.md of the output folder from the card's template."""
-        if self._card_template is None:
-            return super().create_model_card(model_name, **kwargs)
-        if self.is_world_process_zero():
-            card = model_card(
-                self._card_template,
-                self.hub_model_id or model_name or Path(self.args.output_dir).name,
-                self._base_model().config.to_dict(),
-                self._parameter_counts,
-                log_history=self.state.log_history,
-                record=self._current_record(),
-            )
-            Path(self.args.output_dir).mkdir(parents=True, exist_ok=True)
-            Path(self.args.output_dir, CARD_NAME).write_text(card, encoding="utf-8")
-
-    def push_to_hub(
-        self,
-        commit_message: str | None = "End of training",
-        blocking: bool = True,
-        token: str | None = None,
-        revision: str | None = None,
-        private: bool | None = None,
-        **kwargs: Any,
-    ) -> CommitInfo | Future | None:
-        """
-        As [`transformers.Trainer.push_to_hub`], but only what belongs to the model goes up: not the training arguments,
-        which hold the token, and not what else lies in the output folder.
-        """
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        if self.hub_model_id is None:
-            self.init_hf_repo(token=token, private=private)
-        self.save_model(_internal_call=True)
-        if not self.is_world_process_zero():
-            return None
-        self.create_model_card(**kwargs)
-        self._finish_current_push()
-        job = self._push(self.args.output_dir, commit_message, token, revision)
-        return job.result() if blocking else job
-
-    def _push(self, folder: str | Path, message: str, token: str | None = None, revision: str | None = None) -> Future:
-        """Starts to put up the checkpoint in `folder` with the card as it is now."""
-        card = Path(self.args.output_dir, CARD_NAME).read_text(encoding="utf-8")
-        revision, token = revision or self.args.hub_revision, token or self.args.hub_token
-        api = hf_api()
-        return api.run_as_future(upload_checkpoint, folder, self.hub_model_id, card, message, revision, token, api)
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Also puts up the code, which transformers (5.23) leaves out until the end of training."""
-        if self._writes_aside or not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
-            return
-        busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
-        if busy and not self.args.hub_always_push:
-            return
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        # From a copy: the upload goes on in the background, and `save_total_limit` may take the checkpoint away.
-        name = Path(checkpoint_folder).name
-        copy = Path(self.args.output_dir, PUSHED, name)
-        shutil.rmtree(copy if busy else copy.parent, ignore_errors=True)
-        shutil.copytree(checkpoint_folder, copy, copy_function=link_or_copy)
-        message = f"Training in progress, step {self.state.global_step}"
-        jobs = [self._push(copy, message)]
-        if self.args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):  # to resume from
-            jobs.append(
-                hf_api().upload_folder(
-                    repo_id=self.hub_model_id,
-                    folder_path=copy,
-                    path_in_repo="last-checkpoint" if self.args.hub_strategy == HubStrategy.CHECKPOINT else name,
-                    commit_message=f"{message}, checkpoint",
-                    token=self.args.hub_token,
-                    run_as_future=True,
-                    ignore_patterns=[TRAINING_ARGS_NAME],  # holds the token
-                    revision=self.args.hub_revision,
-                )
-            )
-        if busy:
-            self.push_in_progress.jobs.extend(jobs)
-        else:
-            self.push_in_progress = PushInProgress(jobs)
-
-    def _finish_current_push(self) -> None:
-        """Also says which pushes failed, which transformers (5.23) keeps to itself."""
-        super()._finish_current_push()
-        if self.args.push_to_hub and self.is_world_process_zero():
-            for job in self.push_in_progress.jobs if self.push_in_progress is not None else []:
-                if job.exception() is not None:
-                    logger.warning(f"A push during training failed: {job.exception()}")
-            self.push_in_progress = None
-            shutil.rmtree(Path(self.args.output_dir, PUSHED), ignore_errors=True)
 
     def _add(self, mode: str, **values: torch.Tensor | float) -> None:
         sums = self._sums[mode]

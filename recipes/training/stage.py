@@ -13,14 +13,12 @@
 # limitations under the License.
 """Runs a stage: model, rows, training, saving."""
 
-import shutil
 from pathlib import Path
 
 from datasets import Dataset, IterableDataset
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig
 from transformers import PreTrainedModel, PrinterCallback, ProcessorMixin, ProgressCallback, TrainerCallback, set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled
-from transformers.utils import CONFIG_NAME
 
 from modeling_agevlm import AgeVlmConfig, AgeVlmForConditionalGeneration, AgeVlmProcessor
 from modeling_agevlm.convert_agevlm import loading
@@ -29,7 +27,6 @@ from recipes.training.data_sets import check_regions, load_rows
 from recipes.training.parts import build
 from recipes.training.record import card_template, run_record
 from trainers import GuidedSFTConfig, GuidedSFTTrainer, Stage, apply_stage, get_stage, lora_config, parameter_table
-from trainers.guided_sft_trainer import UNFINISHED
 
 
 def load_model(arguments: ModelArguments, stage: Stage) -> tuple[PreTrainedModel, ProcessorMixin]:
@@ -84,31 +81,6 @@ def peft_config(model: PreTrainedModel, arguments: ModelArguments, stage: Stage)
             "stage 4 with `--variant age-vlm-lm` or `ca-baseline`."
         )
     return lora_config(model, stage, arguments.lora_r, arguments.lora_alpha, lora_dropout=arguments.lora_dropout)
-
-
-def save(trainer: GuidedSFTTrainer) -> None:
-    """
-    Saves model, processor, code and log to the output folder, adapters merged into the model. The config.json comes last:
-    a run that is killed meanwhile leaves no folder that the next stage would take for a checkpoint.
-    """
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    if isinstance(model, PeftModel):
-        trainer.model = model.merge_and_unload()
-    out = Path(trainer.args.output_dir)
-    aside = out / UNFINISHED
-    if trainer.args.should_save:
-        (out / CONFIG_NAME).unlink(missing_ok=True)
-        shutil.rmtree(aside, ignore_errors=True)
-    trainer.save_state()
-    trainer.save_model(str(aside), _internal_call=True)
-    trainer.accelerator.wait_for_everyone()
-    if trainer.args.should_save:
-        for file in sorted(aside.iterdir(), key=lambda file: file.name == CONFIG_NAME):
-            file.replace(out / file.name)
-        aside.rmdir()
-    trainer.accelerator.wait_for_everyone()
-    if trainer.args.push_to_hub:
-        trainer.push_to_hub()
 
 
 def run_stage(
@@ -168,5 +140,5 @@ def run_stage(
         print(f"Stage {number} of {arguments.variant}\n{parameter_table(trainer.model)}", flush=True)
     resume = training.resume_from_checkpoint
     trainer.train(resume_from_checkpoint={"true": True, "True": True}.get(resume, resume))
-    save(trainer)
+    trainer.save_final_model()
     return trainer

@@ -13,9 +13,11 @@
 # limitations under the License.
 import copy
 import gc
+import inspect
 import math
 import re
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,8 @@ from trainers import (
     apply_stage,
     get_stage,
 )
+from trainers.checkpointing import CheckpointMixin
+from trainers.hub import HubMixin
 
 
 FEATURES = Features(
@@ -135,6 +139,39 @@ def independent(
     num_regions = sum(part[3] for part in guided)
     means = [sum(part[n] * part[3] for part in guided) / max(num_regions, 1) for n in range(3)]
     return {"lm_loss": lm_sum / num_labels, "guided_rows": len(guided)} | dict(zip(SCALARS[1:], means, strict=True))
+
+
+# What it overrides
+
+# Much of it is private to transformers and TRL: a version that renames or calls it otherwise has to be noticed.
+OVERRIDDEN = {
+    GuidedSFTTrainer: {
+        "_set_signature_columns_if_needed",
+        "compute_loss",
+        "get_batch_samples",
+        "get_decay_parameter_names",
+        "log",
+    },
+    CheckpointMixin: {
+        "_get_output_dir",
+        "_init_training_state",
+        "_push_from_checkpoint",
+        "_save",
+        "_save_checkpoint",
+    },
+    HubMixin: {"_finish_current_push", "_push_from_checkpoint", "create_model_card", "push_to_hub"},
+}
+
+
+@pytest.mark.parametrize("part", OVERRIDDEN)
+def test_overridden_methods_take_what_their_parents_take(part: type):
+    def parameters(method: Callable) -> list[tuple]:
+        return [(p.name, p.kind, p.default) for p in inspect.signature(method).parameters.values()]
+
+    own = {name: method for name, method in vars(part).items() if inspect.isfunction(method) and name != "__init__"}
+    assert {name for name in own if hasattr(SFTTrainer, name)} == OVERRIDDEN[part]
+    for name in OVERRIDDEN[part]:
+        assert parameters(own[name]) == parameters(getattr(SFTTrainer, name)), name
 
 
 # The losses

@@ -27,7 +27,7 @@ from testing_utils import tiny_batch, tiny_model, tiny_processor
 from modeling_agevlm import AgeVlmForConditionalGeneration
 from modeling_agevlm.modeling_agevlm import AgeVlmVisionModel
 from recipes.training.arguments import DataArguments, ModelArguments
-from recipes.training.stage import run_stage, save
+from recipes.training.stage import run_stage
 from trainers import GuidedSFTConfig, GuidedSFTTrainer, Stage, apply_stage, get_stage, lora_config, parameter_table
 
 
@@ -219,6 +219,8 @@ def stage_3(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_stage_four_saves_the_merged_model(tmp_path: Path, stage_3: Path, monkeypatch: pytest.MonkeyPatch):
     trained_model = {}
 
+    save = GuidedSFTTrainer.save_final_model
+
     def keep_and_save(trainer: GuidedSFTTrainer) -> None:
         model = trainer.model.eval()
         with torch.no_grad():
@@ -226,7 +228,7 @@ def test_stage_four_saves_the_merged_model(tmp_path: Path, stage_3: Path, monkey
         trained_model["plain"] = isinstance(model, PeftModel)
         save(trainer)
 
-    monkeypatch.setattr("recipes.training.stage.save", keep_and_save)
+    monkeypatch.setattr(GuidedSFTTrainer, "save_final_model", keep_and_save)
     run_stage(4, *arguments_of(tmp_path / "out", stage_3))
     names = {path.name for path in (tmp_path / "out").iterdir() if path.is_file()}
     assert {"model.safetensors", "config.json", "processor_config.json", "training.json"} <= names

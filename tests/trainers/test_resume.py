@@ -35,9 +35,9 @@ from testing_utils import box_mask, picture, region, row, tiny_model
 from transformers.trainer_utils import get_last_checkpoint
 
 from recipes.training.arguments import ModelArguments
-from recipes.training.stage import load_model, save
+from recipes.training.stage import load_model
 from trainers import GuidedSFTTrainer, get_stage
-from trainers.guided_sft_trainer import UNFINISHED
+from trainers.checkpointing import UNFINISHED
 
 
 NUM_STEPS = 6
@@ -211,7 +211,7 @@ def train_and_save(out: str, resume: bool, save_total_limit: int | None) -> None
     torch.set_num_threads(1)
     trainer = trainer_of(Path(out), eight_rows(), save_total_limit=save_total_limit)
     trainer.train(resume_from_checkpoint=resume)
-    save(trainer)
+    trainer.save_final_model()
 
 
 def start(out: Path, resume: bool = False, save_total_limit: int | None = None) -> BaseProcess:

@@ -298,7 +298,7 @@ def test_a_failed_push_does_not_end_the_training_but_is_told(hub: HubServer, tmp
     trainer = trainer_of(tmp_path, "me/failed", hub_strategy="every_save")
     del hub.repos["me/failed"]
     warnings = []
-    monkeypatch.setattr("trainers.guided_sft_trainer.logger.warning", warnings.append)
+    monkeypatch.setattr("trainers.hub.logger.warning", warnings.append)
     trainer.train()
     assert len(warnings) == 1 and "A push during training failed" in warnings[0] and "me/failed" in warnings[0]
     assert trainer.state.global_step == 1
