@@ -17,6 +17,7 @@ Measures side by side, in one run: what is compared takes turns, so that whateve
     python recipes/benchmark.py int8 --model runs/init
     python recipes/benchmark.py masks [--florence FLORENCE --sam SAM]
     python recipes/benchmark.py records
+    python recipes/benchmark.py startup
 
 `int8` compares a checkpoint with itself under torchao's weight-only int8: size, speed, and how far the logits move on
 questions about scenes and their right answers. Needs `pip install torchao`.
@@ -25,6 +26,8 @@ questions about scenes and their right answers. Needs `pip install torchao`.
 SAM-ViT-B with random weights and a quarter of their depth.
 
 `records` finds the lines of a JSONL file of a million records and reads 10,000 of them at random, beside `datasets`.
+
+`startup` tells the CPU time that every command takes for its `--help`, and `recipes/ask.py` for a question.
 """
 
 import argparse
@@ -49,22 +52,30 @@ def main() -> None:
     command = commands.add_parser("records", help="random access to a JSONL file")
     command.add_argument("--num_records", type=int, default=1_000_000)
     command.add_argument("--num_reads", type=int, default=10_000)
+    command = commands.add_parser("startup", help="what commands cost before they do anything")
+    command.add_argument("--rounds", type=int, default=3, help="how many times everything runs")
     for command in commands.choices.values():
         command.add_argument("--out", type=Path, help="JSON file to write (runs/benchmark/COMMAND.json)")
     args = parser.parse_args()
 
-    from recipes.benchmarks.int8 import int8, int8_table
-    from recipes.benchmarks.masks import masks, masks_table, save_reduced
-    from recipes.benchmarks.records import records, records_table
-
     if args.command == "int8":
+        from recipes.benchmarks.int8 import int8, int8_table
+
         result, table = int8(args.model, args.rounds, args.num_scenes), int8_table
-    elif args.command == "records":
-        result, table = records(args.num_records, args.num_reads), records_table
-    else:
+    elif args.command == "masks":
+        from recipes.benchmarks.masks import masks, masks_table, save_reduced
+
         with tempfile.TemporaryDirectory() as folder:
             networks = (args.florence, args.sam) if args.florence and args.sam else save_reduced(Path(folder))
             result, table = masks(*networks, args.num_rows, args.num_instances, tuple(args.size)), masks_table
+    elif args.command == "records":
+        from recipes.benchmarks.records import records, records_table
+
+        result, table = records(args.num_records, args.num_reads), records_table
+    else:
+        from recipes.benchmarks.startup import startup, startup_table
+
+        result, table = startup(args.rounds), startup_table
     out = args.out or Path(f"runs/benchmark/{args.command}.json")
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=2) + "\n")

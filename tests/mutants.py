@@ -240,7 +240,8 @@ def run_tests(project: Path, *tests: str) -> tuple[int, str]:
 
 def judge(mutant: Mutant) -> tuple[str | None, str]:
     """The test that notices the mutant if there is one, and what pytest printed."""
-    files = sorted((f"tests/{path.name}" for path in ROOT.glob("tests/test_*.py")), key=f"tests/{mutant.tests}".__ne__)
+    paths = sorted(ROOT.glob("tests/**/test_*.py"), key=lambda path: path.name != mutant.tests)
+    files = [str(path.relative_to(ROOT)) for path in paths if "upstream" not in path.parts]
     with tempfile.TemporaryDirectory() as folder:
         project = Path(folder)
         copy_project(project)
