@@ -30,11 +30,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from recipes import scale_plan
-from recipes.ask import SHIPPED
-from recipes.benchmark_measures import table as benchmark_table
-from recipes.claim import ABLATIONS, MODELS, interval, load_results, of_seeds
-from recipes.scenes import POPE_KINDS
-from recipes.tables import markdown
+from recipes.benchmarks import scale
+from recipes.benchmarks.timing import rows_table
+from recipes.scenes import TRAINED_MODEL
+from recipes.scenes.classes import POPE_KINDS
+from recipes.study.report import interval, load_results, of_seeds
+from recipes.study.settings import ABLATIONS, MODELS
+from recipes.terminal.tables import markdown
 
 
 DOCS = Path(__file__).parent
@@ -78,7 +80,7 @@ def demo() -> str:
 
 
 def scenes_model() -> str:
-    metrics = json.loads((SHIPPED / "metrics.json").read_text())
+    metrics = json.loads((TRAINED_MODEL / "metrics.json").read_text())
     lines = {
         "existence (POPE's rule)": ["pope_accuracy"],
         "existence without the picture": ["pope_accuracy_blind"],
@@ -265,16 +267,16 @@ def speed_targets() -> str:
 
 
 def speed(file: str) -> str:
-    return benchmark_table(measured(file)).partition("\n\n")[0]
+    return rows_table(measured(file)).partition("\n\n")[0]
 
 
 # --- The scale plan ---
 
 
 @functools.cache
-def scale() -> dict[str, str]:
+def scale_tables() -> dict[str, str]:
     args = scale_plan.make_parser().parse_args([])
-    return scale_plan.tables(dict(args.seconds), args.gpus, args.pictures_per_second)
+    return scale.tables(dict(args.seconds), args.gpus, args.pictures_per_second)
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -284,11 +286,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "open_points": open_points,
     "speed_targets": speed_targets,
     **{path.stem: functools.partial(speed, path.stem) for path in sorted((DOCS / "speed").glob("*.json"))},
-    "scale_time": lambda: scale()["Time"],
-    "scale_memory": lambda: scale()["Memory of weights, gradients and optimizer"],
-    "scale_network": lambda: scale()["Gradients over the network"],
-    "scale_data": lambda: scale()["Data"],
-    "scale_masks": lambda: scale()["Masks"],
+    "scale_time": lambda: scale_tables()["Time"],
+    "scale_memory": lambda: scale_tables()["Memory of weights, gradients and optimizer"],
+    "scale_network": lambda: scale_tables()["Gradients over the network"],
+    "scale_data": lambda: scale_tables()["Data"],
+    "scale_masks": lambda: scale_tables()["Masks"],
 }
 
 
