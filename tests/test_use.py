@@ -136,17 +136,21 @@ def runnable(page: str) -> list[str]:
 
 
 def test_every_page_with_python_is_run():
-    assert {page for page in PAGES if runnable(page)} == set(CHECKS)
+    assert {page for page in PAGES if runnable(page)} == set(CHECKS) == {"README.md", "docs/use.md", "docs/data.md"}
 
 
-@pytest.mark.parametrize("page", CHECKS)
-def test_page(place: Path, page: str):
+def run_page(place: Path, page: str) -> None:
     script = [f"{block}\n{check}" for block, check in zip(runnable(page), CHECKS[page], strict=True)]
     run("\n".join([PROLOGUE, "import os\nos.chdir(work)", *script]), place / NAME, place)
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/use.md"])
+def test_page(place: Path, page: str):
+    run_page(place, page)
+
+
 def test_a_row_made_as_shown_trains(place: Path):
-    test_page(place, "docs/data.md")
+    run_page(place, "docs/data.md")
     rows = load_from_disk(place / "data/mine")
     batch = DataCollatorForGuidedVisionLanguageModeling(tiny_processor())([rows[0]])
     assert batch["region_masks"].any() and batch["query_masks"].any()
