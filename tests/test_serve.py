@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from pages import PAGES, ROOT, SERVER, blocks
 from testing_utils import VOCAB_SIZE, picture, tiny_model, tiny_processor
 
 from modeling_agevlm import AgeVlmForConditionalGeneration, AgeVlmProcessor
@@ -34,7 +35,6 @@ from modeling_agevlm import AgeVlmForConditionalGeneration, AgeVlmProcessor
 
 openai = pytest.importorskip("openai", reason="needs transformers[serving]")
 
-ROOT = Path(__file__).parents[1]
 NAME = "runs/demo/age-vlm"
 QUESTION = "Is there a cup in the image?"
 
@@ -133,11 +133,9 @@ def test_broken_picture_is_an_error_and_the_server_goes_on(server: Server):
     assert server.ask(TEXT_PART).choices[0].message.content == expected(server.place, 0)
 
 
-def test_readme_block(server: Server):
-    readme = (ROOT / "README.md").read_text()
-    (block,) = re.findall(r"```python\n(.*?)```", readme[readme.index("### Serve") :].split("### Push")[0], re.DOTALL)
-    assert "localhost:8000" in block
-    block = block.replace("localhost:8000", f"localhost:{server.port}")
+def test_block_of_the_docs(server: Server):
+    (block,) = [block for text in PAGES.values() for block in blocks(text, "python") if SERVER in block]
+    block = block.replace(SERVER, f"localhost:{server.port}")
     result = subprocess.run([sys.executable, "-c", block], cwd=server.place, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert result.stdout == expected(server.place, 1, max_new_tokens=32)
@@ -159,10 +157,3 @@ def test_transformers_chat(server: Server):
     assert result.returncode == 0, result.stderr
     shown = re.sub(r"\s", "", result.stdout)
     assert re.sub(r"\s", "", expected(server.place, 0)) in shown, result.stdout
-
-
-def test_readme_commands_exist():
-    help_text = subprocess.run(
-        [sys.executable, str(ROOT / "recipes/serve.py"), "--help"], capture_output=True, text=True
-    ).stdout
-    assert "--port" in help_text

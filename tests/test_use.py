@@ -11,23 +11,23 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What README and model card show works as it stands there, in a process that knows nothing of this project."""
+"""What README, docs and model card show works as it stands there, in a process that knows nothing of this project."""
 
-import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from datasets import load_from_disk
+from pages import PAGES, ROOT, SERVER, blocks
 from test_remote_code import PROLOGUE, run
 from testing_utils import picture, tiny_model, tiny_processor
 
 from modeling_agevlm import AgeVlmForConditionalGeneration, AgeVlmProcessor
 from recipes.publishing.checkpoint import make_card
+from trainers import DataCollatorForGuidedVisionLanguageModeling
 
 
-ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
 NAME = "runs/demo/age-vlm"
 # Every way to load and to call a checkpoint that transformers has for such models; what comes out is saved.
 CALLS = """
@@ -101,19 +101,24 @@ for given, sentence in (
         raise SystemExit(f"{given} was not refused")
 torch.save(found, "found.pt")
 """
-CHECKS = [  # after each block of the README
-    "assert output.shape[1] > inputs['input_ids'].shape[1]",
-    "assert model.dtype == torch.bfloat16 and type(model).__name__ == 'AgeVlmForConditionalGeneration'",
-    "assert cup.shape == (60, 90) and abs(cup.sum() - 1) < 1e-3",
-    "assert len(output) == 2",
-    "assert pipe.model.dtype == torch.float32",
-    "assert type(model.model.language_model.layers[1].cross_attn.q_proj.weight).__name__ == 'Int8Tensor'",
-]
+ANSWERED = "assert output.shape[1] > inputs['input_ids'].shape[1]"
+CHECKS = {  # after each block of a page
+    "README.md": [ANSWERED],
+    "docs/use.md": [
+        ANSWERED,
+        "assert model.dtype == torch.bfloat16 and type(model).__name__ == 'AgeVlmForConditionalGeneration'",
+        "assert cup.shape == (60, 90) and abs(cup.sum() - 1) < 1e-3",
+        "assert len(output) == 2",
+        "assert pipe.model.dtype == torch.float32",
+        "assert type(model.model.language_model.layers[1].cross_attn.q_proj.weight).__name__ == 'Int8Tensor'",
+    ],
+    "docs/data.md": ["assert os.listdir('data/mine')"],
+}
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what the README names: a checkpoint and a picture."""
+    """A folder with what the pages name: a checkpoint and a picture."""
     folder = tmp_path_factory.mktemp("place")
     model = tiny_model()
     model.generation_config.suppress_tokens = [model.config.image_token_id]
@@ -125,19 +130,35 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def blocks(text: str) -> list[str]:
-    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+def runnable(page: str) -> list[str]:
+    """The Python blocks of a page that need no server."""
+    return [block for block in blocks(PAGES[page], "python") if SERVER not in block]
 
 
-def test_readme(place: Path):
-    given = blocks(README[README.index("## Use it") : README.index("### Serve")])
-    script = [f"{block}\n{check}" for block, check in zip(given, CHECKS, strict=True)]
-    run("\n".join([PROLOGUE, *script]), place / NAME, place)
+def test_every_page_with_python_is_run():
+    assert {page for page in PAGES if runnable(page)} == set(CHECKS) == {"README.md", "docs/use.md", "docs/data.md"}
+
+
+def run_page(place: Path, page: str) -> None:
+    script = [f"{block}\n{check}" for block, check in zip(runnable(page), CHECKS[page], strict=True)]
+    run("\n".join([PROLOGUE, "import os\nos.chdir(work)", *script]), place / NAME, place)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/use.md"])
+def test_page(place: Path, page: str):
+    run_page(place, page)
+
+
+def test_a_row_made_as_shown_trains(place: Path):
+    run_page(place, "docs/data.md")
+    rows = load_from_disk(place / "data/mine")
+    batch = DataCollatorForGuidedVisionLanguageModeling(tiny_processor())([rows[0]])
+    assert batch["region_masks"].any() and batch["query_masks"].any()
 
 
 def test_model_card(place: Path):
     card = make_card(place / NAME, NAME, (ROOT / "model_card.md").read_text())
-    given = blocks(card[card.index("## Use") : card.index("## Intended use")])
+    given = blocks(card, "python")
     assert "from_pretrained" in given[0]
     script = [block.replace("picture.png", "tests/data/kitchen.jpg") for block in given]
     run("\n".join([PROLOGUE, *script]), place / NAME, place)

@@ -17,7 +17,7 @@
     python recipes/scenes/sprites/pick.py package
 
 The first drawings of a class become `cup.webp`, `cup_2.webp`, ... and are shown in both splits; those after the bar
-become `cup_test.webp`, `cup_test_2.webp`, ... and are shown in the test split alone.
+become `book_test.webp`, `book_test_2.webp`, ... and are shown in the test split alone.
 """
 
 import argparse

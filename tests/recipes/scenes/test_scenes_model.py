@@ -15,7 +15,6 @@
 
 import json
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -27,9 +26,6 @@ from recipes.scenes.classes import POPE_KINDS
 from recipes.scenes.evaluation import answer_all, exchanged
 from recipes.scenes.pictures import sample_scene
 from recipes.scenes.questions import load_questions
-
-
-ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -59,26 +55,6 @@ def test_it_sees(checkpoint, questions):
     assert accuracy(checkpoint, questions, images) == pytest.approx(metrics["pope_accuracy"], abs=0.1)
     assert accuracy(checkpoint, questions, [None] * len(questions)) == 0.5
     assert accuracy(checkpoint, questions, exchanged(images)) < 0.65
-
-
-def test_readme_quotes_its_metrics():
-    metrics = json.loads((TRAINED_MODEL / "metrics.json").read_text())
-    section = (ROOT / "README.md").read_text().partition("### The scenes model")[2].partition("\n## ")[0]
-    shown = {line.split("|")[1].strip(): line.split("|")[2].strip() for line in section.splitlines() if "|" in line}
-    for title, names in {
-        "existence (POPE's rule)": ["pope_accuracy"],
-        "existence without the picture": ["pope_accuracy_blind"],
-        "existence with another picture": ["pope_accuracy_swapped"],
-        "random / popular / adversarial": [f"pope_{kind}_accuracy" for kind in POPE_KINDS],
-        "same question on a picture and its edit, both right": ["pairs_qAcc"],
-        "counting": ["count_accuracy"],
-        "relations": ["relation_accuracy"],
-        "named objects that are not there (CHAIR i) / objects named": ["chair_i", "chair_recall"],
-        "object words' attention inside their masks / even attention": ["in_mask_mass", "uniform_mass"],
-        "attention's maximum inside the mask": ["pointing_accuracy"],
-    }.items():
-        assert shown.pop(title) == " / ".join(f"{metrics[name]:.2f}" for name in names)
-    assert len(shown) == 2  # header and rule
 
 
 def test_ask_finds_it(tmp_path, monkeypatch, capsys):

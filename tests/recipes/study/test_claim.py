@@ -15,7 +15,6 @@
 
 import json
 import math
-import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -135,27 +134,6 @@ def test_the_committed_page_is_that_of_the_committed_results(tmp_path):
     report.report(tmp_path)
     for name in ("page.md", "results.csv"):
         assert (tmp_path / name).read_text() == (DOCS / name).read_text()
-
-
-def test_readme_quotes_what_was_measured():
-    results = report.load_results(DOCS)
-    readme = (ROOT / "README.md").read_text()
-    section = readme.partition("## Does guidance help?")[2].partition("\n## ")[0]
-    tables = [part.splitlines() for part in section.split("\n\n") if part.startswith("|")]
-    models, open_points = (
-        [[cell.strip() for cell in line.strip("|").split("|")] for line in table] for table in tables
-    )
-    header, _, *rows = models
-    keys = {title: key for key, title in report.COLUMNS.items()}
-    assert len(rows) > 5 and len(header) > 5
-    for title, *cells in rows:
-        for model, cell in zip(header[1:], cells, strict=True):
-            found = report.of_seeds(results, MODELS[model.strip("`")])
-            values = [result["metrics"][keys[title]] for result in found.values()]
-            assert len(values) == 3 and cell == report.interval(values), (title, model)
-    scores = {f"{results[setting.folder(4)]['metrics']['pope_accuracy']:.3f}" for setting in ABLATIONS.values()}
-    quoted = [re.findall(r"0\.\d{3}", cell) for _, cell, _ in open_points[2:]]
-    assert all(quoted) and {number for numbers in quoted for number in numbers} == scores
 
 
 @pytest.mark.slow

@@ -1,0 +1,359 @@
+# Copyright 2026 The AGE-VLM authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""README and docs: commands are ones that there are, links lead somewhere, numbers are those of the committed data.
+
+Their Python blocks run in `test_use.py` and, those that need a server, in `test_serve.py`.
+"""
+
+import importlib.util
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from statistics import mean, stdev
+from types import ModuleType
+
+import pytest
+import yaml
+from pages import FENCED, PAGES, ROOT, blocks, prose
+
+from recipes.benchmarks.scale import make_config, parameters
+from recipes.study import report, settings
+from trainers import get_stage
+
+
+PROGRAMS = "accelerate cp hf lmms-eval make npm pip pre-commit python tar transformers".split()
+LANGUAGES = {"bash", "bibtex", "python"}
+# Notes what it was called with, each word and the call as a whole ended by a character that no word has.
+STUB = """#!/bin/sh
+{ printf '%s\\037' "${0##*/}" "$@"; printf '\\036'; } >> "$RECORD"
+"""
+# A part of a line of prose that is a command
+COMMAND = re.compile(rf"`((?:{'|'.join(PROGRAMS)}) [^`]+)`")
+# Gets commands as JSON, each with whether it has to be complete; lets the program of each parse it, stops it there, and
+# prints for each what is wrong with it or null.
+PARSE = """
+import argparse, contextlib, io, json, runpy, sys
+import typer.core
+from accelerate.commands.launch import launch_command_parser
+
+class Parsed(BaseException):
+    pass
+
+depth, whole = 0, True
+parse_known_args, error = argparse.ArgumentParser.parse_known_args, argparse.ArgumentParser.error
+
+def parse(self, args=None, namespace=None):
+    global depth
+    depth += 1  # subcommands have parsers of their own
+    try:
+        found, rest = parse_known_args(self, args, namespace)
+    finally:
+        depth -= 1
+    if not depth:
+        if rest:
+            self.error(f"unknown: {rest}")
+        raise Parsed
+    return found, rest
+
+def fail(self, message):
+    if not whole and message.startswith("the following arguments are required"):
+        raise Parsed
+    error(self, message)
+
+def stop(*args, **kwargs):
+    raise Parsed
+
+def problem(words):
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+            if words[0] == "accelerate":
+                launch, rest = parse_known_args(launch_command_parser(), words[2:])
+                if rest or launch.training_script.startswith("-"):
+                    return f"no option of accelerate: {rest or launch.training_script}"
+                words = [launch.training_script, *launch.training_script_args]
+            sys.argv = words
+            runpy.run_path(words[0], run_name="__main__")
+    except Parsed:
+        return None
+    except (Exception, SystemExit) as error:
+        return f"{type(error).__name__}: {error} {said.getvalue()[-500:]}"
+    return "it did not parse its arguments"
+
+commands = json.load(sys.stdin)
+argparse.ArgumentParser.parse_known_args, argparse.ArgumentParser.error = parse, fail
+typer.core.TyperCommand.invoke = stop
+found = []
+for words, whole in commands:
+    depth = 0
+    found.append(problem(words))
+json.dump(found, sys.stdout)
+"""
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+MARKER = "<!-- made by: python docs/write_tables.py"
+
+
+@pytest.fixture(scope="module")
+def stubs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of programs that only note how they were called."""
+    folder = tmp_path_factory.mktemp("stubs")
+    for name in PROGRAMS:
+        (folder / name).write_text(STUB)
+        (folder / name).chmod(0o755)
+    return folder
+
+
+def calls(script: str, stubs: Path, place: Path) -> list[list[str]]:
+    """What bash calls with which words when it runs a script in which no program does anything."""
+    record = place / "record"
+    record.write_text("")
+    (place / ".venv/bin").mkdir(parents=True, exist_ok=True)
+    (place / ".venv/bin/activate").write_text("")
+    result = subprocess.run(
+        [shutil.which("bash"), "-euc", f"cd() {{ :; }}\n{script}"],
+        cwd=place,
+        env={"PATH": str(stubs), "RECORD": str(record)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, f"{script}\n{result.stderr}"
+    return [call.split("\x1f")[:-1] for call in record.read_text().split("\x1e")[:-1]]
+
+
+def made_by_make(words: list[str]) -> list[list[str]]:
+    """The Python commands that a call of make would run."""
+    command = [shutil.which("make"), "-n", "-o", ".venv/.installed", *words[1:]]
+    # Without what a make that runs these tests was told: it hands that on.
+    result = subprocess.run(command, cwd=ROOT, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True)
+    assert result.returncode == 0, f"{' '.join(words)}\n{result.stderr}"
+    found = [shlex.split(line, comments=True) for line in result.stdout.replace("\\\n", " ").splitlines()]
+    return [["python", *call[1:]] for call in found if call[:1] == [".venv/bin/python"]]
+
+
+def runnable(calls: list[list[str]]) -> list[list[str]]:
+    """Of the calls, those whose words a program of this project parses; the others are looked at here."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    found = []
+    for words in calls:
+        for word in words[1:]:
+            name = word.rpartition("=")[2]
+            if re.match(r"(docs|modeling_agevlm|recipes|tests|trainers)/", name):
+                assert (ROOT / name).exists(), f"{shlex.join(words)}: there is no {name}"
+        if words[0] == "make":
+            found += runnable(made_by_make(words))
+        elif words[0] == "pip":
+            for named in re.findall(r"\.\[([\w,]+)\]", " ".join(words)):
+                assert set(named.split(",")) <= set(extras), words
+        elif words[0] == "accelerate":
+            assert words[1] == "launch", words
+            found.append(words)
+        elif words[0] == "python" and words[1].endswith(".py"):
+            found.append(words[1:])
+    return found
+
+
+def test_commands(stubs: Path, tmp_path: Path):
+    commands, places = [], []
+    for page, text in PAGES.items():
+        scripts = [(block, True) for block in blocks(text, "bash")]
+        scripts += [(" ".join(command.split()), False) for command in COMMAND.findall(prose(text))]
+        for script, whole in scripts:
+            for words in runnable(calls(script, stubs, tmp_path)):
+                if words[:1] != ["tests/upstream/fetch.py"] and not words[0].startswith("tests/"):
+                    commands.append((words, whole))
+                    places.append(page)
+    assert len(commands) > 60
+    result = subprocess.run(
+        [sys.executable, "-c", PARSE],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        input=json.dumps(commands),
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    found = zip(places, commands, json.loads(result.stdout), strict=True)
+    wrong = [f"{page}: {shlex.join(words)}: {problem}" for page, (words, _), problem in found if problem]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_blocks_are_of_languages_that_are_checked():
+    assert {kind for text in PAGES.values() for kind, _ in FENCED.findall(text)} <= LANGUAGES
+    assert not [page for page, text in PAGES.items() if re.search(r"\n\n    \w", prose(text))]  # indented blocks
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors that GitHub gives a page's headings."""
+    titles = re.findall(r"^#+ (.*)$", prose(text), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links(page: str):
+    for link in LINK.findall(prose(PAGES[page])):
+        if "://" in link:
+            continue
+        path, _, anchor = link.partition("#")
+        target = (ROOT / page).parent / path if path else ROOT / page
+        assert target.exists(), f"{page}: {link}"
+        if anchor:
+            assert anchor in anchors(target.read_text()), f"{page}: {link}"
+
+
+def test_the_map_is_whole():
+    text = PAGES["CONTRIBUTING.md"].partition("## The map")[2].partition("\n## ")[0]
+    first_cells = " ".join(re.findall(r"^\| ([^|]*) \|", text, re.MULTILINE))
+    rooms = {f"recipes/{path.name}/" for path in (ROOT / "recipes").iterdir() if path.is_dir() and path.name[0] != "_"}
+    assert set(re.findall(r"`(recipes/\w+/)`", first_cells)) == rooms
+    commands = {path.name for path in (ROOT / "recipes").glob("*.py") if path.name[0] != "_"}
+    assert set(re.findall(r"`(\w+\.py)`", first_cells)) == commands
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_paths(page: str):
+    for path in re.findall(r"`((?:docs|modeling_agevlm|recipes|tests|trainers)/[\w./*-]*)`", prose(PAGES[page])):
+        assert any(ROOT.glob(path.rstrip("/"))), f"{page}: there is no {path}"
+
+
+@pytest.fixture(scope="module")
+def write_tables() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("write_tables", ROOT / "docs/write_tables.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_tables_are_those_of_the_data(write_tables: ModuleType):
+    names = []
+    for page in write_tables.PAGES:
+        for name, _, table in write_tables.MARKED.findall(page.read_text()):
+            assert table == write_tables.TABLES[name]() + "\n", f"{page.name}: python docs/write_tables.py {name}"
+            names.append(name)
+        assert len(write_tables.MARKED.findall(page.read_text())) == page.read_text().count(MARKER)
+    assert sorted(names) == sorted(write_tables.TABLES)
+
+
+def test_tables_of_numbers_are_made(write_tables: ModuleType):
+    for page in write_tables.PAGES:
+        for table in re.findall(r"(?:^\|.*\n)+", write_tables.MARKED.sub("", page.read_text()), re.MULTILINE):
+            assert not re.search(r"\d\.\d{3}", table), f"{page.name} has numbers that no command makes:\n{table}"
+
+
+def test_findings_are_those_of_the_study():
+    readme = " ".join(PAGES["README.md"].split())
+    results = report.load_results(ROOT / "docs/claim")
+    models = {name: report.of_seeds(results, setting) for name, setting in settings.MODELS.items()}
+
+    def added(key: str) -> list[float]:
+        """By what guidance raises a metric, for every pair of models and seed."""
+        return [
+            models[a][seed]["metrics"][key] - models[b][seed]["metrics"][key]
+            for a, b in settings.PAIRS
+            for seed in models[a]
+        ]
+
+    def span(values: list[float]) -> str:
+        return f"{min(values):.2f} to {max(values):.2f}"
+
+    def at_the_same_loss() -> list[float]:
+        found = []
+        for a, b in settings.PAIRS:
+            for seed in models[a]:
+                curves = [models[name][seed]["curve"] for name in (a, b)]
+                loss = max(min(point["lm_loss"] for point in curve) for curve in curves)
+                found.append(report.at_loss(curves[0], loss) - report.at_loss(curves[1], loss))
+        return found
+
+    def chair(pair: int) -> str:
+        a, b = settings.PAIRS[pair]
+        values = [models[a][seed]["metrics"]["chair_i"] - models[b][seed]["metrics"]["chair_i"] for seed in models[a]]
+        return f"{mean(values):.2f} ± {report.STUDENT[2] * stdev(values) / len(values) ** 0.5:.2f}"
+
+    assert f"POPE is {span(added('pope_accuracy'))} higher, seed by seed" in readme
+    assert f"and {span(at_the_same_loss())} at the same LM loss" in readme
+    assert f"both right: {span(added('pairs_qAcc'))} higher" in readme
+    other = [result["metrics"] for result in models["age-vlm-lm, other masks"].values()]
+    assert {metrics["pope_accuracy"] for metrics in other} == {0.5} and "POPE stays at 0.500" in readme
+    assert f"CHAIR i rises to {mean(metrics['chair_i'] for metrics in other):.2f}" in readme
+    assert {model["metrics"].get("pope_accuracy_blind", 0.5) for model in results.values()} == {0.5}
+
+    long, base = (results[setting.folder(4)] for setting in settings.LONG_MODELS.values())
+    assert f"it first reaches 0.75 after {report.reached(base['curve']):,} steps" in readme
+    low = [point["step"] for point in base["curve"] if point["pope_accuracy"] < 0.75]
+    assert f"stays there from {next(p['step'] for p in base['curve'] if p['step'] > max(low)):,} on" in readme
+    first = report.reached(long["curve"])
+    assert f"the guided model reaches it after {first:,} and stays" in readme
+    assert all(point["pope_accuracy"] >= 0.75 for point in long["curve"] if point["step"] >= first)
+    scores = [model["metrics"]["pope_accuracy"] for model in (base, long)]
+    assert "In the end they have {:.3f} and {:.3f}".format(*scores) in readme
+    scores = [model["metrics"]["chair_i"] for model in (long, base)]
+    assert "leave it so ({:.2f} against {:.2f})".format(*scores) in readme
+
+    assert f"CHAIR i is {chair(1)} higher where the LLM is trained, {chair(2)} with a weight of 0.1" in readme
+    assert f"where the LLM is frozen ({chair(0)})" in readme
+    both, three = (settings.ABLATIONS[name] for name in ("base (age-vlm-lm)", "guidance in stage 3 only"))
+    scores = [results[setting.folder(4)]["metrics"]["pope_accuracy"] for setting in (both, three)]
+    assert "POPE is {:.3f} and {:.3f}".format(*scores) in readme
+    assert f"({settings.STEPS[4]:,} steps of stage 4) and asked about {settings.TEST_IMAGES} test scenes" in readme
+
+
+def test_speed_in_short_is_what_was_measured(write_tables: ModuleType):
+    page = " ".join(PAGES["docs/speed.md"].split())
+
+    def values(*names: str) -> list[float]:
+        """Of a row by its end, in stage 3 and 4, in the files whose names are given after it."""
+        what, *files = names
+        return [
+            row["value"] for file in files for row in write_tables.measured(file)["rows"] if row["what"].endswith(what)
+        ]
+
+    for kind, words in (
+        ("sum, K=1", "with one region, a guided step takes {} of"),
+        ("sum, K=16", "16 regions {} and"),
+    ):
+        times = values(f"{kind} / unguided, time", "train")
+        assert words.format(f"{min(times):.2f} to {max(times):.2f}") in page
+        assert f"at most {max(values(f'{kind} / unguided, memory', 'train')):.3f}" in page
+    times = values("step / Mllama, time", "architectures", "architectures768")
+    assert f"A step takes {min(times):.2f} to {max(times):.2f} of the time with Mllama's" in page
+    times = values("step / LLaVA, time", "architectures768")
+    assert f"with 576 visual tokens, {min(times):.2f} to {max(times):.2f} of a LLaVA-style one" in page
+    assert f"{values('prefill, batch 16, LLM part / LLaVA', 'architectures768')[0]:.2f} of its at batch 16" in page
+    assert f"decoding reaches {values('compiled: AGE-VLM / LLaMA', 'decode')[0]:.2f} of" in page
+    weight = 128256 * 576 * 4  # bytes, of `small`'s head
+    logits = 2 * 512 * 128256 * 4
+    assert f"are {2 * weight / 1e9:.2f} GB together, two rows of logits {logits / 1e9:.2f} GB" in page
+
+
+def test_sizes():
+    total, _ = parameters(make_config("1B"), get_stage(1))
+    for page in ("README.md", "docs/train.md", "docs/paper.md", "docs/scale_plan.md"):
+        assert f"{total / 1e9:.2f}B" in PAGES[page] and "1.2B" in PAGES[page]
+
+
+def test_readme_is_short():
+    assert len(PAGES["README.md"].splitlines()) <= 230
+
+
+def test_one_version():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert str(citation["version"]) == version
+    assert f"\n## {version}\n" in PAGES["CHANGELOG.md"]
