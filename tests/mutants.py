@@ -164,7 +164,7 @@ MUTANTS = [
         TRAINER,
         {
             "share = self.accelerator.num_processes * local_regions / self._num_regions.clamp(min=1)\n": "share = self.accelerator.num_processes * local_regions / self._num_regions.clamp(min=1)\n"
-            "            share = share / self.current_gradient_accumulation_steps\n"
+            "                    share = share / self.current_gradient_accumulation_steps\n"
         },
         "test_guided_sft_trainer.py",
     ),

@@ -122,8 +122,8 @@ class GuidedSFTConfig(SFTConfig):
             raise ValueError(f"`guidance_weight` must not be negative, but is {self.guidance_weight}.")
         if not self.assistant_only_loss:
             raise ValueError("`assistant_only_loss=False` is not supported: only the assistant's words are labels.")
-        if self.gradient_checkpointing and (self.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+        if self.activation_checkpointing and (self.activation_checkpointing_kwargs or {}).get("use_reentrant"):
             raise ValueError(
-                "Reentrant gradient checkpointing silently drops the gradient of the guidance loss. Leave "
-                "`use_reentrant` out of `gradient_checkpointing_kwargs`, or set it to False."
+                "Reentrant activation checkpointing silently drops the gradient of the guidance loss. Leave "
+                "`use_reentrant` out of `activation_checkpointing_kwargs`, or set it to False."
             )

@@ -13,7 +13,8 @@
 # limitations under the License.
 """TRL's `SFTTrainer` with the guidance loss of AGE-VLM (https://huggingface.co/papers/2511.17793)."""
 
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -21,15 +22,29 @@ from datasets import Dataset, Image, IterableDataset, List
 from peft import PeftModel
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 from trl import SFTTrainer
 
 from .checkpointing import CheckpointMixin
 from .data_collator import DataCollatorForGuidedVisionLanguageModeling
-from .guidance import guidance_loss, guidance_loss_from_mass
+from .guidance import GuidanceLoss, guidance_loss, guidance_loss_from_mass
 from .guided_sft_config import GuidedSFTConfig
 from .hub import HubMixin
 from .stages import count_parameters
+
+
+# What the logged means are made of: sums over the batches since the last log, on all processes
+SUMS = (
+    "lm_loss",
+    "labels",
+    "guidance_loss",
+    "in_mask_mass",
+    "uniform_mass",
+    "regions",
+    "guided_rows",
+    "dropped_regions",
+    "skipped_rows",
+)
 
 
 class GuidedSFTTrainer(CheckpointMixin, HubMixin, SFTTrainer):
@@ -47,10 +62,17 @@ class GuidedSFTTrainer(CheckpointMixin, HubMixin, SFTTrainer):
     `dropped_regions` and `skipped_rows`.
 
     Args:
-        model ([`AgeVlmForConditionalGeneration`]): The model to train, with `requires_grad` set by `apply_stage`.
+        model (`str` or [`AgeVlmForConditionalGeneration`]):
+            The model to train, with `requires_grad` set by `apply_stage`. The folder or Hub id of a checkpoint is loaded
+            in float32 and trains whole; where `modeling_agevlm` is not imported, by its own code if
+            `args.trust_remote_code`. For any other way to load it, load it before.
         args ([`GuidedSFTConfig`]): The arguments.
-        processing_class ([`AgeVlmProcessor`]): The processor.
+        data_collator (`Callable`, *optional*):
+            Makes batches as [`DataCollatorForGuidedVisionLanguageModeling`] does, which is the default. Besides that, one
+            is given the rows as they come from the data set; the default reads the pictures itself.
         train_dataset (`datasets.Dataset` or `datasets.IterableDataset`): Rows of `images`, `messages`, `regions`.
+        eval_dataset (`datasets.Dataset`, `datasets.IterableDataset` or `dict`, *optional*): The like, or several by name.
+        processing_class ([`AgeVlmProcessor`], *optional*): The processor, if not that of the model's checkpoint.
         card_template (`str`, *optional*): Text of `model_card.md`, for the README.md. Without it, TRL's.
         record (`list[dict]`, *optional*): What each stage up to this one was; saved with every checkpoint.
         kwargs: Passed to [`trl.SFTTrainer`].
@@ -58,14 +80,26 @@ class GuidedSFTTrainer(CheckpointMixin, HubMixin, SFTTrainer):
 
     _tag_names = ["trl", "sft", "age-vlm"]
     _name = "AGE-VLM"
+    _paper = {
+        "title": "Attention Guided Alignment in Efficient Vision-Language Models",
+        "id": "2511.17793",
+        "citation": textwrap.dedent("""\
+            @article{mahajan2025attention,
+                title   = {Attention Guided Alignment in Efficient Vision-Language Models},
+                author  = {Mahajan and Le and Park and Farhadzadeh and Hayat and Porikli},
+                journal = {arXiv preprint arXiv:2511.17793},
+                year    = {2025}
+            }"""),
+    }
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: str | PreTrainedModel | PeftModel,
         args: GuidedSFTConfig,
-        processing_class: ProcessorMixin,
-        train_dataset: Dataset | IterableDataset,
-        eval_dataset: Dataset | IterableDataset | dict[str, Dataset] | None = None,
+        data_collator: Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]] | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Dataset | IterableDataset | dict[str, Dataset | IterableDataset] | None = None,
+        processing_class: ProcessorMixin | None = None,
         card_template: str | None = None,
         record: list[dict[str, Any]] | None = None,
         **kwargs: Any,
@@ -76,35 +110,46 @@ class GuidedSFTTrainer(CheckpointMixin, HubMixin, SFTTrainer):
                 "model with `recipes/push.py`."
             )
         self._card_template, self._record = card_template, record
+        trust = args.trust_remote_code
+        if isinstance(model, str):
+            model = AutoModelForImageTextToText.from_pretrained(model, dtype="float32", trust_remote_code=trust)
+        if processing_class is None:
+            processing_class = AutoProcessor.from_pretrained(model.config._name_or_path, trust_remote_code=trust)
         layers = model.config.text_config.cross_attention_layers
         self._parameter_counts = count_parameters(((n, p.numel()) for n, p in model.named_parameters()), layers)
-        collator = DataCollatorForGuidedVisionLanguageModeling(
-            processor=processing_class,
-            max_length=args.max_length,
-            guidance_query=args.guidance_query,
-            guidance_level=args.guidance_level,
-            mask_downsampling=args.mask_downsampling,
-            broken_rows=args.broken_rows,
-            pad_to_multiple_of=args.pad_to_multiple_of,
-        )
-        if isinstance(eval_dataset, dict):
-            eval_dataset = {name: undecoded_images(dataset) for name, dataset in eval_dataset.items()}
-        elif eval_dataset is not None:
-            eval_dataset = undecoded_images(eval_dataset)
+        if data_collator is None:
+            data_collator = DataCollatorForGuidedVisionLanguageModeling(
+                processor=processing_class,
+                max_length=args.max_length,
+                guidance_query=args.guidance_query,
+                guidance_level=args.guidance_level,
+                mask_downsampling=args.mask_downsampling,
+                broken_rows=args.broken_rows,
+                pad_to_multiple_of=args.pad_to_multiple_of,
+            )
+            if train_dataset is not None:
+                train_dataset = undecoded_images(train_dataset)
+            if isinstance(eval_dataset, dict):
+                eval_dataset = {name: undecoded_images(dataset) for name, dataset in eval_dataset.items()}
+            elif eval_dataset is not None:
+                eval_dataset = undecoded_images(eval_dataset)
         # The collator makes the labels. TRL would want `{% generation %}` in the chat template, which few LLMs' have.
         args.assistant_only_loss = False
-        super().__init__(
-            model=model,
-            args=args,
-            data_collator=collator,
-            train_dataset=undecoded_images(train_dataset),
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            **kwargs,
-        )
-        args.assistant_only_loss = True
+        try:
+            super().__init__(
+                model=model,
+                args=args,
+                data_collator=data_collator,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                **kwargs,
+            )
+        finally:
+            args.assistant_only_loss = True
         self._num_regions: torch.Tensor | None = None
-        self._sums: dict[str, dict[str, torch.Tensor | float]] = {"train": {}, "eval": {}}
+        self._sums = {mode: torch.zeros(len(SUMS), device=self.accelerator.device) for mode in ("train", "eval")}
+        self._num_steps = 0
 
     def _base_model(self) -> nn.Module:
         model = self.accelerator.unwrap_model(self.model)
@@ -123,8 +168,9 @@ class GuidedSFTTrainer(CheckpointMixin, HubMixin, SFTTrainer):
             head.unshard()
 
     def _set_signature_columns_if_needed(self) -> None:
-        super()._set_signature_columns_if_needed()
-        self._signature_columns = [*self._signature_columns, "regions", "id", self.args.length_column_name]
+        if self._signature_columns is None:
+            super()._set_signature_columns_if_needed()
+            self._signature_columns += ["regions", "id", self.args.length_column_name]
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Every weight but norms, biases and timm's layer scales."""
@@ -138,7 +184,7 @@ class GuidedSFTTrainer(CheckpointMixin, HubMixin, SFTTrainer):
         num_regions = sum(count_regions(batch) for batch in batches)
         self._num_regions = self.accelerator.reduce(torch.tensor(float(num_regions), device=device), reduction="sum")
         if batches:  # at the end of a stream, transformers asks for more in vain
-            self._add("train", steps=1.0)
+            self._num_steps += 1
         return batches, num_items_in_batch
 
     def compute_loss(
@@ -150,7 +196,7 @@ class GuidedSFTTrainer(CheckpointMixin, HubMixin, SFTTrainer):
     ):
         mode = "train" if self.model.training else "eval"
         region_masks = inputs.pop("region_masks", None)
-        counts = {name: inputs.pop(name).sum().float() for name in ("dropped_regions", "skipped_rows")}
+        sums = {name: inputs.pop(name).sum() for name in ("dropped_regions", "skipped_rows") if name in inputs}
         num_labels = (inputs["labels"][:, 1:] != -100).sum().float()
         # Eq. 3 over the attention's sum needs no map, only the attention inside each region.
         # At weight 0 the model runs as without guidance, to the bit.
@@ -167,50 +213,46 @@ class GuidedSFTTrainer(CheckpointMixin, HubMixin, SFTTrainer):
             base_model.register_forward_hook(self._unshard_head),
         ):
             result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        lm_loss = result[0] if return_outputs else result
+        loss, outputs = result if return_outputs else (result, None)
 
         # What TRL multiplied this batch's share of the step's mean by, so that DDP's mean over processes is right
         scale = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-        lm_sum = lm_loss.detach() * (num_labels if num_items_in_batch is None else num_items_in_batch / scale)
-        self._add(mode, lm_loss=lm_sum, labels=num_labels, **counts)
-        if region_masks is None:
-            return result
+        sums["lm_loss"] = loss.detach() * (num_labels if num_items_in_batch is None else num_items_in_batch / scale)
+        sums["labels"] = num_labels
+        if region_masks is not None:
+            # With label smoothing, TRL runs the model a second time, without gradients.
+            guidance = self._guidance(base_outputs[0] if base_outputs else None, region_masks, by_mass)
+            local_regions = guidance.num_regions.float()
+            sums["guidance_loss"] = guidance.loss.detach() * local_regions
+            sums["in_mask_mass"] = guidance.in_mask_mass * local_regions
+            sums["uniform_mass"] = guidance.uniform_mass * local_regions
+            sums["regions"] = local_regions
+            sums["guided_rows"] = (region_masks > 0).flatten(1).any(dim=1).sum()
+            if self.args.guidance_weight > 0:
+                share = 1.0
+                if mode == "train":
+                    # DDP averages over processes: their shares have to add up to the mean over all regions
+                    share = self.accelerator.num_processes * local_regions / self._num_regions.clamp(min=1)
+                loss = loss + self.args.guidance_weight * share * guidance.loss
+        self._add(mode, sums)
+        return (loss, outputs) if return_outputs else loss
 
-        outputs = (
-            base_outputs[0] if base_outputs else None
-        )  # with label smoothing, TRL runs it again without gradients
+    def _guidance(self, outputs: Any, region_masks: torch.Tensor, by_mass: bool) -> GuidanceLoss:
+        """The guidance loss of a batch, from what the base model returned of its attention."""
         if outputs is None or (outputs.region_attention if by_mass else outputs.grounding_maps) is None:
             raise RuntimeError(
                 "The batch has regions, but the model returned nothing of its attention: its base model was run without "
                 "`query_masks`, or not through its `forward`."
             )
         if by_mass:
-            guidance = guidance_loss_from_mass(
-                outputs.region_attention, region_masks, outputs.uniform_region_attention
-            )
-        else:
-            guidance = guidance_loss(outputs.grounding_maps, region_masks, self.args.guidance_normalization)
-        local_regions = guidance.num_regions.float()
-        self._add(
-            mode,
-            guidance_loss=guidance.loss.detach() * local_regions,
-            in_mask_mass=guidance.in_mask_mass * local_regions,
-            uniform_mass=guidance.uniform_mass * local_regions,
-            regions=local_regions,
-            guided_rows=(region_masks > 0).flatten(1).any(dim=1).sum().float(),
-        )
-        if self.args.guidance_weight == 0:
-            return result
-        share = 1.0
-        if mode == "train":  # DDP averages over processes: their shares have to add up to the mean over all regions
-            share = self.accelerator.num_processes * local_regions / self._num_regions.clamp(min=1)
-        loss = lm_loss + self.args.guidance_weight * share * guidance.loss
-        return (loss, result[1]) if return_outputs else loss
+            return guidance_loss_from_mass(outputs.region_attention, region_masks, outputs.uniform_region_attention)
+        return guidance_loss(outputs.grounding_maps, region_masks, self.args.guidance_normalization)
 
-    def _add(self, mode: str, **values: torch.Tensor | float) -> None:
-        sums = self._sums[mode]
-        for name, value in values.items():
-            sums[name] = sums.get(name, 0.0) + value
+    def _add(self, mode: str, sums: dict[str, torch.Tensor]) -> None:
+        """Adds a batch to what is logged next. Every process calls it for each of its batches."""
+        zero = torch.zeros((), device=self.accelerator.device)
+        local = torch.stack([sums.get(name, zero).float() for name in SUMS])
+        self._sums[mode] += self.accelerator.reduce(local, reduction="sum")
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         mode = "train" if self.model.training else "eval"
@@ -218,16 +260,14 @@ class GuidedSFTTrainer(CheckpointMixin, HubMixin, SFTTrainer):
         super().log(logs, start_time)
 
     def _log_guidance(self, mode: str) -> dict[str, float]:
-        """Means over everything since the last log, on all processes. Every process has to call it."""
-        names = ["lm_loss", "labels", "guidance_loss", "in_mask_mass", "uniform_mass", "regions", "guided_rows"]
-        names += ["dropped_regions", "skipped_rows", "steps"]
-        sums = self._sums[mode]
-        self._sums[mode] = {}
-        local = torch.tensor([float(sums.get(name, 0.0)) for name in names], device=self.accelerator.device)
-        total = dict(zip(names, self.accelerator.reduce(local, reduction="sum").tolist(), strict=True))
+        """Means over everything since the last log, on all processes."""
+        total = dict(zip(SUMS, self._sums[mode].tolist(), strict=True))
+        self._sums[mode].zero_()
+        steps = 1
+        if mode == "train":
+            steps, self._num_steps = max(self._num_steps, 1), 0
         if total["labels"] == 0:  # the summary at the end of training
             return {}
-        steps = max(total["steps"] / self.accelerator.num_processes, 1.0)
         logs = {"lm_loss": total["lm_loss"] / total["labels"]}
         if total["regions"] > 0:
             for name in ("guidance_loss", "in_mask_mass", "uniform_mass"):

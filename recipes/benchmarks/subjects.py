@@ -191,7 +191,7 @@ def make_trainer(model: AgeVlmForConditionalGeneration) -> GuidedSFTTrainer:
             output_dir=folder, bf16=False, gradient_checkpointing=False, use_cpu=DEVICE.type == "cpu", report_to="none"
         )
         rows = Dataset.from_list([row], features=Features(features))
-        trainer = GuidedSFTTrainer(model, args, make_processor(model.config), rows)
+        trainer = GuidedSFTTrainer(model, args, train_dataset=rows, processing_class=make_processor(model.config))
     model.train()
     return trainer
 

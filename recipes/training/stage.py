@@ -122,8 +122,8 @@ def run_stage(
     trainer = GuidedSFTTrainer(
         model,
         training,
-        processor,
-        rows,
+        train_dataset=rows,
+        processing_class=processor,
         peft_config=adapters,
         card_template=card_template(),
         record=run_record(number, arguments, data, training),

@@ -104,7 +104,7 @@ def train(out: Path, rows: Dataset, held_out: Dataset, seed: int) -> tuple[Masse
         report_to="none",
         seed=seed,
     )
-    GuidedSFTTrainer(model, arguments, processor, rows).train()
+    GuidedSFTTrainer(model, arguments, train_dataset=rows, processing_class=processor).train()
     return before, masses(model, processor, held_out)
 
 

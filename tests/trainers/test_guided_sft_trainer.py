@@ -21,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import pytest
 import torch
 from datasets import Dataset, Features, Image, List, Value
@@ -174,6 +175,84 @@ def test_overridden_methods_take_what_their_parents_take(part: type):
         assert parameters(own[name]) == parameters(getattr(SFTTrainer, name)), name
 
 
+def test_columns_that_are_kept(tmp_path: Path):
+    trainer = make_trainer(tmp_path)
+    for _ in range(2):
+        trainer._set_signature_columns_if_needed()
+        columns = trainer._signature_columns
+        assert {"images", "messages", "regions", "id", "length"} <= set(columns) and len(columns) == len(set(columns))
+
+
+def test_a_log_waits_for_no_other_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    log = GuidedSFTTrainer.log
+
+    def log_alone(trainer: GuidedSFTTrainer, *args: Any) -> None:
+        with monkeypatch.context() as patch:
+            for name in ("reduce", "gather", "gather_for_metrics", "wait_for_everyone"):
+                patch.setattr(trainer.accelerator, name, lambda *_, **__: pytest.fail("a collective"))
+            log(trainer, *args)
+
+    monkeypatch.setattr(GuidedSFTTrainer, "log", log_alone)
+    trainer = make_trainer(tmp_path, eval_dataset=dataset())
+    trainer.train()
+    trainer.evaluate()
+    assert len(logged(trainer, "lm_loss")) == len(logged(trainer, "eval_lm_loss")) == 1
+
+
+# What it takes
+
+
+def test_a_checkpoint_trains_by_its_path(tmp_path: Path):
+    model, expected = tiny_model(), tiny_model()
+    model.half().save_pretrained(tmp_path / "start")
+    tiny_processor().save_pretrained(tmp_path / "start")
+    args = GuidedSFTConfig(output_dir=str(tmp_path), max_steps=1, per_device_train_batch_size=4, **CPU)
+    trainer = GuidedSFTTrainer(str(tmp_path / "start"), args, train_dataset=dataset())
+    trainer.train()
+    assert trainer.model.dtype == torch.float32
+    assert logged(trainer, "lm_loss")[0] == pytest.approx(independent(expected)["lm_loss"], rel=1e-2)
+
+
+def test_a_collator_that_is_given_collates(tmp_path: Path):
+    """As it would for TRL: the pictures are pictures, and only what the model takes has to be there."""
+    collate = DataCollatorForGuidedVisionLanguageModeling(tiny_processor())
+    seen = []
+
+    def collate_two(the_rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        seen.extend(the_rows)
+        own = ("dropped_regions", "skipped_rows")
+        return {name: tensor for name, tensor in collate(the_rows[:2]).items() if name not in own}
+
+    model = tiny_model()
+    expected = independent(model, rows()[:2])
+    args = GuidedSFTConfig(
+        output_dir=str(tmp_path),
+        max_steps=1,
+        per_device_train_batch_size=4,
+        train_sampling_strategy="sequential",
+        **CPU,
+    )
+    trainer = GuidedSFTTrainer(model, args, collate_two, dataset(), processing_class=tiny_processor())
+    trainer.train()
+    assert all(isinstance(image, PIL.Image.Image) for the_row in seen for image in the_row["images"])
+    for name in SCALARS:
+        assert logged(trainer, name)[0] == pytest.approx(expected[name], rel=1e-4), name
+
+
+def test_a_failing_start_leaves_the_arguments_alone(tmp_path: Path):
+    args = GuidedSFTConfig(output_dir=str(tmp_path), **CPU)
+    with pytest.raises(ValueError, match="`train_dataset` is required"):
+        GuidedSFTTrainer(tiny_model(), args, processing_class=tiny_processor())
+    assert args.assistant_only_loss
+
+
+def test_trls_card_names_the_paper(tmp_path: Path):
+    make_trainer(tmp_path).create_model_card("me/model")
+    card = (tmp_path / "README.md").read_text()
+    assert "https://huggingface.co/papers/2511.17793" in card and "@article{mahajan2025attention," in card
+    assert "Attention Guided Alignment in Efficient Vision-Language Models" in card
+
+
 # The losses
 
 
@@ -188,7 +267,7 @@ def test_logged_numbers_are_those_of_the_batch(tmp_path: Path, checkpointing: bo
         max_steps=2,
         learning_rate=1e-3,
         warmup_steps=0,
-        gradient_checkpointing=checkpointing,
+        activation_checkpointing=checkpointing,
         guidance_normalization=normalization,
     )
     trainer.train()
@@ -223,7 +302,7 @@ def test_step_follows_the_gradient_of_the_sum(tmp_path: Path, checkpointing: boo
     losses = [-torch.log(2 * (p[guided] * masks).sum(-1) / (1 + masks.sum(-1))).mean() for p in outputs.grounding_maps]
     (outputs.loss + 0.5 * sum(losses) / len(losses)).backward()
 
-    make_trainer(tmp_path, model, lr=0.1, guidance_weight=0.5, gradient_checkpointing=checkpointing).train()
+    make_trainer(tmp_path, model, lr=0.1, guidance_weight=0.5, activation_checkpointing=checkpointing).train()
     for name, parameter in reference.named_parameters():
         step = (before[name] - model.get_parameter(name).detach()) / 0.1
         torch.testing.assert_close(
@@ -240,7 +319,7 @@ def test_checkpointing_changes_no_gradient(tmp_path: Path, stage: Stage):
         layers = model.model.language_model.layers
         for module in (layers[0].self_attn, layers[1].cross_attn, model.model.vision_tower.stages[-1].blocks[-1]):
             module.register_forward_pre_hook(lambda module, *_, runs=modules_run: runs.append(type(module).__name__))
-        trainer = make_trainer(tmp_path, model, lr=0.1, gradient_checkpointing=checkpointing)
+        trainer = make_trainer(tmp_path, model, lr=0.1, activation_checkpointing=checkpointing)
         trainer.optimizer.register_step_pre_hook(
             lambda *_, model=model: gradients.append(
                 {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
@@ -503,9 +582,11 @@ def test_chat_template_needs_no_generation_markers(tmp_path: Path):
     assert len(losses) == 2 and losses[0] == losses[1] and trainer.args.assistant_only_loss
 
 
-def test_reentrant_checkpointing_is_refused(tmp_path: Path):
-    with pytest.raises(ValueError, match="Reentrant gradient checkpointing silently drops the gradient"):
-        make_trainer(tmp_path, gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": True})
+@pytest.mark.parametrize("name", ["activation_checkpointing", "gradient_checkpointing"])
+def test_reentrant_checkpointing_is_refused(tmp_path: Path, name: str):
+    with pytest.raises(ValueError, match="Reentrant activation checkpointing silently drops the gradient"):
+        make_trainer(tmp_path, **{name: True, f"{name}_kwargs": {"use_reentrant": True}})
+    assert not GuidedSFTConfig(output_dir=str(tmp_path), use_cpu=True, **{name: False}).activation_checkpointing
 
 
 @pytest.mark.parametrize(

@@ -179,7 +179,7 @@ def test_table_counts_what_trains_once(tmp_path: Path, lora: bool):
 def test_gradient_checkpointing_changes_nothing(tmp_path: Path, lora: bool):
     ends = {}
     for checkpointing in (False, True):
-        trainer = make_trainer(tmp_path, lora=lora, gradient_checkpointing=checkpointing, max_steps=2)
+        trainer = make_trainer(tmp_path, lora=lora, activation_checkpointing=checkpointing, max_steps=2)
         trainer.train()
         towers = [module for module in trainer.model.modules() if isinstance(module, AgeVlmVisionModel)]
         assert len(towers) == 1 + lora  # peft trains a copy

@@ -309,7 +309,9 @@ def test_adapters_are_not_pushed_by_the_trainer(hub: HubServer, tmp_path: Path):
     args = GuidedSFTConfig(output_dir=str(tmp_path), push_to_hub=True, hub_model_id="me/lora", **CPU)
     peft_config = lora_config(model, get_stage(4, "age-vlm-lm"))
     with pytest.raises(ValueError, match=r"push the merged model with `recipes/push.py`"):
-        GuidedSFTTrainer(model, args, tiny_processor(), dataset(), peft_config=peft_config)
+        GuidedSFTTrainer(
+            model, args, train_dataset=dataset(), processing_class=tiny_processor(), peft_config=peft_config
+        )
     assert "me/lora" not in hub.repos
 
 
