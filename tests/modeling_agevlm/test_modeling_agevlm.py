@@ -24,7 +24,7 @@ from transformers import DynamicCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from modeling_agevlm import AgeVlmForConditionalGeneration
-from modeling_agevlm.modeling_agevlm import AgeVlmCrossAttention
+from modeling_agevlm.modeling_agevlm import AgeVlmCrossAttention, AgeVlmCrossAttentionInputs
 
 
 BACKENDS = pytest.mark.parametrize("backend", ["sdpa", "eager"])
@@ -128,16 +128,16 @@ def test_cross_attention_layer_is_equation_2(model: AgeVlmForConditionalGenerati
     layer = model.model.language_model.layers[1]
     attention, mlp = layer.cross_attn, layer.mlp
     hidden_states, visual = torch.randn(1, 5, 32), torch.randn(1, NUM_CELLS, 32)
-    found, _ = layer(
-        hidden_states,
-        sees_image=torch.ones(1, 5, 1, dtype=torch.bool),
+    inputs = AgeVlmCrossAttentionInputs(
         cross_attention_states=visual,
         cross_attention_positions=None,
-        cross_attention_mask=torch.zeros(1, 1, 5, NUM_CELLS),
         visible=None,
+        cross_attention_mask=torch.zeros(1, 1, 5, NUM_CELLS),
+        sees_image=torch.ones(1, 5, 1, dtype=torch.bool),
         query_weights=None,
-        cache=None,
+        region_channels=None,
     )
+    found, _ = layer(hidden_states, inputs, cache=None)
 
     def rms_norm(states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return states / (states.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * weight
@@ -251,9 +251,7 @@ def test_a_whole_picture_per_row_needs_no_mask(backend: str):
     masks = []
     for layer in model.modules():
         if isinstance(layer, AgeVlmCrossAttention):
-            layer.register_forward_pre_hook(
-                lambda module, args, kwargs: masks.append(kwargs["cross_attention_mask"]), with_kwargs=True
-            )
+            layer.register_forward_pre_hook(lambda module, args: masks.append(args[1].cross_attention_mask))
     batch = tiny_batch(placeholders=((2,), ()))
     batch["query_masks"] = some_queries(batch)
     later = torch.full((2, 3), 7)
