@@ -29,7 +29,11 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 from transformers.generation import GenerationMixin
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPooling,
+    MultimodalBaseModelOutputWithPast,
+    MultimodalCausalLMOutputWithPast,
+)
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel, slice_logits_to_keep
 from transformers.models.llama.modeling_llama import (
     LlamaAttention,
@@ -72,10 +76,11 @@ LAYER_SCALE_INIT = 1e-6
 
 @auto_docstring(custom_intro="Output of the text stack and of the whole model without its language modeling head.")
 @dataclass
-class AgeVlmModelOutputWithPast(BaseModelOutputWithPast):
+class AgeVlmModelOutputWithPast(MultimodalBaseModelOutputWithPast):
     r"""
-    image_hidden_states (`torch.FloatTensor` of shape `(batch_size, num_images, num_image_tokens, hidden_size)`, *optional*):
-        The projected visual tokens of this call's images; zero where a row has fewer images.
+    image_outputs (`BaseModelOutputWithPooling`, *optional*):
+        What [`~AgeVlmModel.get_image_features`] returns for the images that this call ran, row after row: the projected
+        visual tokens are its `pooler_output` of shape `(num_images, num_image_tokens, hidden_size)`.
     grounding_maps (`tuple(torch.FloatTensor)`, *optional*, returned when `query_masks` is passed):
         One tensor of shape `(batch_size, num_regions, num_images * num_image_tokens)` per cross-attention layer, in
         float32: the layer's attention averaged over its heads and over the tokens of each query. Each map sums to 1,
@@ -89,7 +94,6 @@ class AgeVlmModelOutputWithPast(BaseModelOutputWithPast):
     """
 
     cross_attentions: tuple[torch.FloatTensor, ...] | None = None
-    image_hidden_states: torch.FloatTensor | None = None
     grounding_maps: tuple[torch.FloatTensor, ...] | None = None
     region_attention: tuple[torch.FloatTensor, ...] | None = None
     uniform_region_attention: torch.FloatTensor | None = None
@@ -97,14 +101,15 @@ class AgeVlmModelOutputWithPast(BaseModelOutputWithPast):
 
 @auto_docstring(custom_intro="Output of the model with its language modeling head.")
 @dataclass
-class AgeVlmCausalLMOutputWithPast(CausalLMOutputWithPast):
+class AgeVlmCausalLMOutputWithPast(MultimodalCausalLMOutputWithPast):
     r"""
     loss (`torch.FloatTensor` of shape `(1,)`, *optional*, returned when `labels` is provided):
         Language modeling loss (for next-token prediction), in nats per token.
     logits (`torch.FloatTensor` of shape `(batch_size, sequence_length, vocab_size)`):
         Prediction scores of the language modeling head (before the softmax).
-    image_hidden_states (`torch.FloatTensor` of shape `(batch_size, num_images, num_image_tokens, hidden_size)`, *optional*):
-        The projected visual tokens of this call's images; zero where a row has fewer images.
+    image_outputs (`BaseModelOutputWithPooling`, *optional*):
+        What [`~AgeVlmModel.get_image_features`] returns for the images that this call ran, row after row: the projected
+        visual tokens are its `pooler_output` of shape `(num_images, num_image_tokens, hidden_size)`.
     grounding_maps (`tuple(torch.FloatTensor)`, *optional*, returned when `query_masks` is passed):
         One map per cross-attention layer, see [`AgeVlmModelOutputWithPast`].
     region_attention (`tuple(torch.FloatTensor)`, *optional*, returned when `region_masks` is passed):
@@ -114,7 +119,6 @@ class AgeVlmCausalLMOutputWithPast(CausalLMOutputWithPast):
     """
 
     cross_attentions: tuple[torch.FloatTensor, ...] | None = None
-    image_hidden_states: torch.FloatTensor | None = None
     grounding_maps: tuple[torch.FloatTensor, ...] | None = None
     region_attention: tuple[torch.FloatTensor, ...] | None = None
     uniform_region_attention: torch.FloatTensor | None = None
@@ -771,7 +775,7 @@ class AgeVlmModel(AgeVlmPreTrainedModel):
             `grounding_maps`.
         """
         self._check_placeholders(input_ids, pixel_values)
-        image_hidden_states = cross_attention_states = positions = cross_attention_mask = None
+        image_outputs = cross_attention_states = positions = cross_attention_mask = None
         if pixel_values is None and self._needs_dummy_image(use_cache):
             text = input_ids if input_ids is not None else inputs_embeds
             vision_config = self.config.vision_config
@@ -784,7 +788,7 @@ class AgeVlmModel(AgeVlmPreTrainedModel):
         if pixel_values is not None:
             seen = self._seen_images(input_ids, inputs_embeds, pixel_values)
             copies = seen.shape[0] // pixel_values.shape[0]  # beams share the pictures of their row
-            image_hidden_states = self._image_hidden_states(pixel_values, seen[::copies, -1])
+            image_outputs, image_hidden_states = self._encode_images(pixel_values, seen[::copies, -1], **kwargs)
             image_hidden_states = image_hidden_states.repeat_interleave(copies, dim=0)
             cross_attention_mask = seen  # (batch_size, sequence_length, 1): all of the picture or none of it
             if pixel_values.shape[1] > 1 or pixel_attention_mask is not None:
@@ -808,7 +812,7 @@ class AgeVlmModel(AgeVlmPreTrainedModel):
             use_cache=use_cache,
             **kwargs,
         )
-        outputs.image_hidden_states = image_hidden_states
+        outputs.image_outputs = image_outputs
         return outputs
 
     def _check_placeholders(self, input_ids: torch.Tensor | None, pixel_values: torch.Tensor | None) -> None:
@@ -849,20 +853,25 @@ class AgeVlmModel(AgeVlmPreTrainedModel):
         counts = (input_ids == self.config.image_token_id).cumsum(dim=1)
         return torch.arange(num_images, device=input_ids.device) < counts.unsqueeze(-1)
 
-    def _image_hidden_states(self, pixel_values: torch.Tensor, is_image: torch.Tensor) -> torch.Tensor:
-        """Projected visual tokens `(batch_size, num_images, num_image_tokens, hidden_size)`; only images run, fillers are 0."""
-        if is_torchdynamo_compiling():  # the number of images is data; fillers run too and are masked
-            return self.get_image_features(pixel_values).pooler_output.unflatten(0, pixel_values.shape[:2])
-        num_images = int(is_image.sum())
+    def _encode_images(
+        self, pixel_values: torch.Tensor, is_image: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple[BaseModelOutputWithPooling, torch.Tensor]:
+        """
+        Runs the images and not what fills rows up. Returns the tower's output for them, and their projected visual tokens
+        `(batch_size, num_images, num_image_tokens, hidden_size)`, which are 0 for the fillers.
+        """
+        # Compiled, fillers run too and are masked: how many there are is data.
+        num_images = is_image.numel() if is_torchdynamo_compiling() else int(is_image.sum())
         if num_images == is_image.numel():
-            return self.get_image_features(pixel_values).pooler_output.unflatten(0, pixel_values.shape[:2])
+            outputs = self.get_image_features(pixel_values, return_dict=True, **kwargs)
+            return outputs, outputs.pooler_output.unflatten(0, pixel_values.shape[:2])
         runs = is_image.clone()
         if num_images == 0:  # the dummy image
             runs[0, 0] = True
-        features = self.get_image_features(pixel_values[runs]).pooler_output
-        hidden_states = features.new_zeros(*pixel_values.shape[:2], *features.shape[1:])
-        hidden_states[runs] = features
-        return hidden_states
+        outputs = self.get_image_features(pixel_values[runs], return_dict=True, **kwargs)
+        hidden_states = outputs.pooler_output.new_zeros(*pixel_values.shape[:2], *outputs.pooler_output.shape[1:])
+        hidden_states[runs] = outputs.pooler_output
+        return outputs, hidden_states
 
     def _cell_mask(self, pixel_values: torch.Tensor, pixel_attention_mask: torch.Tensor | None) -> torch.Tensor:
         """True for cells that hold a pixel of the picture: `(batch_size, num_images, num_image_tokens)`."""
@@ -1009,7 +1018,7 @@ class AgeVlmForConditionalGeneration(AgeVlmPreTrainedModel, GenerationMixin):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             cross_attentions=outputs.cross_attentions,
-            image_hidden_states=outputs.image_hidden_states,
+            image_outputs=outputs.image_outputs,
             grounding_maps=outputs.grounding_maps,
             region_attention=outputs.region_attention,
             uniform_region_attention=outputs.uniform_region_attention,

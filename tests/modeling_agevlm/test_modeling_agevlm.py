@@ -174,6 +174,21 @@ def test_tower_is_timms_last_feature_map_row_by_row(model: AgeVlmForConditionalG
     torch.testing.assert_close(found.pooler_output, projected, atol=1e-5, rtol=1e-5)
 
 
+def test_image_outputs_are_of_the_images_that_there_are(model: AgeVlmForConditionalGeneration):
+    batch = tiny_batch(placeholders=((1, 6), (), (3,)))
+    pixel_values = batch["pixel_values"]
+    expected = model.get_image_features(torch.stack([pixel_values[0, 0], pixel_values[0, 1], pixel_values[2, 0]]))
+    for outputs in (model(**batch, output_hidden_states=True), model.model(**batch, output_hidden_states=True)):
+        found = outputs.image_outputs
+        assert found.pooler_output.shape == (3, NUM_CELLS, 32)
+        assert torch.equal(found.pooler_output, expected.pooler_output)
+        assert torch.equal(found.last_hidden_state, expected.last_hidden_state)
+        assert len(found.hidden_states) == 5 and len(outputs.hidden_states) == 6
+    as_tuple = model(**batch, return_dict=False)
+    assert any(isinstance(entry, tuple) and torch.equal(entry[1], expected.pooler_output) for entry in as_tuple)
+    assert model(input_ids=batch["input_ids"][1:2]).image_outputs is None
+
+
 # Attention backends
 
 
