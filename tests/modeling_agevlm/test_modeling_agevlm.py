@@ -20,7 +20,7 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 from testing_utils import IMAGE, NUM_CELLS, PAD, VISION, llama_twin, tiny_batch, tiny_model
-from transformers import DynamicCache
+from transformers import AutoConfig, AutoModel, DynamicCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from modeling_agevlm import AgeVlmForConditionalGeneration
@@ -187,6 +187,18 @@ def test_image_outputs_are_of_the_images_that_there_are(model: AgeVlmForConditio
     as_tuple = model(**batch, return_dict=False)
     assert any(isinstance(entry, tuple) and torch.equal(entry[1], expected.pooler_output) for entry in as_tuple)
     assert model(input_ids=batch["input_ids"][1:2]).image_outputs is None
+
+
+@pytest.mark.parametrize("part", ["text_config", "vision_config"])
+def test_auto_classes_know_the_parts(model: AgeVlmForConditionalGeneration, part: str, tmp_path: Path):
+    own = {"text_config": model.model.language_model, "vision_config": model.model.vision_tower}[part]
+    config = getattr(model.config, part)
+    assert type(AutoModel.from_config(copy.deepcopy(config))) is type(own)
+    assert type(AutoConfig.for_model(config.model_type)) is type(config)
+    own.save_pretrained(tmp_path)
+    again = AutoModel.from_pretrained(tmp_path)
+    assert type(again) is type(own) and again.state_dict().keys() == own.state_dict().keys()
+    assert all(torch.equal(tensor, own.state_dict()[name]) for name, tensor in again.state_dict().items())
 
 
 # Attention backends
