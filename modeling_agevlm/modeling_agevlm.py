@@ -67,7 +67,7 @@ if is_timm_available():
     import timm
 
 
-# Whatever else runs the self-attention (flash, flex), cross-attention runs on SDPA.
+# Whatever else runs the self-attention, cross-attention runs on SDPA. (mlinter's TRF051 wants no comparison of its name.)
 CROSS_ATTENTION_BACKENDS = {"eager": "eager"}
 NUM_STAGES = 4  # of every ConvNeXt
 # timm's ConvNeXt draws its layer scale at this value; a checkpoint without vision weights has to get it as well.
@@ -233,7 +233,8 @@ class AgeVlmOutputProjection(nn.Linear):
     """
     Last linear layer of a residual branch; starts at zero, so that the branch adds nothing at first.
 
-    A class of its own, for transformers 5.23 does not call `_init_weights` on custom modules without own parameters.
+    A class of its own, for transformers (5.24, `_initialize_weights`) passes over the modules of remote code that only
+    hold other modules: `_init_weights` could not find this layer by its parent.
     """
 
 
@@ -440,7 +441,6 @@ class AgeVlmPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flash_attn = True  # of the self-attention; cross-attention stays on SDPA then
     _can_compile_fullgraph = True
-    _supports_attention_backend = False
     _can_record_outputs = {
         "hidden_states": GradientCheckpointingLayer,  # the layers of both kinds
         "attentions": LlamaAttention,
@@ -925,7 +925,7 @@ class AgeVlmForConditionalGeneration(AgeVlmPreTrainedModel, GenerationMixin):
         is_first_iteration: bool = False,
         **kwargs,
     ) -> dict:
-        # In transformers 5.23 an assistant's prefill does not count as a first iteration and would lose the pictures.
+        # In transformers (5.24, `_sample`) an assistant's prefill is no first iteration and would lose the pictures.
         if inputs_embeds is None and cache is not None:
             is_first_iteration |= not any(layer.is_initialized for layer in cache.layers)
         return super().prepare_inputs_for_generation(
