@@ -56,11 +56,7 @@ from transformers.utils.deprecation import deprecate_kwarg
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .configuration_agevlm import (
-    AgeVlmConfig,
-    AgeVlmTextConfig,
-    AgeVlmVisionConfig,
-)
+from .configuration_agevlm import AgeVlmConfig, AgeVlmTextConfig, AgeVlmVisionConfig
 
 
 if is_timm_available():
