@@ -21,8 +21,13 @@ from .processing_agevlm import AgeVlmProcessor
 
 
 # Importing the package makes the AutoClasses know it, without `trust_remote_code`.
-AutoConfig.register("agevlm", AgeVlmConfig)
-AutoModel.register(AgeVlmConfig, AgeVlmForConditionalGeneration)
+for config_class, model_class in (
+    (AgeVlmConfig, AgeVlmForConditionalGeneration),
+    (AgeVlmTextConfig, AgeVlmTextModel),
+    (AgeVlmVisionConfig, AgeVlmVisionModel),
+):
+    AutoConfig.register(config_class.model_type, config_class)
+    AutoModel.register(config_class, model_class)
 AutoModelForImageTextToText.register(AgeVlmConfig, AgeVlmForConditionalGeneration)
 AutoImageProcessor.register(AgeVlmConfig, image_processor_classes={"torchvision": AgeVlmImageProcessor})
 AutoProcessor.register(AgeVlmConfig, AgeVlmProcessor)

@@ -18,6 +18,7 @@ Paper: Attention Guided Alignment in Efficient Vision-Language Models, https://h
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -28,7 +29,11 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 from transformers.generation import GenerationMixin
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPooling,
+    MultimodalBaseModelOutputWithPast,
+    MultimodalCausalLMOutputWithPast,
+)
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel, slice_logits_to_keep
 from transformers.models.llama.modeling_llama import (
     LlamaAttention,
@@ -51,18 +56,14 @@ from transformers.utils.deprecation import deprecate_kwarg
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .configuration_agevlm import (
-    AgeVlmConfig,
-    AgeVlmTextConfig,
-    AgeVlmVisionConfig,
-)
+from .configuration_agevlm import AgeVlmConfig, AgeVlmTextConfig, AgeVlmVisionConfig
 
 
 if is_timm_available():
     import timm
 
 
-# Whatever else runs the self-attention (flash, flex), cross-attention runs on SDPA.
+# Whatever else runs the self-attention, cross-attention runs on SDPA. (mlinter's TRF051 wants no comparison of its name.)
 CROSS_ATTENTION_BACKENDS = {"eager": "eager"}
 NUM_STAGES = 4  # of every ConvNeXt
 # timm's ConvNeXt draws its layer scale at this value; a checkpoint without vision weights has to get it as well.
@@ -71,10 +72,11 @@ LAYER_SCALE_INIT = 1e-6
 
 @auto_docstring(custom_intro="Output of the text stack and of the whole model without its language modeling head.")
 @dataclass
-class AgeVlmModelOutputWithPast(BaseModelOutputWithPast):
+class AgeVlmModelOutputWithPast(MultimodalBaseModelOutputWithPast):
     r"""
-    image_hidden_states (`torch.FloatTensor` of shape `(batch_size, num_images, num_image_tokens, hidden_size)`, *optional*):
-        The projected visual tokens of this call's images; zero where a row has fewer images.
+    image_outputs (`BaseModelOutputWithPooling`, *optional*):
+        What [`~AgeVlmModel.get_image_features`] returns for the images that this call ran, row after row: the projected
+        visual tokens are its `pooler_output` of shape `(num_images, num_image_tokens, hidden_size)`.
     grounding_maps (`tuple(torch.FloatTensor)`, *optional*, returned when `query_masks` is passed):
         One tensor of shape `(batch_size, num_regions, num_images * num_image_tokens)` per cross-attention layer, in
         float32: the layer's attention averaged over its heads and over the tokens of each query. Each map sums to 1,
@@ -88,7 +90,6 @@ class AgeVlmModelOutputWithPast(BaseModelOutputWithPast):
     """
 
     cross_attentions: tuple[torch.FloatTensor, ...] | None = None
-    image_hidden_states: torch.FloatTensor | None = None
     grounding_maps: tuple[torch.FloatTensor, ...] | None = None
     region_attention: tuple[torch.FloatTensor, ...] | None = None
     uniform_region_attention: torch.FloatTensor | None = None
@@ -96,14 +97,15 @@ class AgeVlmModelOutputWithPast(BaseModelOutputWithPast):
 
 @auto_docstring(custom_intro="Output of the model with its language modeling head.")
 @dataclass
-class AgeVlmCausalLMOutputWithPast(CausalLMOutputWithPast):
+class AgeVlmCausalLMOutputWithPast(MultimodalCausalLMOutputWithPast):
     r"""
     loss (`torch.FloatTensor` of shape `(1,)`, *optional*, returned when `labels` is provided):
         Language modeling loss (for next-token prediction), in nats per token.
     logits (`torch.FloatTensor` of shape `(batch_size, sequence_length, vocab_size)`):
         Prediction scores of the language modeling head (before the softmax).
-    image_hidden_states (`torch.FloatTensor` of shape `(batch_size, num_images, num_image_tokens, hidden_size)`, *optional*):
-        The projected visual tokens of this call's images; zero where a row has fewer images.
+    image_outputs (`BaseModelOutputWithPooling`, *optional*):
+        What [`~AgeVlmModel.get_image_features`] returns for the images that this call ran, row after row: the projected
+        visual tokens are its `pooler_output` of shape `(num_images, num_image_tokens, hidden_size)`.
     grounding_maps (`tuple(torch.FloatTensor)`, *optional*, returned when `query_masks` is passed):
         One map per cross-attention layer, see [`AgeVlmModelOutputWithPast`].
     region_attention (`tuple(torch.FloatTensor)`, *optional*, returned when `region_masks` is passed):
@@ -113,7 +115,6 @@ class AgeVlmCausalLMOutputWithPast(CausalLMOutputWithPast):
     """
 
     cross_attentions: tuple[torch.FloatTensor, ...] | None = None
-    image_hidden_states: torch.FloatTensor | None = None
     grounding_maps: tuple[torch.FloatTensor, ...] | None = None
     region_attention: tuple[torch.FloatTensor, ...] | None = None
     uniform_region_attention: torch.FloatTensor | None = None
@@ -228,8 +229,32 @@ class AgeVlmOutputProjection(nn.Linear):
     """
     Last linear layer of a residual branch; starts at zero, so that the branch adds nothing at first.
 
-    A class of its own, for transformers 5.23 does not call `_init_weights` on custom modules without own parameters.
+    A class of its own, for transformers (5.24, `_initialize_weights`) passes over the modules of remote code that only
+    hold other modules: `_init_weights` could not find this layer by its parent.
     """
+
+
+class AgeVlmCrossAttentionInputs(NamedTuple):
+    """
+    What all cross-attention layers get in one call, besides the text and the cache. `num_image_tokens` counts the visual
+    tokens that the text may see, first the cached ones, then those of this call.
+
+    `cross_attention_states` of shape `(batch_size, num_new_image_tokens, hidden_size)` and
+    `cross_attention_positions` of shape `(num_new_image_tokens, hidden_size)` are those of this call, `visible` says which
+    of them a row's later tokens see. The additive `cross_attention_mask` of shape
+    `(batch_size, 1, sequence_length, num_image_tokens)` is None if each text token sees all or none. `sees_image` is of shape
+    `(batch_size, sequence_length, 1)`. The `query_weights` of shape `(batch_size, num_regions, sequence_length)` sum to 1
+    for each query that sees an image, the `region_channels` of shape `(batch_size, 1, num_image_tokens, num_channels)` are
+    the region masks, filled up to a multiple of 8 channels as attention kernels like them.
+    """
+
+    cross_attention_states: torch.Tensor | None
+    cross_attention_positions: torch.Tensor | None
+    visible: torch.Tensor | None
+    cross_attention_mask: torch.Tensor | None
+    sees_image: torch.Tensor
+    query_weights: torch.Tensor | None
+    region_channels: torch.Tensor | None
 
 
 class AgeVlmCrossAttention(nn.Module):
@@ -257,31 +282,26 @@ class AgeVlmCrossAttention(nn.Module):
     def forward(
         self,
         hidden_states: torch.Tensor,
-        cross_attention_states: torch.Tensor | None,
-        cross_attention_positions: torch.Tensor | None,
-        cross_attention_mask: torch.Tensor | None,
-        visible: torch.Tensor | None,
-        query_weights: torch.Tensor | None,
+        inputs: AgeVlmCrossAttentionInputs,
         cache: Cache | None,
-        region_channels: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        query_weights, region_channels = inputs.query_weights, inputs.region_channels
         hidden_shape = (*hidden_states.shape[:-1], -1, self.head_dim)
         query_states = self.q_norm(self.q_proj(hidden_states).view(hidden_shape).transpose(1, 2))
         key_states, value_states = self.project_visual_tokens(
-            cross_attention_states, cross_attention_positions, visible, cache
+            inputs.cross_attention_states, inputs.cross_attention_positions, inputs.visible, cache
         )
-        inputs = query_states, key_states, value_states
+        states = query_states, key_states, value_states
         if region_channels is not None:
-            inputs = self.append_region_masks(*inputs, region_channels)
+            states = self.append_region_masks(*states, region_channels)
 
         # Flash attention takes a 2-D text mask and would cut the visual keys to the text's length.
         backend = CROSS_ATTENTION_BACKENDS.get(self.config._attn_implementation, "sdpa")
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(backend, eager_attention_forward)
         attn_output, attn_weights = attention_interface(
             self,
-            *inputs,
-            cross_attention_mask,
+            *states,
+            inputs.cross_attention_mask,
             dropout=self.attention_dropout if self.training else 0.0,
             scaling=self.scaling,
             is_causal=False,
@@ -292,9 +312,16 @@ class AgeVlmCrossAttention(nn.Module):
             inside = inside[..., : query_weights.shape[1]].float().mean(dim=2)  # over heads
             grounding = (query_weights.transpose(1, 2) * inside).sum(dim=1)
         elif query_weights is not None:
-            inputs = query_states, key_states, cross_attention_mask, query_weights
             # The scores of all heads and tokens are worth computing twice, not keeping.
-            grounding = checkpoint(self.grounding_map, *inputs, use_reentrant=False, preserve_rng_state=False)
+            grounding = checkpoint(
+                self.grounding_map,
+                query_states,
+                key_states,
+                inputs.cross_attention_mask,
+                query_weights,
+                use_reentrant=False,
+                preserve_rng_state=False,
+            )
         return self.o_proj(attn_output.reshape(*hidden_states.shape[:-1], -1)), attn_weights, grounding
 
     @staticmethod
@@ -388,14 +415,14 @@ class AgeVlmCrossAttentionDecoderLayer(GradientCheckpointingLayer):
     def forward(
         self,
         hidden_states: torch.Tensor,
-        sees_image: torch.Tensor,
-        **kwargs: Unpack[TransformersKwargs],
+        inputs: AgeVlmCrossAttentionInputs,
+        cache: Cache | None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        attn_output, _, grounding = self.cross_attn(self.input_layernorm(hidden_states), **kwargs)
-        hidden_states = torch.where(sees_image, hidden_states + attn_output, hidden_states)
+        attn_output, _, grounding = self.cross_attn(self.input_layernorm(hidden_states), inputs, cache)
+        hidden_states = torch.where(inputs.sees_image, hidden_states + attn_output, hidden_states)
         if self.mlp is not None:
             mlp_output = self.mlp(self.post_attention_layernorm(hidden_states))
-            hidden_states = torch.where(sees_image, hidden_states + mlp_output, hidden_states)
+            hidden_states = torch.where(inputs.sees_image, hidden_states + mlp_output, hidden_states)
         return hidden_states, grounding
 
 
@@ -410,7 +437,6 @@ class AgeVlmPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flash_attn = True  # of the self-attention; cross-attention stays on SDPA then
     _can_compile_fullgraph = True
-    _supports_attention_backend = False
     _can_record_outputs = {
         "hidden_states": GradientCheckpointingLayer,  # the layers of both kinds
         "attentions": LlamaAttention,
@@ -524,7 +550,6 @@ class AgeVlmTextModel(AgeVlmPreTrainedModel):
         cross_attention_states: torch.FloatTensor | None = None,
         cross_attention_positions: torch.FloatTensor | None = None,
         cross_attention_mask: torch.BoolTensor | None = None,
-        visible: torch.BoolTensor | None = None,
         query_masks: torch.BoolTensor | None = None,
         region_masks: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
@@ -537,9 +562,8 @@ class AgeVlmTextModel(AgeVlmPreTrainedModel):
             Position code added to what the keys are made from.
         cross_attention_mask (`torch.BoolTensor` of shape `(batch_size, sequence_length, num_image_tokens)`, *optional*):
             True where a text token of this call sees a visual token of this call; of shape `(batch_size, sequence_length, 1)`
-            where a text token sees all of them or none, which spares the attention a mask.
-        visible (`torch.BoolTensor` of shape `(batch_size, num_image_tokens)` or `(batch_size, 1)`, *optional*):
-            True for the visual tokens of this call that every later token sees; kept in the cache.
+            where a text token sees all of them or none, which spares the attention a mask. What the last token sees,
+            every later one sees; the cache keeps that.
         query_masks (`torch.BoolTensor` of shape `(batch_size, num_regions, sequence_length)`, *optional*):
             True for the tokens whose attention `grounding_maps` averages, one query per region.
         region_masks (`torch.FloatTensor` of shape `(batch_size, num_regions, num_images * num_image_tokens)`, *optional*):
@@ -566,19 +590,17 @@ class AgeVlmTextModel(AgeVlmPreTrainedModel):
             position_ids=position_ids,
         )
         position_embeddings = self.rotary_emb(inputs_embeds, position_ids=position_ids)
-        cross_attention_kwargs = self.prepare_cross_attention(
+        cross_attention_inputs, uniform_region_attention = self.prepare_cross_attention(
             inputs_embeds,
             cache,
             cross_attention_states,
+            cross_attention_positions,
             cross_attention_mask,
             query_masks,
             region_masks,
         )
 
         hidden_states = inputs_embeds
-        uniform_region_attention = None
-        if region_masks is not None:
-            uniform_region_attention = cross_attention_kwargs.pop("uniform_region_attention")
         grounding = []
         for decoder_layer in self.layers:
             if isinstance(decoder_layer, LlamaDecoderLayer):
@@ -591,15 +613,9 @@ class AgeVlmTextModel(AgeVlmPreTrainedModel):
                     use_cache=use_cache,
                     **kwargs,
                 )
-            elif cross_attention_kwargs is not None:
+            elif cross_attention_inputs is not None:
                 hidden_states, layer_grounding = decoder_layer(
-                    hidden_states,
-                    cross_attention_states=cross_attention_states,
-                    cross_attention_positions=cross_attention_positions,
-                    visible=visible,
-                    cache=cache,
-                    **cross_attention_kwargs,
-                    **kwargs,
+                    hidden_states, inputs=cross_attention_inputs, cache=cache
                 )
                 grounding.append(layer_grounding)
 
@@ -616,18 +632,14 @@ class AgeVlmTextModel(AgeVlmPreTrainedModel):
         inputs_embeds: torch.Tensor,
         cache: Cache | None,
         cross_attention_states: torch.Tensor | None,
+        cross_attention_positions: torch.Tensor | None,
         cross_attention_mask: torch.Tensor | None,
         query_masks: torch.Tensor | None,
         region_masks: torch.Tensor | None,
-    ) -> dict[str, torch.Tensor | None] | None:
+    ) -> tuple[AgeVlmCrossAttentionInputs | None, torch.Tensor | None]:
         """
-        What all cross-attention layers share, or None when there is no image, neither in this call nor in the cache:
-        the additive `cross_attention_mask` of shape `(batch_size, 1, sequence_length, num_image_tokens)` over the
-        cached and the new visual tokens (None if each token sees all or none), `sees_image` of shape
-        `(batch_size, sequence_length, 1)` and the `query_weights` of shape
-        `(batch_size, num_regions, sequence_length)`, which sum to 1 for each query. With region masks also the `region_channels` of shape
-        `(batch_size, 1, num_image_tokens, num_channels)`, filled up to a multiple of 8 channels as attention kernels
-        like them, and their `uniform_region_attention`, which the layers do not take.
+        What the cross-attention layers get, None when there is no image, neither in this call nor in the cache; and the
+        `uniform_region_attention`, None without region masks.
         """
         sequence_length, dtype = inputs_embeds.shape[1], inputs_embeds.dtype
         if region_masks is not None and (query_masks is None or query_masks.shape[:2] != region_masks.shape[:2]):
@@ -635,7 +647,7 @@ class AgeVlmTextModel(AgeVlmPreTrainedModel):
                 f"`region_masks` of shape {tuple(region_masks.shape)} need `query_masks` of as many rows and regions, but "
                 f"they are {'None' if query_masks is None else tuple(query_masks.shape)}."
             )
-        masks, num_image_tokens = [], 0
+        masks, num_image_tokens, visible = [], 0, None
         # CODEPATH: an empty list is the plain LLM; all AGE-VLM checkpoints have cross-attention layers
         if cache is not None and self.config.cross_attention_layers:
             cache_layer = cross_attention_cache_layer(cache, self.config.cross_attention_layers[0])
@@ -643,6 +655,7 @@ class AgeVlmTextModel(AgeVlmPreTrainedModel):
                 num_image_tokens = cache_layer.get_seq_length()
                 masks.append(cache_layer.visible.unsqueeze(1).expand(-1, sequence_length, -1))
         if cross_attention_mask is not None:
+            visible = cross_attention_mask[:, -1]
             if masks:
                 masks[0] = masks[0].expand(-1, -1, num_image_tokens)
                 cross_attention_mask = cross_attention_mask.expand(-1, -1, cross_attention_states.shape[1])
@@ -654,7 +667,7 @@ class AgeVlmTextModel(AgeVlmPreTrainedModel):
                     "`query_masks` asks for grounding maps, but no row of the batch has an image. Leave `query_masks` "
                     "out of batches without images."
                 )
-            return None
+            return None, None
         mask = torch.cat(masks, dim=-1)
         sees_image = mask.any(dim=-1, keepdim=True)
         query_weights = None
@@ -665,7 +678,7 @@ class AgeVlmTextModel(AgeVlmPreTrainedModel):
                 )
             query_weights = (query_masks & sees_image.transpose(1, 2)).float()
             query_weights = query_weights / query_weights.sum(dim=-1, keepdim=True).clamp(min=1)
-        region_kwargs = {}
+        region_channels = uniform_region_attention = None
         if region_masks is not None:
             if region_masks.shape[-1] != num_image_tokens:
                 raise ValueError(
@@ -674,22 +687,24 @@ class AgeVlmTextModel(AgeVlmPreTrainedModel):
                 )
             seen = (torch.matmul(query_weights, mask.float()) > 0).float()  # by any word of the query
             seen = seen.expand(-1, -1, num_image_tokens)
-            region_kwargs["uniform_region_attention"] = (seen * region_masks).sum(dim=-1) / seen.sum(dim=-1).clamp(
-                min=1
-            )
-            channels = nn.functional.pad(region_masks.transpose(1, 2), (0, -region_masks.shape[1] % 8))
-            region_kwargs["region_channels"] = channels.to(dtype).unsqueeze(1)
+            uniform_region_attention = (seen * region_masks).sum(dim=-1) / seen.sum(dim=-1).clamp(min=1)
+            region_channels = nn.functional.pad(region_masks.transpose(1, 2), (0, -region_masks.shape[1] % 8))
+            region_channels = region_channels.to(dtype).unsqueeze(1)
         # A token that sees nothing attends to everything, which keeps the softmax finite; its output is dropped.
         additive_mask = None
         if mask.shape[-1] > 1:
             hidden = ~(mask | ~sees_image).unsqueeze(1)
             additive_mask = torch.zeros_like(hidden, dtype=dtype).masked_fill_(hidden, torch.finfo(dtype).min)
-        return {
-            **region_kwargs,
-            "cross_attention_mask": additive_mask,
-            "sees_image": sees_image,
-            "query_weights": query_weights,
-        }
+        inputs = AgeVlmCrossAttentionInputs(
+            cross_attention_states=cross_attention_states,
+            cross_attention_positions=cross_attention_positions,
+            visible=visible,
+            cross_attention_mask=additive_mask,
+            sees_image=sees_image,
+            query_weights=query_weights,
+            region_channels=region_channels,
+        )
+        return inputs, uniform_region_attention
 
 
 @auto_docstring(custom_intro="AGE-VLM without its language modeling head.")
@@ -756,7 +771,7 @@ class AgeVlmModel(AgeVlmPreTrainedModel):
             `grounding_maps`.
         """
         self._check_placeholders(input_ids, pixel_values)
-        image_hidden_states = cross_attention_states = positions = cross_attention_mask = visible = None
+        image_outputs = cross_attention_states = positions = cross_attention_mask = None
         if pixel_values is None and self._needs_dummy_image(use_cache):
             text = input_ids if input_ids is not None else inputs_embeds
             vision_config = self.config.vision_config
@@ -769,14 +784,13 @@ class AgeVlmModel(AgeVlmPreTrainedModel):
         if pixel_values is not None:
             seen = self._seen_images(input_ids, inputs_embeds, pixel_values)
             copies = seen.shape[0] // pixel_values.shape[0]  # beams share the pictures of their row
-            image_hidden_states = self._image_hidden_states(pixel_values, seen[::copies, -1])
+            image_outputs, image_hidden_states = self._encode_images(pixel_values, seen[::copies, -1], **kwargs)
             image_hidden_states = image_hidden_states.repeat_interleave(copies, dim=0)
             cross_attention_mask = seen  # (batch_size, sequence_length, 1): all of the picture or none of it
             if pixel_values.shape[1] > 1 or pixel_attention_mask is not None:
                 cells = self._cell_mask(pixel_values, pixel_attention_mask).repeat_interleave(copies, dim=0)
                 # (batch_size, sequence_length, num_images, num_image_tokens) -> all images of a row in one axis
                 cross_attention_mask = (seen.unsqueeze(-1) & cells.unsqueeze(1)).flatten(2)
-            visible = cross_attention_mask[:, -1]
             cross_attention_states = image_hidden_states.flatten(1, 2)
             positions = self._visual_positions(pixel_values, image_hidden_states)
 
@@ -789,13 +803,12 @@ class AgeVlmModel(AgeVlmPreTrainedModel):
             cross_attention_states=cross_attention_states,
             cross_attention_positions=positions,
             cross_attention_mask=cross_attention_mask,
-            visible=visible,
             query_masks=query_masks,
             region_masks=region_masks,
             use_cache=use_cache,
             **kwargs,
         )
-        outputs.image_hidden_states = image_hidden_states
+        outputs.image_outputs = image_outputs
         return outputs
 
     def _check_placeholders(self, input_ids: torch.Tensor | None, pixel_values: torch.Tensor | None) -> None:
@@ -836,20 +849,25 @@ class AgeVlmModel(AgeVlmPreTrainedModel):
         counts = (input_ids == self.config.image_token_id).cumsum(dim=1)
         return torch.arange(num_images, device=input_ids.device) < counts.unsqueeze(-1)
 
-    def _image_hidden_states(self, pixel_values: torch.Tensor, is_image: torch.Tensor) -> torch.Tensor:
-        """Projected visual tokens `(batch_size, num_images, num_image_tokens, hidden_size)`; only images run, fillers are 0."""
-        if is_torchdynamo_compiling():  # the number of images is data; fillers run too and are masked
-            return self.get_image_features(pixel_values).pooler_output.unflatten(0, pixel_values.shape[:2])
-        num_images = int(is_image.sum())
+    def _encode_images(
+        self, pixel_values: torch.Tensor, is_image: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple[BaseModelOutputWithPooling, torch.Tensor]:
+        """
+        Runs the images and not what fills rows up. Returns the tower's output for them, and their projected visual tokens
+        `(batch_size, num_images, num_image_tokens, hidden_size)`, which are 0 for the fillers.
+        """
+        # Compiled, fillers run too and are masked: how many there are is data.
+        num_images = is_image.numel() if is_torchdynamo_compiling() else int(is_image.sum())
         if num_images == is_image.numel():
-            return self.get_image_features(pixel_values).pooler_output.unflatten(0, pixel_values.shape[:2])
+            outputs = self.get_image_features(pixel_values, return_dict=True, **kwargs)
+            return outputs, outputs.pooler_output.unflatten(0, pixel_values.shape[:2])
         runs = is_image.clone()
         if num_images == 0:  # the dummy image
             runs[0, 0] = True
-        features = self.get_image_features(pixel_values[runs]).pooler_output
-        hidden_states = features.new_zeros(*pixel_values.shape[:2], *features.shape[1:])
-        hidden_states[runs] = features
-        return hidden_states
+        outputs = self.get_image_features(pixel_values[runs], return_dict=True, **kwargs)
+        hidden_states = outputs.pooler_output.new_zeros(*pixel_values.shape[:2], *outputs.pooler_output.shape[1:])
+        hidden_states[runs] = outputs.pooler_output
+        return outputs, hidden_states
 
     def _cell_mask(self, pixel_values: torch.Tensor, pixel_attention_mask: torch.Tensor | None) -> torch.Tensor:
         """True for cells that hold a pixel of the picture: `(batch_size, num_images, num_image_tokens)`."""
@@ -903,7 +921,7 @@ class AgeVlmForConditionalGeneration(AgeVlmPreTrainedModel, GenerationMixin):
         is_first_iteration: bool = False,
         **kwargs,
     ) -> dict:
-        # In transformers 5.23 an assistant's prefill does not count as a first iteration and would lose the pictures.
+        # In transformers (5.24, `_sample`) an assistant's prefill is no first iteration and would lose the pictures.
         if inputs_embeds is None and cache is not None:
             is_first_iteration |= not any(layer.is_initialized for layer in cache.layers)
         return super().prepare_inputs_for_generation(
@@ -996,7 +1014,7 @@ class AgeVlmForConditionalGeneration(AgeVlmPreTrainedModel, GenerationMixin):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             cross_attentions=outputs.cross_attentions,
-            image_hidden_states=outputs.image_hidden_states,
+            image_outputs=outputs.image_outputs,
             grounding_maps=outputs.grounding_maps,
             region_attention=outputs.region_attention,
             uniform_region_attention=outputs.uniform_region_attention,

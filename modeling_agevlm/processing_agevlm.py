@@ -161,23 +161,6 @@ class AgeVlmProcessor(ProcessorMixin):
     def replace_image_token(self, image_inputs: BatchFeature, image_idx: int, **kwargs) -> str:
         return self.image_token  # cross-attention reads the image: the text keeps one token per image
 
-    def post_process_image_text_to_text(
-        self, generated_outputs, skip_special_tokens: bool = True, **kwargs
-    ) -> list[str]:
-        r"""
-        Decodes what `generate` returns.
-
-        Args:
-            generated_outputs (`torch.Tensor` of shape `(batch_size, sequence_length)`):
-                Token ids.
-            skip_special_tokens (`bool`, *optional*, defaults to `True`):
-                Whether to leave special tokens out of the text.
-
-        Returns:
-            `list[str]`: The decoded texts.
-        """
-        return self.tokenizer.batch_decode(generated_outputs, skip_special_tokens=skip_special_tokens, **kwargs)
-
     def get_query_masks(self, input_ids: torch.LongTensor, phrases: list[str] | list[list[str]]) -> torch.BoolTensor:
         r"""
         Marks the tokens of phrases. Passed to the model as `query_masks`, it returns where these words look.

@@ -299,7 +299,6 @@ class Ours(nn.Module):
             input_ids=input_ids,
             cross_attention_states=image_tokens,
             cross_attention_mask=seen,
-            visible=seen[:, -1],
             use_cache=True,
         )
         return self.vlm.lm_head(outputs.last_hidden_state[:, -1]), outputs.cache

@@ -219,7 +219,7 @@ class AgeVlm(Vlm):
         for hook in hooks:
             hook.remove()
         text = outputs.hidden_states[-1][0, words].float().mean(0)
-        adapter = torch.cosine_similarity(outputs.image_hidden_states[0, 0].float().mean(0), text, dim=0)
+        adapter = torch.cosine_similarity(outputs.image_outputs.pooler_output[0].float().mean(0), text, dim=0)
         in_layers = []
         for attention in attentions:
             queries = states[attention.q_norm][:, words].unsqueeze(2)

@@ -20,11 +20,11 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 from testing_utils import IMAGE, NUM_CELLS, PAD, VISION, llama_twin, tiny_batch, tiny_model
-from transformers import DynamicCache
+from transformers import AutoConfig, AutoModel, DynamicCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from modeling_agevlm import AgeVlmForConditionalGeneration
-from modeling_agevlm.modeling_agevlm import AgeVlmCrossAttention
+from modeling_agevlm.modeling_agevlm import AgeVlmCrossAttention, AgeVlmCrossAttentionInputs
 
 
 BACKENDS = pytest.mark.parametrize("backend", ["sdpa", "eager"])
@@ -128,16 +128,16 @@ def test_cross_attention_layer_is_equation_2(model: AgeVlmForConditionalGenerati
     layer = model.model.language_model.layers[1]
     attention, mlp = layer.cross_attn, layer.mlp
     hidden_states, visual = torch.randn(1, 5, 32), torch.randn(1, NUM_CELLS, 32)
-    found, _ = layer(
-        hidden_states,
-        sees_image=torch.ones(1, 5, 1, dtype=torch.bool),
+    inputs = AgeVlmCrossAttentionInputs(
         cross_attention_states=visual,
         cross_attention_positions=None,
-        cross_attention_mask=torch.zeros(1, 1, 5, NUM_CELLS),
         visible=None,
+        cross_attention_mask=torch.zeros(1, 1, 5, NUM_CELLS),
+        sees_image=torch.ones(1, 5, 1, dtype=torch.bool),
         query_weights=None,
-        cache=None,
+        region_channels=None,
     )
+    found, _ = layer(hidden_states, inputs, cache=None)
 
     def rms_norm(states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return states / (states.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * weight
@@ -172,6 +172,33 @@ def test_tower_is_timms_last_feature_map_row_by_row(model: AgeVlmForConditionalG
     hidden = torch.nn.functional.gelu(found.last_hidden_state @ projector.linear_1.weight.T + projector.linear_1.bias)
     projected = hidden @ projector.linear_2.weight.T + projector.linear_2.bias
     torch.testing.assert_close(found.pooler_output, projected, atol=1e-5, rtol=1e-5)
+
+
+def test_image_outputs_are_of_the_images_that_there_are(model: AgeVlmForConditionalGeneration):
+    batch = tiny_batch(placeholders=((1, 6), (), (3,)))
+    pixel_values = batch["pixel_values"]
+    expected = model.get_image_features(torch.stack([pixel_values[0, 0], pixel_values[0, 1], pixel_values[2, 0]]))
+    for outputs in (model(**batch, output_hidden_states=True), model.model(**batch, output_hidden_states=True)):
+        found = outputs.image_outputs
+        assert found.pooler_output.shape == (3, NUM_CELLS, 32)
+        assert torch.equal(found.pooler_output, expected.pooler_output)
+        assert torch.equal(found.last_hidden_state, expected.last_hidden_state)
+        assert len(found.hidden_states) == 5 and len(outputs.hidden_states) == 6
+    as_tuple = model(**batch, return_dict=False)
+    assert any(isinstance(entry, tuple) and torch.equal(entry[1], expected.pooler_output) for entry in as_tuple)
+    assert model(input_ids=batch["input_ids"][1:2]).image_outputs is None
+
+
+@pytest.mark.parametrize("part", ["text_config", "vision_config"])
+def test_auto_classes_know_the_parts(model: AgeVlmForConditionalGeneration, part: str, tmp_path: Path):
+    own = {"text_config": model.model.language_model, "vision_config": model.model.vision_tower}[part]
+    config = getattr(model.config, part)
+    assert type(AutoModel.from_config(copy.deepcopy(config))) is type(own)
+    assert type(AutoConfig.for_model(config.model_type)) is type(config)
+    own.save_pretrained(tmp_path)
+    again = AutoModel.from_pretrained(tmp_path)
+    assert type(again) is type(own) and again.state_dict().keys() == own.state_dict().keys()
+    assert all(torch.equal(tensor, own.state_dict()[name]) for name, tensor in again.state_dict().items())
 
 
 # Attention backends
@@ -251,9 +278,7 @@ def test_a_whole_picture_per_row_needs_no_mask(backend: str):
     masks = []
     for layer in model.modules():
         if isinstance(layer, AgeVlmCrossAttention):
-            layer.register_forward_pre_hook(
-                lambda module, args, kwargs: masks.append(kwargs["cross_attention_mask"]), with_kwargs=True
-            )
+            layer.register_forward_pre_hook(lambda module, args: masks.append(args[1].cross_attention_mask))
     batch = tiny_batch(placeholders=((2,), ()))
     batch["query_masks"] = some_queries(batch)
     later = torch.full((2, 3), 7)

@@ -175,6 +175,8 @@ def test_another_placeholder_reaches_the_template():
 def test_decoding_leaves_special_tokens_out(processor: AgeVlmProcessor):
     ids = processor.tokenizer("<|image|>Yes, a cup.<|eot_id|><|pad|>", return_tensors="pt")["input_ids"]
     assert processor.post_process_image_text_to_text(ids) == ["Yes, a cup."]
+    assert processor.post_process_image_text_to_text(ids[0]) == "Yes, a cup."
+    assert processor.post_process_image_text_to_text(ids, skip_special_tokens=False)[0].endswith("<|eot_id|><|pad|>")
 
 
 def test_save_and_load(tmp_path: Path):

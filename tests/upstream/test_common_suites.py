@@ -196,7 +196,6 @@ class AgeVlmTextModelTester(AgeVlmModelTester):
             "attention_mask": torch.ones(tokens, dtype=torch.long, device=torch_device),
             "cross_attention_states": floats_tensor([self.batch_size, cells, self.hidden_size]),
             "cross_attention_mask": torch.ones((*tokens, cells), dtype=torch.bool, device=torch_device),
-            "visible": torch.ones((self.batch_size, cells), dtype=torch.bool, device=torch_device),
         }
 
 

@@ -254,7 +254,7 @@ def test_similarities_of_ours_by_hand(vlms: dict[str, Vlm]):
     words = vlm.find(inputs, "a cup")
     with torch.no_grad():
         outputs = vlm.model.model(**inputs, output_hidden_states=True)
-        image = outputs.image_hidden_states[0, 0]
+        image = outputs.image_outputs.pooler_output[0]
         adapter = torch.cosine_similarity(image.mean(0), outputs.last_hidden_state[0, words].mean(0), dim=0)
         nearest = []
         for index in (1, 3):  # the cross-attention layers
