@@ -19,6 +19,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # Training tests are about the CPU, also where there is a GPU.
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
+# The models are so small that more threads only wait for each other; another number shows that no test depends on it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Iterator  # noqa: E402
 
@@ -27,10 +29,6 @@ import torch  # noqa: E402
 from hub_server import TOKEN, HubServer  # noqa: E402
 from huggingface_hub import close_session, constants  # noqa: E402
 from transformers.utils import hub as transformers_hub  # noqa: E402
-
-
-# The models are so small that more threads only wait for each other.
-torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

@@ -211,7 +211,7 @@ class ExactSegmenter(Segmenter):
         height, width = mask.shape
         scale = 1024 / max(height, width)
         size = (1024, 1024) if self.sam2 else (round(height * scale), round(width * scale))
-        mask = torch.from_numpy(mask)[None, None].float()
+        mask = torch.from_numpy(mask.copy())[None, None].float()
         resized = F.interpolate(mask, size, mode="bilinear", antialias=True)[0]
         return F.pad(resized, (0, 1024 - size[1], 0, 1024 - size[0]))
 

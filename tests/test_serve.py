@@ -72,7 +72,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     command = [sys.executable, str(ROOT / "recipes/serve.py"), NAME, "--port", str(port), "--device", "cpu"]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "HF_HOME": str(place / "home")}
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(place / "home")}
     log = (place / "log").open("w")
     process = subprocess.Popen(command, cwd=place, env=environment, stdout=log, stderr=log)
     try:

@@ -21,7 +21,7 @@ import torch
 from datasets import load_from_disk
 from pages import PAGES, ROOT, SERVER, blocks
 from test_remote_code import PROLOGUE, run
-from testing_utils import picture, tiny_model, tiny_processor
+from testing_utils import HALF_LENGTH, assert_close, picture, tiny_model, tiny_processor
 
 from modeling_agevlm import AgeVlmForConditionalGeneration, AgeVlmProcessor
 from recipes.publishing.checkpoint import make_card
@@ -196,10 +196,10 @@ def expected(place: Path) -> dict[str, Any]:
 def test_every_way_to_load(found: dict[Any, Any], expected: dict[str, Any], auto_class: str):
     for key in ("plain", "sdpa", "auto"):
         assert torch.equal(found[key, auto_class], expected["logits"]), key
-    torch.testing.assert_close(found["eager", auto_class], expected["logits"], rtol=0, atol=1e-5)
+    assert_close(found["eager", auto_class], expected["logits"])
     assert not torch.equal(found["bfloat16", auto_class], expected["logits"])
     for key in ("bfloat16", "both"):
-        torch.testing.assert_close(found[key, auto_class], expected["logits"], rtol=0.05, atol=0.1)
+        assert_close(found[key, auto_class].bfloat16(), expected["logits"].bfloat16(), HALF_LENGTH)
 
 
 def test_every_way_to_generate(found: dict[Any, Any], expected: dict[str, Any]):

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
+import pytest
 import torch
 from pycocotools import mask as coco_mask
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -58,6 +59,54 @@ VISION = {
     "hidden_size": 24,
     "image_size": IMAGE_SIZE,
 }
+
+
+# As `length_of(tiny_model())`: 857 of the tower, 56 of the projector, 5 x 240 of the layers, 32 of the head.
+MODEL_LENGTH = 2145
+# Of a weight's gradient: there and back, and a sum over the 24 x 24 places of the stem in up to 6 pictures.
+GRADIENT_LENGTH = 2 * MODEL_LENGTH + 6 * 24 * 24
+# How many times a value is rounded on that way where matrices are added up in float32 and kept in half precision: 43
+# times in the tower, 3 in the projector, 12 in each layer. All that a sum of half's products is off by is these.
+HALF_LENGTH = 43 + 3 + 5 * 12
+# Of a grounding map's sum over its cells: a softmax, means over heads and words, and the sum itself.
+MAP_LENGTH = 27 + 4 + 12 + 27
+
+
+def tolerance(dtype: torch.dtype, length: int) -> float:
+    """
+    By how much two sums of the same `length` products may differ, relative to the largest, where they are added up in
+    another order, which the CPU's instructions, the number of threads and the shapes decide on. Either is off by
+    sqrt(length) * eps / 2, for its roundings are as good as independent (Higham and Mary, "A new approach to
+    probabilistic rounding error analysis", 2019).
+    """
+    return length**0.5 * torch.finfo(dtype).eps
+
+
+def length_of(*modules: torch.nn.Module) -> int:
+    """How many products lie one after another between inputs and outputs: the rows of all matrices, end to end."""
+    return sum(p[0].numel() for module in modules for p in module.parameters() if p.dim() > 1)
+
+
+def up_to_rounding(expected: Any, length: int = MODEL_LENGTH) -> Any:
+    """What equals numbers (one, several, or by name) that float32 sums of `length` products gave."""
+    return pytest.approx(expected, rel=tolerance(torch.float32, length))
+
+
+def assert_close(
+    found: torch.Tensor,
+    expected: torch.Tensor,
+    length: int = MODEL_LENGTH,
+    name: str | None = None,
+    atol: float = 0.0,
+) -> None:
+    """
+    That the two differ by the order of sums of `length` products in `found`'s dtype at most, and by `atol` for what
+    else is rounded. A float64 is exact.
+    """
+    atol += tolerance(found.dtype, length) * expected.abs().max().item()
+    message = None if name is None else lambda text: f"{name}: {text}"
+    exact = expected.dtype == torch.float64
+    torch.testing.assert_close(found, expected, rtol=0, atol=atol, check_dtype=not exact, msg=message)
 
 
 def tiny_config(

@@ -20,9 +20,12 @@ import pytest
 import torch
 from testing_utils import (
     EOT,
+    GRADIENT_LENGTH,
     IMAGE,
     IMAGE_SIZE,
+    MAP_LENGTH,
     NUM_CELLS,
+    assert_close,
     box_mask,
     picture,
     region,
@@ -84,7 +87,7 @@ def test_maps_cover_the_cells_that_the_query_sees_and_no_others(backend: str, se
                     seen[image] = holds_picture[b, image].flatten()
             for layer_map in maps:
                 assert torch.equal(layer_map[b, k] > 0, seen.flatten())
-                torch.testing.assert_close(layer_map[b, k].sum(), seen.any().float(), atol=1e-5, rtol=0)
+                assert_close(layer_map[b, k].sum(), seen.any().float(), MAP_LENGTH)
 
 
 @pytest.mark.parametrize("num_regions", range(1, 17))
@@ -94,7 +97,7 @@ def test_map_does_not_depend_on_the_other_regions(model: AgeVlmForConditionalGen
     for k in range(num_regions):
         alone = model(**batch | {"query_masks": batch["query_masks"][:, k : k + 1]}).grounding_maps
         for found, expected in zip(together, alone, strict=True):
-            torch.testing.assert_close(found[:, k], expected[:, 0], atol=1e-6, rtol=1e-5)
+            assert_close(found[:, k], expected[:, 0])
     assert together[0].shape == (4, num_regions, 3 * NUM_CELLS)
 
 
@@ -152,7 +155,7 @@ def test_gradient_checkpointing_leaves_maps_and_their_gradient_alone(backend: st
     assert sorted(runs) == [1, 1, 3, 3]  # forward, and again for the backward pass
     assert found.keys() == expected.keys() and len(found) > 20
     for name in expected:
-        torch.testing.assert_close(found[name], expected[name], msg=lambda text, name=name: f"{name}: {text}")
+        assert_close(found[name], expected[name], GRADIENT_LENGTH, name)
 
 
 def test_eager_and_sdpa_agree_in_maps_and_gradients():
@@ -165,9 +168,7 @@ def test_eager_and_sdpa_agree_in_maps_and_gradients():
         gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
         results.append(gradients | {"maps": torch.stack(outputs.grounding_maps), "logits": outputs.logits})
     for name in results[0]:
-        torch.testing.assert_close(
-            *(result[name] for result in results), atol=1e-5, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
-        )
+        assert_close(*(result[name] for result in results), GRADIENT_LENGTH, name)
 
 
 def test_descent_on_the_queries_and_keys_moves_the_maps_into_the_masks():
@@ -218,7 +219,7 @@ def test_map_of_a_phrase_is_the_attention_of_its_tokens(answer: str, phrase: str
         **inputs, query_masks=batch["query_masks"], output_attentions=True
     )
     for layer_map, attention in zip(outputs.grounding_maps, outputs.cross_attentions, strict=True):
-        torch.testing.assert_close(layer_map[0, 0], attention[0, :, query].mean(dim=(0, 1)), atol=1e-6, rtol=1e-5)
+        assert_close(layer_map[0, 0], attention[0, :, query].mean(dim=(0, 1)))
 
 
 def test_phrase_that_is_cut_is_dropped_and_the_maps_of_the_others_stay(model: AgeVlmForConditionalGeneration):
@@ -238,4 +239,4 @@ def test_phrase_that_is_cut_is_dropped_and_the_maps_of_the_others_stay(model: Ag
         model(**{name: whole[name] for name in names}).grounding_maps,
         strict=True,
     ):
-        torch.testing.assert_close(found[0, 0], expected[0, 1], atol=1e-6, rtol=1e-5)
+        assert_close(found[0, 0], expected[0, 1])

@@ -19,7 +19,18 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
-from testing_utils import IMAGE, NUM_CELLS, PAD, VISION, llama_twin, tiny_batch, tiny_model
+from testing_utils import (
+    GRADIENT_LENGTH,
+    IMAGE,
+    MAP_LENGTH,
+    NUM_CELLS,
+    PAD,
+    VISION,
+    assert_close,
+    llama_twin,
+    tiny_batch,
+    tiny_model,
+)
 from transformers import AutoConfig, AutoModel, DynamicCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -109,7 +120,7 @@ def test_images_belong_to_the_placeholders_in_order(model: AgeVlmForConditionalG
     first_only = model(
         input_ids=batch["input_ids"][:, :6], pixel_values=batch["pixel_values"][:, :1], use_cache=False
     ).logits
-    torch.testing.assert_close(model(**batch).logits[:, :6], first_only, atol=1e-5, rtol=1e-5)
+    assert_close(model(**batch).logits[:, :6], first_only)
 
 
 def test_input_embeddings_see_every_image(model: AgeVlmForConditionalGeneration):
@@ -154,7 +165,7 @@ def test_cross_attention_layer_is_equation_2(model: AgeVlmForConditionalGenerati
     normed = rms_norm(expected, layer.post_attention_layernorm.weight)
     gate = torch.nn.functional.silu(normed @ mlp.gate_proj.weight.T)
     expected = expected + (gate * (normed @ mlp.up_proj.weight.T)) @ mlp.down_proj.weight.T
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert_close(found, expected)
 
 
 def test_tower_is_timms_last_feature_map_row_by_row(model: AgeVlmForConditionalGeneration):
@@ -167,11 +178,11 @@ def test_tower_is_timms_last_feature_map_row_by_row(model: AgeVlmForConditionalG
     for row in range(2):
         for column in range(3):
             cell = found.last_hidden_state[:, 3 * row + column]
-            torch.testing.assert_close(cell, expected[:, :, row, column], atol=1e-5, rtol=1e-5)
+            assert_close(cell, expected[:, :, row, column])
     projector = model.model.multi_modal_projector
     hidden = torch.nn.functional.gelu(found.last_hidden_state @ projector.linear_1.weight.T + projector.linear_1.bias)
     projected = hidden @ projector.linear_2.weight.T + projector.linear_2.bias
-    torch.testing.assert_close(found.pooler_output, projected, atol=1e-5, rtol=1e-5)
+    assert_close(found.pooler_output, projected)
 
 
 def test_image_outputs_are_of_the_images_that_there_are(model: AgeVlmForConditionalGeneration):
@@ -207,7 +218,7 @@ def test_auto_classes_know_the_parts(model: AgeVlmForConditionalGeneration, part
 def test_eager_and_sdpa_agree(model: AgeVlmForConditionalGeneration):
     batch = tiny_batch(placeholders=((1, 6), (3,), ()))
     eager = tiny_model(attn_implementation="eager")
-    torch.testing.assert_close(model(**batch).logits, eager(**batch).logits, atol=1e-5, rtol=1e-5)
+    assert_close(model(**batch).logits, eager(**batch).logits)
 
 
 def first_token_reads_the_last_cell(model: AgeVlmForConditionalGeneration) -> bool:
@@ -297,11 +308,11 @@ def test_a_whole_picture_per_row_needs_no_mask(backend: str):
     masked = three_turns(pixel_attention_mask=torch.ones_like(batch["pixel_values"][:, :, 0]))
     assert not any(mask is None for mask in masks)
     for without, with_mask in zip(spared, masked, strict=True):
-        torch.testing.assert_close(without, with_mask, atol=1e-5, rtol=1e-5)
+        assert_close(without, with_mask)
     # The row without a picture does not see what fills its place when another row's comes before its own.
     texts = [batch["input_ids"][1:], later[1:], second["input_ids"][1:]]
     alone = model(input_ids=torch.cat(texts, dim=1), pixel_values=second["pixel_values"][1:]).logits
-    torch.testing.assert_close(alone[:, -4:], spared[2][1:], atol=1e-5, rtol=1e-5)
+    assert_close(alone[:, -4:], spared[2][1:])
 
 
 def test_visual_positions_change_the_logits():
@@ -338,13 +349,13 @@ def test_maps_are_the_averaged_softmax(backend: str):
         for b in range(2):
             for k in range(3):
                 by_hand = attention[b].mean(dim=0)[queries[b, k] & sees[b]].mean(dim=0)
-                torch.testing.assert_close(layer_map[b, k], by_hand, atol=1e-6, rtol=1e-5)
+                assert_close(layer_map[b, k], by_hand)
 
 
 def test_maps_are_distributions_and_not_uniform(model: AgeVlmForConditionalGeneration):
     batch = tiny_batch(placeholders=((1, 6), (3,)))
     for layer_map in model(**batch, query_masks=some_queries(batch)).grounding_maps:
-        torch.testing.assert_close(layer_map.sum(-1), torch.ones(2, 3))
+        assert_close(layer_map.sum(-1), torch.ones(2, 3), MAP_LENGTH)
         assert (layer_map.amax(dim=-1) > 1.2 / NUM_CELLS / 2).all()
 
 
@@ -355,7 +366,7 @@ def test_maps_are_zero_on_images_not_yet_seen(model: AgeVlmForConditionalGenerat
     for layer_map in model(**batch, query_masks=queries).grounding_maps:
         assert (layer_map[..., :NUM_CELLS] > 0).all()
         assert (layer_map[..., NUM_CELLS:] == 0).all()
-        torch.testing.assert_close(layer_map.sum(-1), torch.ones(2, 1))
+        assert_close(layer_map.sum(-1), torch.ones(2, 1), MAP_LENGTH)
 
 
 def test_maps_are_zero_on_padded_cells(model: AgeVlmForConditionalGeneration):
@@ -367,7 +378,7 @@ def test_maps_are_zero_on_padded_cells(model: AgeVlmForConditionalGeneration):
     batch["pixel_attention_mask"] = pixel_attention_mask
     for layer_map in model(**batch, query_masks=some_queries(batch)).grounding_maps:
         assert (layer_map[..., :6] > 0).all() and (layer_map[..., 6:] == 0).all()
-        torch.testing.assert_close(layer_map.sum(-1), torch.ones(2, 3))
+        assert_close(layer_map.sum(-1), torch.ones(2, 3), MAP_LENGTH)
 
 
 def test_padded_cells_do_not_reach_the_logits(model: AgeVlmForConditionalGeneration):
@@ -390,7 +401,7 @@ def test_query_without_a_seeing_token_has_a_map_of_zeros(model: AgeVlmForConditi
     queries[0, 1, :5] = True
     queries[1, 0] = True  # a row without an image
     for layer_map in model(**batch, query_masks=queries).grounding_maps:
-        torch.testing.assert_close(layer_map.sum(-1), torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 0.0]]))
+        assert_close(layer_map.sum(-1), torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 0.0]]), MAP_LENGTH)
 
 
 @BACKENDS
@@ -433,7 +444,7 @@ def test_gradient_checkpointing_changes_nothing():
     expected, found = losses_and_gradients(plain), losses_and_gradients(checkpointed)
     assert sorted(calls) == ["block", "block", "q", "q"]  # each ran again in the backward pass
     for name in expected:
-        torch.testing.assert_close(found[name], expected[name], msg=lambda text, name=name: f"{name}: {text}")
+        assert_close(found[name], expected[name], GRADIENT_LENGTH, name)
 
 
 # Generation and the cache
@@ -469,7 +480,7 @@ def test_cached_generation_does_not_see_padded_cells(model: AgeVlmForConditional
         )
         for use_cache in (True, False)
     ]
-    torch.testing.assert_close(*scores, atol=1e-5, rtol=1e-5)
+    assert_close(*scores)
 
 
 def test_cache_follows_the_rows(model: AgeVlmForConditionalGeneration):
@@ -487,7 +498,7 @@ def test_cache_follows_the_rows(model: AgeVlmForConditionalGeneration):
         full = torch.cat([batch["input_ids"][rows], token], dim=1)
         expected = model(input_ids=full, pixel_values=batch["pixel_values"][rows], use_cache=False).logits[:, -1]
         found = model(input_ids=token, cache=cache, use_cache=True).logits[:, -1]
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+        assert_close(found, expected)
 
     rows_of(lambda cache: cache.reorder_cache(torch.tensor([2, 0, 1])), [2, 0, 1])
     rows_of(lambda cache: cache.batch_repeat_interleave(2), [0, 0, 1, 1, 2, 2])
@@ -532,8 +543,8 @@ def test_right_padded_rows_have_the_logits_of_the_row_alone(model: AgeVlmForCond
         batch["attention_mask"][row, :length] = 1
         batch["pixel_values"][row, : alone["pixel_values"].shape[1]] = alone["pixel_values"][0]
     logits = model(**batch).logits
-    torch.testing.assert_close(logits[:1], model(**long).logits, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(logits[1:, :7], model(**short).logits, atol=1e-5, rtol=1e-5)
+    assert_close(logits[:1], model(**long).logits)
+    assert_close(logits[1:, :7], model(**short).logits)
 
 
 @pytest.mark.parametrize("make_cache", [lambda model: DynamicCache(config=model.config), lambda model: DynamicCache()])
@@ -545,7 +556,7 @@ def test_image_of_a_later_turn_is_appended_to_the_cache(model: AgeVlmForConditio
     first = model(input_ids=ids[:, :5], pixel_values=pictures[:, :1], cache=cache, use_cache=True).logits
     second = model(input_ids=ids[:, 5:9], pixel_values=pictures[:, 1:], cache=cache, use_cache=True).logits
     last = model(input_ids=ids[:, 9:], cache=cache, use_cache=True).logits
-    torch.testing.assert_close(torch.cat([first, second, last], dim=1), at_once, atol=1e-5, rtol=1e-5)
+    assert_close(torch.cat([first, second, last], dim=1), at_once)
 
 
 def test_first_image_may_come_in_a_later_turn(model: AgeVlmForConditionalGeneration):
@@ -556,7 +567,7 @@ def test_first_image_may_come_in_a_later_turn(model: AgeVlmForConditionalGenerat
         input_ids=batch["input_ids"][:, 5:], pixel_values=batch["pixel_values"], cache=cache, use_cache=True
     ).logits
     at_once = model(**batch, use_cache=False).logits
-    torch.testing.assert_close(torch.cat([first, second], dim=1), at_once, atol=1e-5, rtol=1e-5)
+    assert_close(torch.cat([first, second], dim=1), at_once)
 
 
 def test_the_cache_goes_by_its_old_name_too(model: AgeVlmForConditionalGeneration):
@@ -566,7 +577,7 @@ def test_the_cache_goes_by_its_old_name_too(model: AgeVlmForConditionalGeneratio
         first = part(input_ids=ids[:, :4], past_key_values=cache, use_cache=True)
         assert first.cache is cache and cache.get_seq_length() == 4
         last = part(input_ids=ids[:, 4:], past_key_values=cache, use_cache=True)
-        torch.testing.assert_close(last[0], part(input_ids=ids, use_cache=False)[0][:, 4:], atol=1e-5, rtol=1e-5)
+        assert_close(last[0], part(input_ids=ids, use_cache=False)[0][:, 4:])
 
 
 def test_generation_continues_a_chat_with_another_image(model: AgeVlmForConditionalGeneration):
@@ -592,7 +603,7 @@ def test_cropping_the_cache_leaves_the_visual_keys(model: AgeVlmForConditionalGe
     assert [cache.layers[layer].keys.shape[-2] for layer in (0, 2, 4)] == [6, 6, 6]
     assert all(torch.equal(cache.layers[layer].keys, keys) for layer, keys in zip((1, 3), before, strict=True))
     again = model(input_ids=batch["input_ids"][:, 6:], cache=cache, use_cache=True).logits
-    torch.testing.assert_close(again, model(**batch, use_cache=False).logits[:, 6:], atol=1e-5, rtol=1e-5)
+    assert_close(again, model(**batch, use_cache=False).logits[:, 6:])
 
 
 @pytest.mark.parametrize("arguments", [{}, {"num_beams": 3}, {"do_sample": True, "num_return_sequences": 2}])

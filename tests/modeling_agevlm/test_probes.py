@@ -16,7 +16,16 @@
 import pytest
 import torch
 from test_grounding_maps import guided_batch, region_masks
-from testing_utils import NUM_CELLS, redraw, tiny_batch, tiny_model
+from testing_utils import (
+    GRADIENT_LENGTH,
+    HALF_LENGTH,
+    NUM_CELLS,
+    assert_close,
+    redraw,
+    tiny_batch,
+    tiny_model,
+    tolerance,
+)
 
 from trainers import guidance_loss, guidance_loss_from_mass
 
@@ -34,8 +43,8 @@ def test_means_are_those_under_the_maps(backend: str, num_regions: int):
     assert by_masks.grounding_maps is None and by_maps.region_attention is None
     assert len(by_masks.region_attention) == len(by_maps.grounding_maps) == 2
     for maps, means in zip(by_maps.grounding_maps, by_masks.region_attention, strict=True):
-        torch.testing.assert_close(means, (maps * values).sum(-1), rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(by_masks.logits, by_maps.logits, rtol=1e-5, atol=1e-5)
+        assert_close(means, (maps * values).sum(-1))
+    assert_close(by_masks.logits, by_maps.logits)
 
 
 def test_uniform_means_are_those_of_attention_that_knows_nothing():
@@ -46,7 +55,7 @@ def test_uniform_means_are_those_of_attention_that_knows_nothing():
         model.model.language_model.layers[layer].cross_attn.k_proj.weight.data.zero_()
     outputs = model(**batch, region_masks=region_masks(batch))
     for means in outputs.region_attention:
-        torch.testing.assert_close(means, outputs.uniform_region_attention, rtol=1e-5, atol=1e-6)
+        assert_close(means, outputs.uniform_region_attention)
 
 
 @BACKENDS
@@ -72,11 +81,11 @@ def test_loss_and_gradients_are_those_by_maps(backend: str, checkpointing: bool)
         results.append((guidance, gradients))
     (by_maps, wanted), (by_mass, gradients) = results
     assert by_mass.num_regions == by_maps.num_regions > 0
-    torch.testing.assert_close(by_mass.loss, by_maps.loss, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(by_mass.in_mask_mass, by_maps.in_mask_mass, rtol=1e-6, atol=1e-6)
+    assert_close(by_mass.loss, by_maps.loss)
+    assert_close(by_mass.in_mask_mass, by_maps.in_mask_mass)
     assert {n for n, g in gradients.items() if g.any()} == {n for n, g in wanted.items() if g.any()}
     for name, gradient in wanted.items():
-        torch.testing.assert_close(gradients[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+        assert_close(gradients[name], gradient, GRADIENT_LENGTH, name)
 
 
 def test_uniform_mass_of_one_picture_is_that_by_maps():
@@ -87,7 +96,7 @@ def test_uniform_mass_of_one_picture_is_that_by_maps():
     outputs = model(**batch, region_masks=masks)
     by_mass = guidance_loss_from_mass(outputs.region_attention, masks, outputs.uniform_region_attention)
     by_maps = guidance_loss(model(**batch).grounding_maps, masks)
-    torch.testing.assert_close(by_mass.uniform_mass, by_maps.uniform_mass)
+    assert_close(by_mass.uniform_mass, by_maps.uniform_mass)
 
 
 def test_bfloat16_means_are_close():
@@ -97,7 +106,8 @@ def test_bfloat16_means_are_close():
     batch["pixel_values"] = batch["pixel_values"].bfloat16()
     rounded = model.bfloat16()(**batch, region_masks=masks).region_attention
     assert all(means.dtype == torch.float32 for means in rounded)
-    torch.testing.assert_close(torch.stack(rounded), torch.stack(exact), rtol=0.05, atol=0.02)
+    for found, expected in zip(rounded, exact, strict=True):
+        assert_close(found, expected, atol=tolerance(torch.bfloat16, HALF_LENGTH) * expected.max().item())
 
 
 def test_regions_without_words_or_mask_are_not_guided():
@@ -106,7 +116,7 @@ def test_regions_without_words_or_mask_are_not_guided():
     mass = torch.tensor([[0.5, 0.0], [0.0, 1.0]], requires_grad=True)
     guidance = guidance_loss_from_mass((mass,), masks, uniform)
     # -log(2 * 0.5 / 2) and -log(2 / 5)
-    torch.testing.assert_close(guidance.loss, torch.tensor([0.5, 0.4]).log().neg().mean())
+    assert_close(guidance.loss, torch.tensor([0.5, 0.4]).log().neg().mean())
     assert guidance.num_regions == 2 and guidance.in_mask_mass == 0.75
     guidance.loss.backward()
     assert mass.grad[0, 1] == mass.grad[1, 0] == 0 and torch.isfinite(mass.grad).all()

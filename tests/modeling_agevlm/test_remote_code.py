@@ -51,7 +51,6 @@ except ImportError:
 import torch
 from PIL import Image
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
-torch.set_num_threads(1)
 checkpoint, work = sys.argv[1:]
 """
 LOAD = (
@@ -148,7 +147,6 @@ def run(script: str, checkpoint: Path, work: Path) -> None:
         "HF_HUB_OFFLINE": "1",
         "HF_HOME": str(work / "home"),
         "HF_MODULES_CACHE": str(work / "modules"),
-        "OMP_NUM_THREADS": "1",
     }
     result = subprocess.run(
         [sys.executable, "-I", "-c", script, str(checkpoint), str(work)],

@@ -22,7 +22,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from test_guided_sft_trainer import CPU, dataset, logged, parameters_of
 from test_stages import declared
-from testing_utils import tiny_batch, tiny_model, tiny_processor
+from testing_utils import GRADIENT_LENGTH, assert_close, tiny_batch, tiny_model, tiny_processor
 
 from modeling_agevlm import AgeVlmForConditionalGeneration
 from modeling_agevlm.modeling_agevlm import AgeVlmVisionModel
@@ -92,10 +92,7 @@ def test_first_gradients_are_those_without_adapters(tmp_path: Path):
     for name, gradient in gradients[True, 1.0].items():
         if ".lora_" not in name:
             expected = gradients[False, 1.0][name]
-            atol = 1e-6 * expected.abs().max().item()
-            torch.testing.assert_close(
-                gradient, expected, rtol=1e-5, atol=atol, msg=lambda text, name=name: f"{name}: {text}"
-            )
+            assert_close(gradient, expected, GRADIENT_LENGTH, name)
         if "cross_attn.q_" in name or "cross_attn.k_" in name or "projector" in name:
             guidance = (gradient - gradients[True, 0.0][name]).abs().max()
             assert guidance > 0.01 * gradient.abs().max(), name
@@ -133,8 +130,9 @@ def test_saved_loaded_and_merged_adapters_answer_the_same(tmp_path: Path):
         assert again.state_dict().keys() == tiny_model().state_dict().keys()
         for model in (merged, again):
             found = model(**batch(), **queries)
-            torch.testing.assert_close(found.logits, expected.logits, rtol=0, atol=2e-5)
-            torch.testing.assert_close(found.grounding_maps, expected.grounding_maps, rtol=0, atol=1e-6)
+            assert_close(found.logits, expected.logits)
+            for layer_map, expected_map in zip(found.grounding_maps, expected.grounding_maps, strict=True):
+                assert_close(layer_map, expected_map)
             assert torch.equal(model.generate(**prompt, max_new_tokens=5, do_sample=False), generated)
 
 
@@ -239,7 +237,7 @@ def test_stage_four_saves_the_merged_model(tmp_path: Path, stage_3: Path, monkey
     with torch.no_grad():
         found, start = merged(**batch()).logits, tiny_model()(**batch()).logits
     assert trained_model["plain"]
-    torch.testing.assert_close(found, trained_model["logits"], rtol=0, atol=2e-5)
+    assert_close(found, trained_model["logits"])
     assert (found - start).abs().max() > 0.1
     before, after = tiny_model().state_dict(), merged.state_dict()
     for name in before:

@@ -208,7 +208,6 @@ def test_checkpoints_over_the_limit_go_when_nothing_is_left_to_do(tmp_path: Path
 
 def train_and_save(out: str, resume: bool, save_total_limit: int | None) -> None:
     """What a training process does. (That of a recipe but for the model and the rows.)"""
-    torch.set_num_threads(1)
     trainer = trainer_of(Path(out), eight_rows(), save_total_limit=save_total_limit)
     trainer.train(resume_from_checkpoint=resume)
     trainer.save_final_model()

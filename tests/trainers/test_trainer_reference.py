@@ -26,7 +26,19 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, Features, Image, List, Value
-from testing_utils import IMAGE, TEXT, box_mask, picture, region, tiny_model, tiny_processor, tiny_tokenizer
+from testing_utils import (
+    GRADIENT_LENGTH,
+    IMAGE,
+    TEXT,
+    assert_close,
+    box_mask,
+    picture,
+    region,
+    tiny_model,
+    tiny_processor,
+    tiny_tokenizer,
+    up_to_rounding,
+)
 from torch.nn import functional as F
 
 from modeling_agevlm import AgeVlmForConditionalGeneration
@@ -316,12 +328,6 @@ def make_trainer(out: Path, model: AgeVlmForConditionalGeneration, **arguments: 
     return trainer
 
 
-def assert_close(found: torch.Tensor, expected: torch.Tensor, name: str) -> None:
-    """Up to float32: 3e-6 of the largest element at the worst, where the tower's gradients add up over the pixels."""
-    atol = 1e-5 * expected.abs().max().item()
-    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=atol, msg=lambda text: f"{name}: {text}")
-
-
 # The tests
 
 
@@ -366,11 +372,11 @@ def test_one_step(tmp_path: Path, normalization: str, downsampling: str, weight:
     trainer.train()
     logs = trainer.state.log_history[0]
     for name in LOGGED:
-        assert logs[name] == pytest.approx(expected[name].item(), rel=1e-5), name
+        assert logs[name] == up_to_rounding(expected[name].item()), name
     assert (logs["guided_rows"], logs["dropped_regions"], logs["skipped_rows"]) == (NUM_GUIDED, NUM_DROPPED, 0)
     assert gradients.keys() == reference.weights.keys()
     for name, leaf in reference.weights.items():
-        assert_close(gradients[name], leaf.grad, name)
+        assert_close(gradients[name], leaf.grad, GRADIENT_LENGTH, name)
 
 
 @cache
@@ -426,7 +432,7 @@ def test_four_steps_of_adamw(tmp_path: Path, stage: Stage, batch_size: int, accu
     trainer.train()
     for name, expected in logs.items():
         found = [entry[name] for entry in trainer.state.log_history if name in entry]
-        assert found == pytest.approx(expected, rel=1e-5), name
+        assert found == up_to_rounding(expected, GRADIENT_LENGTH), name
     assert min(logs["grad_norm"]) > 2 * MAX_GRAD_NORM
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from testing_utils import assert_close, length_of, redraw
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from transformers import LlamaForCausalLM
 
@@ -49,6 +50,7 @@ from trainers import GuidedSFTTrainer, apply_stage, get_stage
 
 SIZE = make_size("tiny")
 CONFIG = SIZE.config
+LENGTH = length_of(make_model(CONFIG))
 CELLS = CONFIG.vision_config.num_image_tokens
 LLM_TRAINED = get_stage(4, "age-vlm-lm")
 SPEED = Path(__file__).parents[3] / "docs" / "speed"
@@ -73,21 +75,24 @@ def test_guidance_is_all_that_differs(trainer: GuidedSFTTrainer):
     assert torch.equal(trainer_loss(trainer, batch, weight=0.0), unguided)
     guided = trainer_loss(trainer, batch)
     assert guided > unguided + 0.1
-    torch.testing.assert_close(eager_loss(trainer, batch), guided)
-    torch.testing.assert_close(trainer_loss(trainer, with_regions(batch, 16)), guided)  # the same region 16 times
+    assert_close(eager_loss(trainer, batch), guided, LENGTH)
+    assert_close(trainer_loss(trainer, with_regions(batch, 16)), guided, LENGTH)  # the same region 16 times
     assert torch.equal(trainer_loss(trainer, without_guidance(batch)), unguided)  # all is as it was
 
 
-def test_eager_weights_guide_as_region_masks_do(trainer: GuidedSFTTrainer):
-    batch, model = make_batch(CONFIG, 2, 12), trainer.model
+def test_eager_weights_guide_as_region_masks_do():
+    batch, model = make_batch(CONFIG, 2, 12), make_model(CONFIG)
+    redraw(model)  # attention that is nearly even leaves gradients that are differences of what is nearly the same
     apply_stage(model, get_stage(3))
+    trainer = make_trainer(model)
     gradients = []
     for loss in (trainer_loss, eager_loss):
         model.zero_grad()
         loss(trainer, batch).backward()
         gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
-    model.zero_grad()
-    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
+    places = 2 * (CONFIG.vision_config.image_size // 4) ** 2  # of the stem, over which gradients are added up
+    for name in gradients[0] | gradients[1]:
+        assert_close(gradients[0][name], gradients[1][name], 2 * LENGTH + places, name)
 
 
 @pytest.mark.parametrize("stage", [get_stage(3), LLM_TRAINED])
@@ -114,25 +119,27 @@ def test_mllamas_decoder_with_our_weights_has_our_loss():
         layer.cross_attn_attn_gate.data.fill_(20.0)  # whose tanh is 1
         layer.cross_attn_mlp_gate.data.fill_(20.0)
     batch = make_batch(CONFIG, 2, 12)
-    torch.testing.assert_close(mllama.loss(batch), ours.loss(batch))
+    assert_close(mllama.loss(batch), ours.loss(batch), LENGTH)
     with torch.no_grad():
         answers = []
         for subject in (ours, mllama):
             tokens = subject.image_tokens(batch["pixel_values"][:1])
             answers.append(subject.prefill(batch["input_ids"][:1], tokens)[0])
-    torch.testing.assert_close(*answers)
+    assert_close(*answers, LENGTH)
 
 
 def test_loss_is_the_models_own(subjects: dict[str, torch.nn.Module]):
     batch = make_batch(CONFIG, 2, 12)
     vlm = subjects["AGE-VLM"].vlm
     names = ("input_ids", "attention_mask", "pixel_values", "labels")
-    torch.testing.assert_close(subjects["AGE-VLM"].loss(batch), vlm(**{name: batch[name] for name in names}).loss)
+    expected = vlm(**{name: batch[name] for name in names}).loss
+    assert_close(subjects["AGE-VLM"].loss(batch), expected, LENGTH)
     llava = subjects["LLaVA"]
     embeddings = llava.language_model.get_input_embeddings()(batch["input_ids"])
     embeddings = torch.cat([llava.image_tokens(batch["pixel_values"]), embeddings], dim=1)
     labels = torch.nn.functional.pad(batch["labels"], (CELLS, 0), value=-100)
-    torch.testing.assert_close(llava.loss(batch), llava.language_model(inputs_embeds=embeddings, labels=labels).loss)
+    expected = llava.language_model(inputs_embeds=embeddings, labels=labels).loss
+    assert_close(llava.loss(batch), expected, LENGTH)
 
 
 def test_step_takes_a_gradient_and_leaves_the_weights(subjects: dict[str, torch.nn.Module]):
@@ -160,7 +167,7 @@ def test_decoding_starts_from_the_same_cache(subjects: dict[str, torch.nn.Module
             logits, _ = subject.prefill(ids, tokens)
             ids = torch.cat([ids, logits.argmax(dim=-1, keepdim=True)], dim=1)
         logits, _ = subject.prefill(ids, tokens)
-        torch.testing.assert_close(subject.decode(ids[:, -1:], cache), logits)
+        assert_close(subject.decode(ids[:, -1:], cache), logits, LENGTH)
     assert ids[0, -4:].tolist() == found
 
 
@@ -312,7 +319,7 @@ def test_losses_of_the_head_are_alike():
     hidden, labels = torch.randn(2, 6, 32), torch.randint(2048, (2, 6))
     labels[:, 2] = -100
     fused = head(hidden, labels=labels, fused_lm_head=True).loss
-    torch.testing.assert_close(fused, parts.ForCausalLMLoss(head(hidden), labels, 2048))
+    assert_close(fused, parts.ForCausalLMLoss(head(hidden), labels, 2048), 32 + 2048)
 
 
 @pytest.mark.parametrize("path", sorted(SPEED.glob("*.json")), ids=lambda path: path.stem)

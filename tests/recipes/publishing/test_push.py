@@ -161,7 +161,7 @@ def pushed(hub: HubServer, folders: Path, tmp_path_factory: pytest.TempPathFacto
     work = tmp_path_factory.mktemp("push")
     command = [sys.executable, str(RECIPES / "push.py"), "--checkpoint", str(folders / "model")]
     command += ["--repo_id", "me/age-vlm", "--private", "--commit_message", "First"]
-    environment = os.environ | hub.environment(str(work / "home")) | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | hub.environment(str(work / "home"))
     result = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert hub.repos["me/age-vlm"].pushed[0].oid in result.stdout
@@ -227,7 +227,7 @@ def loaded(hub: HubServer, folders: Path, pushed: list[Commit], trained: Path, t
     work = tmp_path_factory.mktemp("elsewhere")
     picture().save(work / "picture.png")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment |= hub.environment(str(work / "home")) | {"OMP_NUM_THREADS": "1"}
+    environment |= hub.environment(str(work / "home"))
     command = [sys.executable, "-I", "-c", LOAD, json.dumps(wanted), str(work)]
     result = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr + result.stdout

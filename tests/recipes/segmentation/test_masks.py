@@ -270,7 +270,7 @@ def command(networks: Path, data: Path, out: Path, *over: str, processes: int = 
 
 
 def run(words: list[str], home: Path, **options: Any) -> subprocess.CompletedProcess:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(home)}
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(home)}
     return subprocess.run(words, env=environment, capture_output=True, text=True, **options)
 
 
@@ -389,7 +389,6 @@ def test_killed_and_restarted_it_makes_the_same(networks: Path, tmp_path: Path):
     assert whole.returncode == 0, whole.stderr
     words = command(networks, tmp_path / "data", tmp_path / "killed", processes=2)
     environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
         "HF_DATASETS_CACHE": str(tmp_path / "cache"),
     }
