@@ -195,7 +195,12 @@ def trainer_of(out: Path, repo_id: str, **over: Any) -> GuidedSFTTrainer:
     model.config.training_stage = 4
     args = GuidedSFTConfig(output_dir=str(out), **arguments)
     return GuidedSFTTrainer(
-        model, args, tiny_processor(), dataset(), card_template=card_template(), record=[dict(RECORD[0], stage=4)]
+        model,
+        args,
+        train_dataset=dataset(),
+        processing_class=tiny_processor(),
+        card_template=card_template(),
+        record=[dict(RECORD[0], stage=4)],
     )
 
 
