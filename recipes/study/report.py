@@ -43,7 +43,7 @@ COLUMNS = {
     "lm_loss": "LM loss",
 }
 # two-sided 95 % quantiles of Student's t by degrees of freedom
-STUDENT = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78}
+STUDENT = {1: 12.7062, 2: 4.3027, 3: 3.1824, 4: 2.7764}
 
 
 def interval(values: Sequence[float]) -> str:
