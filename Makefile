@@ -23,8 +23,9 @@ scenes-model: $(INSTALLED)
 claim: $(INSTALLED)
 	$(BIN)/python recipes/claim.py $(ARGS)
 
+# Two workers of one thread each (OMP_NUM_THREADS=2 gives each two), which get the files whole and in the order of conftest.py.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -q -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(ARGS)
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -q -m slow $(ARGS)

@@ -12,11 +12,15 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 import os
+import tempfile
 
 
 # Before transformers and datasets are imported: no test needs the Hub, and none may wait for it.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Nothing of the user's caches is read, and two workers never write the same file.
+HOME = tempfile.TemporaryDirectory(prefix="age-vlm-tests-")
+os.environ["HF_HOME"] = HOME.name
 # Training tests are about the CPU, also where there is a GPU.
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 # The models are so small that more threads only wait for each other; another number shows that no test depends on it.
@@ -29,6 +33,23 @@ import torch  # noqa: E402
 from hub_server import TOKEN, HubServer  # noqa: E402
 from huggingface_hub import close_session, constants  # noqa: E402
 from transformers.utils import hub as transformers_hub  # noqa: E402
+
+
+# Files that take longest, which go first where workers share the files, so that these end together.
+LONGEST = (
+    "test_recipes",
+    "test_use",
+    "test_resume",
+    "test_push",
+    "test_serve",
+    "test_distributed",
+    "test_remote_code",
+)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: (*LONGEST, item.path.stem).index(item.path.stem))
 
 
 @pytest.fixture(autouse=True)

@@ -113,6 +113,9 @@ class GuidedSFTConfig(SFTConfig):
     def __post_init__(self):
         if self.bf16 is None and not self.fp16:
             self.bf16 = torch.cuda.is_available()
+        # TRL (1.16) turns it on by its old name, of which transformers (5.24) warns.
+        if self.activation_checkpointing is None:
+            self.activation_checkpointing = self.gradient_checkpointing
         super().__post_init__()
         for name in ("guidance_normalization", "guidance_query", "guidance_level", "mask_downsampling", "broken_rows"):
             choices = self.__dataclass_fields__[name].metadata["choices"]

@@ -188,7 +188,11 @@ def make_trainer(model: AgeVlmForConditionalGeneration) -> GuidedSFTTrainer:
     features = {name: FEATURES[name] for name in row}
     with tempfile.TemporaryDirectory() as folder:
         args = GuidedSFTConfig(
-            output_dir=folder, bf16=False, gradient_checkpointing=False, use_cpu=DEVICE.type == "cpu", report_to="none"
+            output_dir=folder,
+            bf16=False,
+            activation_checkpointing=False,
+            use_cpu=DEVICE.type == "cpu",
+            report_to="none",
         )
         rows = Dataset.from_list([row], features=Features(features))
         trainer = GuidedSFTTrainer(model, args, train_dataset=rows, processing_class=make_processor(model.config))

@@ -143,7 +143,7 @@ def train(out: Path, setting: Setting, number: int) -> None:
         guidance_level=setting.level,
         guidance_query="question" if number == 4 else "answer",
         mask_downsampling=setting.downsampling,
-        gradient_checkpointing=False,
+        activation_checkpointing=False,
         use_cpu=not torch.cuda.is_available(),
         logging_steps=20,
         save_strategy="no",

@@ -59,7 +59,7 @@ def train(
         max_steps=scale.steps[stage],
         learning_rate=scale.learning_rate[stage],
         guidance_query="question" if stage == 4 else "answer",
-        gradient_checkpointing=False,
+        activation_checkpointing=False,
         use_cpu=not torch.cuda.is_available(),
         logging_steps=5,
         save_strategy="no" if scale.save_steps is None else "steps",

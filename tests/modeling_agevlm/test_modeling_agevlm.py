@@ -574,9 +574,11 @@ def test_the_cache_goes_by_its_old_name_too(model: AgeVlmForConditionalGeneratio
     ids = tiny_batch(placeholders=((7,),))["input_ids"][:, :7]  # no image
     for part in (model, model.model, model.model.language_model):
         cache = DynamicCache(config=model.config)
-        first = part(input_ids=ids[:, :4], past_key_values=cache, use_cache=True)
+        with pytest.warns(FutureWarning, match="`past_key_values` is deprecated"):
+            first = part(input_ids=ids[:, :4], past_key_values=cache, use_cache=True)
         assert first.cache is cache and cache.get_seq_length() == 4
-        last = part(input_ids=ids[:, 4:], past_key_values=cache, use_cache=True)
+        with pytest.warns(FutureWarning, match="`past_key_values` is deprecated"):
+            last = part(input_ids=ids[:, 4:], past_key_values=cache, use_cache=True)
         assert_close(last[0], part(input_ids=ids, use_cache=False)[0][:, 4:])
 
 

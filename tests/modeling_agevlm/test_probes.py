@@ -67,7 +67,7 @@ def test_loss_and_gradients_are_those_by_maps(backend: str, checkpointing: bool)
     masks[1, :, 0] = 1  # one of the few cells that this row sees
     model.train()
     if checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     results = []
     for by_mask in (False, True):
         model.zero_grad()

@@ -97,7 +97,7 @@ def train(out: Path, rows: Dataset, held_out: Dataset, seed: int) -> tuple[Masse
         per_device_train_batch_size=BATCH_SIZE,
         max_steps=NUM_STEPS,
         learning_rate=3e-3,
-        gradient_checkpointing=False,
+        activation_checkpointing=False,
         use_cpu=True,
         save_strategy="no",
         disable_tqdm=True,

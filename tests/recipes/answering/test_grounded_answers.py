@@ -47,6 +47,9 @@ from recipes.drawing.attention import draw_attention
 from trainers import DataCollatorForGuidedVisionLanguageModeling
 
 
+pytestmark = pytest.mark.filterwarnings("ignore:Glyph")  # random weights write bytes that no font has
+
+
 ANSWER = "Yes, there is a red cup on the table."
 
 

@@ -379,6 +379,7 @@ def run(monkeypatch: pytest.MonkeyPatch, out: Path, *arguments: str) -> dict:
     return json.loads(out.with_suffix(".json").read_text())
 
 
+@pytest.mark.filterwarnings("ignore:Glyph")  # random weights write bytes that no font has
 def test_every_figure_from_the_command_line(names: dict[str, str], tmp_path: Path, monkeypatch):
     models = ["--models", *(names[kind] for kind in KINDS)]
     picture(30, 90).save(tmp_path / "wide.png")

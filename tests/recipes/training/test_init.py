@@ -372,7 +372,7 @@ def test_a_stage_trains_with_the_llms_own_chat_template(parts: tuple[Path, Path]
         per_device_train_batch_size=2,
         max_steps=2,
         learning_rate=1e-2,
-        gradient_checkpointing=False,
+        activation_checkpointing=False,
         use_cpu=True,
         save_strategy="no",
         report_to="none",
