@@ -1,13 +1,14 @@
-# Everything runs in .venv, which is made when it is missing or older than pyproject.toml.
+# Everything runs in .venv, which is made when it is missing and renewed when pyproject.toml or the lock is newer. The lock
+# pins versions with which the tests passed.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+LOCK := requirements.lock
+NEWEST := .venv-newest
 export HF_HUB_OFFLINE ?= 1
-# torchao (0.18) sets off a deprecation notice in torch (2.15) wherever peft is imported.
-export TORCH_LOGS ?= -torch.utils._pytree
 
-.PHONY: demo ask scenes-model claim test test-slow test-eval test-upstream mutants style check
+.PHONY: demo ask scenes-model claim test test-newest lock test-slow test-eval test-upstream mutants style check
 
 demo: $(INSTALLED)
 	$(BIN)/python recipes/demo.py $(ARGS)
@@ -26,6 +27,18 @@ claim: $(INSTALLED)
 # Two workers of one thread each (OMP_NUM_THREADS=2 gives each two), which get the files whole and in the order of conftest.py.
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(ARGS)
+
+# The same tests with the newest versions that pyproject.toml allows, in an environment of its own.
+test-newest:
+	rm -f $(NEWEST)/.installed
+	PIP_UPGRADE=1 PIP_UPGRADE_STRATEGY=eager $(MAKE) test VENV=$(NEWEST) LOCK=
+
+# Once the tests pass with the newest versions, these are the lock: with Python 3.11, for newer ones and other systems too.
+lock: test-newest
+	$(NEWEST)/bin/python -m pip freeze --all --exclude-editable > $(NEWEST)/tested.txt
+	$(NEWEST)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(NEWEST)/bin/uv pip compile --quiet pyproject.toml --extra dev --constraint $(NEWEST)/tested.txt --universal \
+		--python-version 3.11 --no-annotate --custom-compile-command "make lock" --output-file requirements.lock
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -q -m slow $(ARGS)
@@ -54,8 +67,8 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mlinter modeling_agevlm
 
-$(INSTALLED): pyproject.toml
+$(INSTALLED): pyproject.toml $(LOCK)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "AGE-VLM needs Python 3.11 or newer; set PYTHON=...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]" $(LOCK:%=--constraint %)
 	touch $@
