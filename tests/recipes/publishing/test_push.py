@@ -38,7 +38,8 @@ from testing_utils import picture, tiny_model, tiny_processor
 from transformers import TrainerCallback
 
 from modeling_agevlm import AgeVlmForConditionalGeneration, AgeVlmProcessor
-from recipes import push as push_recipe
+from recipes import push as command
+from recipes.publishing import checkpoint as publishing
 from recipes.publishing.checkpoint import find_metrics, load_problems, push
 from recipes.training.arguments import DataArguments, ModelArguments
 from recipes.training.record import card_template, code_version, public_command, read_record, run_record
@@ -151,7 +152,7 @@ def logits(folder: Path) -> torch.Tensor:
 
 def without_load_check(*arguments: Any, **keywords: Any) -> Any:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(push_recipe, "load_problems", lambda folders: [None])
+        patch.setattr(publishing, "load_problems", lambda folders: [None])
         return push(*arguments, **keywords)
 
 
@@ -473,7 +474,7 @@ def test_what_loads_back_is_accepted(name: str, problems: dict):
 @pytest.mark.parametrize("name", UNLOADABLE)
 def test_what_does_not_load_back_is_refused(name: str, problems: dict, hub: HubServer, folders: Path, monkeypatch):
     assert re.search(UNLOADABLE[name][1], problems[name])
-    monkeypatch.setattr(push_recipe, "load_problems", lambda folders: [problems[name]])
+    monkeypatch.setattr(publishing, "load_problems", lambda folders: [problems[name]])
     requests = list(hub.requests)
     with pytest.raises(ValueError, match="does not load back: ") as error:
         push(folders / "model", "me/refused")
@@ -488,7 +489,7 @@ def test_just_what_goes_up_is_loaded(hub: HubServer, folders: Path, monkeypatch)
         seen.extend(path.name for path in paths[0].iterdir())
         return ["stop"]
 
-    monkeypatch.setattr(push_recipe, "load_problems", look)
+    monkeypatch.setattr(publishing, "load_problems", look)
     with pytest.raises(ValueError, match="stop"):
         push(folders / "model", "me/refused")
     assert set(seen) == WHOLE
@@ -555,7 +556,8 @@ def test_the_card_of_a_llama_says_so():
         ("unsloth/Llama-3.1-8B", "llama3.1"),
         ("meta-llama/Meta-Llama-3-8B", "llama3"),
         ("HuggingFaceTB/SmolLM2-135M", "other"),
-        ("recipes/backbones/llama", "apache-2.0"),
+        ("recipes/backbones/llama", "apache-2.0"),  # where it was
+        ("recipes/scenes/backbones/llama", "apache-2.0"),
     ],
 )
 def test_the_license_follows_the_llm(text: str, license: str):
@@ -589,7 +591,7 @@ def test_a_stage_records_itself_after_those_before(tmp_path: Path, monkeypatch):
     training = GuidedSFTConfig(output_dir=str(tmp_path / "s1"), max_steps=1, per_device_train_batch_size=2, **CPU)
     run_stage(1, arguments, DataArguments(num_scenes=2), training)
     (first,) = read_record(str(tmp_path / "s1"))
-    assert (first["stage"], first["steps"], first["text"]) == (1, 1, "recipes/backbones/llama")
+    assert (first["stage"], first["steps"], first["text"]) == (1, 1, "recipes/scenes/backbones/llama")
     assert first["command"] == "python recipes/stage1.py --hub_token ..." and first["base_models"] == []
     assert first["hyperparameters"]["guidance_weight"] == 0.0 and first["hyperparameters"]["rows_per_step"] == 2
     assert "training.json" in [file.name for file in checkpoint_files(tmp_path / "s1")]
@@ -604,9 +606,9 @@ def test_a_stage_records_itself_after_those_before(tmp_path: Path, monkeypatch):
 
 def test_the_name_that_llamas_license_asks_for(tmp_path: Path, monkeypatch, recwarn):
     (tmp_path / "training.json").write_text(json.dumps(RECORD))
-    monkeypatch.setattr(push_recipe, "push", lambda *arguments: SimpleNamespace(commit_url="url", oid="oid"))
+    monkeypatch.setattr(publishing, "push", lambda *arguments: SimpleNamespace(commit_url="url", oid="oid"))
     for name in ("me/Llama-age-vlm", "me/age-vlm"):
         monkeypatch.setattr(sys, "argv", ["push.py", "--checkpoint", str(tmp_path), "--repo_id", name])
-        push_recipe.main()
+        command.main()
     (warning,) = (str(warning.message) for warning in recwarn if "Llama" in str(warning.message))
     assert warning.endswith("name begin with 'Llama'; me/age-vlm does not.")
