@@ -14,7 +14,7 @@
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from .configuration_agevlm import AgeVlmConfig, AgeVlmTextConfig, AgeVlmVisionConfig
-from .convert_agevlm import from_vision_text_pretrained
+from .conversion import from_vision_text_pretrained
 from .image_processing_agevlm import AgeVlmImageProcessor
 from .modeling_agevlm import AgeVlmForConditionalGeneration, AgeVlmModel, AgeVlmTextModel, AgeVlmVisionModel
 from .processing_agevlm import AgeVlmProcessor

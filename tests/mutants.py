@@ -31,7 +31,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = "modeling_agevlm/modeling_agevlm.py"
-CONVERSION = "modeling_agevlm/convert_agevlm.py"
+CONVERSION = "modeling_agevlm/conversion.py"
 COLLATOR = "trainers/data_collator.py"
 TRAINER = "trainers/guided_sft_trainer.py"
 
@@ -183,7 +183,7 @@ MUTANTS = [
         {
             "            grounding = (query_weights.transpose(1, 2) * inside)": "            grounding = (query_weights.roll(1, 1).transpose(1, 2) * inside)"
         },
-        "test_probes.py",
+        "test_region_attention.py",
     ),
     Mutant(
         "a padded picture is taken for a whole one",

@@ -33,7 +33,7 @@ logger = logging.get_logger(__name__)
 
 RECORD_NAME = "training.json"
 CARD_NAME = "README.md"
-CODE = "*[!t]_agevlm.py"  # all but convert_agevlm.py, which no checkpoint needs
+CODE = "*_agevlm.py"
 WEIGHTS = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, "model-*-of-*.safetensors")
 # Besides weights and card. Whatever else lies in the folder (optimizer, training_args.bin with its token, ...) stays.
 BELONGS = (

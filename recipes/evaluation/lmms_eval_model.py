@@ -42,7 +42,7 @@ from tqdm import tqdm
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 from transformers.image_utils import load_image
 
-from modeling_agevlm.convert_agevlm import check_tensors, loading
+from modeling_agevlm.conversion import check_tensors, loading
 from recipes.answering.answers import generate, prompts
 
 

@@ -20,7 +20,7 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from modeling_agevlm.convert_agevlm import loading, split_gguf
+from modeling_agevlm.conversion import loading, split_gguf
 from recipes.answering.answers import Chat
 from recipes.answering.checkpoint import load_checkpoint
 

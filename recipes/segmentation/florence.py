@@ -18,7 +18,7 @@ import PIL.Image
 import torch
 from transformers import AutoProcessor, Florence2ForConditionalGeneration
 
-from modeling_agevlm.convert_agevlm import loading
+from modeling_agevlm.conversion import loading
 from recipes.segmentation.arguments import TASKS, MaskArguments
 from recipes.segmentation.queries import Finding, Instance, Query
 

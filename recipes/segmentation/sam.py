@@ -21,7 +21,7 @@ import PIL.Image
 import torch
 from transformers import AutoModelForMaskGeneration, AutoProcessor, SamProcessor
 
-from modeling_agevlm.convert_agevlm import loading
+from modeling_agevlm.conversion import loading
 from recipes.segmentation.arguments import MaskArguments
 
 

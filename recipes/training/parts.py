@@ -21,7 +21,7 @@ from modeling_agevlm import (
     AgeVlmProcessor,
     from_vision_text_pretrained,
 )
-from modeling_agevlm.convert_agevlm import TEXT_HINT, loading, split_gguf, timm_config
+from modeling_agevlm.conversion import TEXT_HINT, loading, split_gguf, timm_config
 from recipes.training.arguments import PartsArguments
 
 

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PrinterCallback, ProcessorMixin, Progr
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from modeling_agevlm import AgeVlmConfig, AgeVlmForConditionalGeneration, AgeVlmProcessor
-from modeling_agevlm.convert_agevlm import loading
+from modeling_agevlm.conversion import loading
 from recipes.training.arguments import DataArguments, ModelArguments
 from recipes.training.data_sets import check_regions, load_rows
 from recipes.training.parts import build

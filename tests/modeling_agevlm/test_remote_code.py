@@ -224,5 +224,5 @@ def test_code_imports_only_what_users_have(name: str):
 def test_all_code_is_listed_here():
     folder = Path(modeling_agevlm.__file__).parent
     files = {path.name for path in folder.glob("*.py")}
-    assert files == {"__init__.py", "convert_agevlm.py", *CODE_FILES}
+    assert files == {"__init__.py", "conversion.py", *CODE_FILES}
     assert {name for name in files if fnmatch(name, CODE)} == set(CODE_FILES)
