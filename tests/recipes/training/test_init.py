@@ -659,18 +659,22 @@ def test_command_lines_end_with_the_sentence(parts: tuple[Path, Path], tmp_path:
         (init.main, (*vision, *text, "--image_size", 100), "error: `image_size` (100) has to be a multiple"),
         (init.main, (*vision, *text, "--cross_attention_layers", 0), "error: `cross_attention_layers` has to hold"),
         (init.main, (*vision, "--text", tmp_path), f"error: {tmp_path} cannot be loaded: "),
-        (lambda: command.main(1), (*vision, "--text", gpt2), f"error: {gpt2} is a 'gpt2' checkpoint"),
+        (lambda: command.main(1, ""), (*vision, "--text", gpt2), f"error: {gpt2} is a 'gpt2' checkpoint"),
         (
-            lambda: command.main(1),
+            lambda: command.main(1, ""),
             (*vision, *text, "--cross_attention_layers", 0),
             "error: `cross_attention_layers` has",
         ),
         (
-            lambda: command.main(2),
+            lambda: command.main(2, ""),
             ("--model_name_or_path", "someone/else"),
             "error: someone/else cannot be loaded: We",
         ),
-        (lambda: command.main(2), ("--model_name_or_path", parts[1]), f"error: {parts[1]} is a 'llama' checkpoint"),
+        (
+            lambda: command.main(2, ""),
+            ("--model_name_or_path", parts[1]),
+            f"error: {parts[1]} is a 'llama' checkpoint",
+        ),
     ):
         monkeypatch.setattr(sys, "argv", ["recipe", "--output_dir", str(tmp_path / "out"), *map(str, arguments)])
         with pytest.raises(SystemExit) as end:
