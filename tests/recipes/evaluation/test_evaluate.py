@@ -27,7 +27,9 @@ from datasets import Dataset, DatasetDict, Features, Image, List, Value
 from testing_utils import EOT, VOCAB_SIZE, picture, tiny_model, tiny_processor
 
 from recipes import evaluate
-from recipes.evaluation import benchmarks, report
+from recipes.evaluation import report
+from recipes.evaluation.benchmarks import PAPERS, PICTURES
+from recipes.evaluation.benchmarks import evaluate as run_benchmarks
 from recipes.evaluation.metrics import summarize
 from recipes.evaluation.records import mark, read_records
 from recipes.scenes import classes, questions
@@ -173,7 +175,7 @@ def run(checkpoint, data, tmp_path):
             "save_pictures": False,
         }
         names = {"model": checkpoint, "out": tmp_path / "out", "benchmarks": benchmarks, "pictures": pictures}
-        return benchmarks.evaluate(argparse.Namespace(**defaults | names | options))
+        return run_benchmarks(argparse.Namespace(**defaults | names | options))
 
     return run
 
@@ -195,7 +197,7 @@ def say(monkeypatch):
 def test_the_papers_benchmarks_with_without_and_with_another_picture(run, tmp_path, monkeypatch):
     posted = []
     monkeypatch.setattr(requests, "post", lambda *args, **kwargs: posted.append(args))
-    results = run(*benchmarks.PAPERS, pictures=list(benchmarks.PICTURES), save_pictures=True)
+    results = run(*PAPERS, pictures=list(PICTURES), save_pictures=True)
     assert not posted  # HallusionBench's judge is not asked
     assert {name: runs["real"]["questions"] for name, runs in results.items()} == {
         "hallusionbench": 4,
@@ -251,7 +253,7 @@ def test_lmms_evals_rules_and_ours(run, say):
             "both circles": "They are not black. No.",
         }
     )
-    results = {name: runs["real"] for name, runs in run(*benchmarks.PAPERS).items()}
+    results = {name: runs["real"] for name, runs in run(*PAPERS).items()}
     ours = {name: entry["metrics"] for name, entry in results.items()}
     theirs = {task: metrics for entry in results.values() for task, metrics in entry["lmms_eval"].items()}
 
