@@ -62,7 +62,9 @@ def main() -> None:
     print(f"\n{plain_table(metrics)}\n")
 
     columns = {"ca-baseline-frozen": "without guidance", "age-vlm": "with guidance"}
-    save_attention_sheet(args.out / "attention.png", sheet_rows(judged, columns), list(columns.values()))
+    lines = sheet_rows(judged, columns)
+    save_attention_sheet(args.out / "attention.png", lines, list(columns.values()))
+    save_attention_sheet(args.out / "attention_short.png", lines[:2], list(columns.values()))
     save_curves(args.out / "curves.png", {v: history(args.out, lineage(runs, v)) for v in variants})
     seconds = time.time() - start
     (args.out / "metrics.json").write_text(

@@ -51,7 +51,7 @@ class StageBar(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.first_step, self.start = state.global_step, time.monotonic()
-        form = "{desc} |{bar:20}| {n_fmt}/{total_fmt} {postfix}"
+        form = "{desc} |{bar:20}| {n_fmt}/{total_fmt}{postfix}"
         self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=f"{self.name:<18}", bar_format=form)
 
     def on_step_end(
