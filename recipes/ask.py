@@ -26,11 +26,11 @@ fixed list). That needs no parser, but verbs and adverbs come along ("man riding
 """
 
 import argparse
-import gc
 import sys
 from pathlib import Path
 
 from recipes.scenes import TRAINED_MODEL
+from recipes.terminal.startup import lasting_imports
 
 
 def main() -> None:
@@ -49,21 +49,20 @@ def main() -> None:
     parser.add_argument("--max_new_tokens", type=int, default=64, help="longest answer in tokens")
     args = parser.parse_args()
 
-    gc.disable()  # a fifth of the time that imports take, for nothing of theirs is garbage
-    import numpy as np
-    import PIL.Image
-    import torch
-    from safetensors import SafetensorError
-    from transformers.utils.logging import disable_progress_bar
+    with lasting_imports():
+        import numpy as np
+        import PIL.Image
+        import torch
+        from safetensors import SafetensorError
+        from transformers.utils.logging import disable_progress_bar
 
-    from modeling_agevlm.image_processing_agevlm import as_shown
-    from recipes.answering.answers import ask
-    from recipes.answering.checkpoint import load_checkpoint
-    from recipes.answering.phrases import find_queries, guess_phrases
-    from recipes.drawing.attention import save_attention
-    from trainers.data_collator import load_image
+        from modeling_agevlm.image_processing_agevlm import as_shown
+        from recipes.answering.answers import ask
+        from recipes.answering.checkpoint import load_checkpoint
+        from recipes.answering.phrases import find_queries, guess_phrases
+        from recipes.drawing.attention import save_attention
+        from trainers.data_collator import load_image
 
-    gc.enable()
     disable_progress_bar()
     if args.out.suffix != ".png":
         sys.exit(f"error: `--out` has to end in .png, but is {args.out}.")

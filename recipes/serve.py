@@ -21,10 +21,10 @@ Serves a checkpoint with transformers' own OpenAI-compatible server.
 client talk to it. Needs `pip install "transformers[serving]"`.
 """
 
-import gc
 import sys
 
 from recipes.terminal.options import wants_help
+from recipes.terminal.startup import lasting_imports
 
 
 def register() -> None:
@@ -40,13 +40,12 @@ def register() -> None:
 
 
 def main() -> None:
-    gc.disable()  # a fifth of the time that imports take, for nothing of theirs is garbage
-    import typer
-    from transformers.cli.serve import Serve
+    with lasting_imports():
+        import typer
+        from transformers.cli.serve import Serve
 
-    if not wants_help():
-        register()
-    gc.enable()
+        if not wants_help():
+            register()
     app = typer.Typer(add_completion=False)
     app.command(help=__doc__)(Serve)
     try:

@@ -64,7 +64,9 @@ def save_attention(
     panel_height = 0.7 + 3.4 * min(
         2, picture.height / picture.width
     )  # inches, of a panel 3.6 inches wide with its title
-    figure, grid = plt.subplots(*shape, figsize=(3.6 * shape[1], panel_height * shape[0]), squeeze=False)
+    no_ticks = {"xticks": [], "yticks": []}  # matplotlib would measure their labels, drawn or not
+    size = (3.6 * shape[1], panel_height * shape[0])
+    figure, grid = plt.subplots(*shape, figsize=size, squeeze=False, subplot_kw=no_ticks)
     for ax in grid.flat:
         ax.set_axis_off()
     grid[0, 0].imshow(picture)
