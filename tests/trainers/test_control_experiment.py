@@ -74,7 +74,7 @@ def exchange_masks(rows: Dataset) -> Dataset:
 
 
 def masses(model: torch.nn.Module, processor, rows: Dataset) -> Masses:
-    """As `recipes.scenes_evaluation` measures them."""
+    """As `recipes.scenes.evaluation` measures them."""
     model.eval()
     maps, cells = grounding_maps(model, processor, list(rows))
     maps = maps.mean(2)  # of the layers: (num_rows, num_regions, num_image_tokens)
@@ -123,5 +123,7 @@ def test_masks_of_other_pictures_teach_nothing(tmp_path: Path, seed: int):
     print(f"\nbefore {before}\nright masks {right}\nmasks of other pictures {wrong}")  # noqa: T201
     assert before.own < 1.2 * before.uniform
     assert right.own > 2 * right.uniform and right.own > 1.5 * right.other
-    # Not even, for other pictures' masks teach that objects stand in the middle; but no more than that.
-    assert wrong.own < 1.2 * wrong.other and wrong.own < 0.8 * right.own
+    # Not even, for other pictures' masks teach that objects stand in the middle, and that they are no background. Of what
+    # tells an object from others, 0.17 to 0.23 of the right masks' lesson remains (seeds 0 to 3, scatter 0.025).
+    assert wrong.own / wrong.other - 1 < (right.own / right.other - 1) / 3
+    assert wrong.own < 0.8 * right.own
