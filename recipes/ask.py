@@ -48,6 +48,10 @@ def main() -> None:
     )
     parser.add_argument("--max_new_tokens", type=int, default=64, help="longest answer in tokens")
     args = parser.parse_args()
+    if args.out.suffix != ".png":
+        sys.exit(f"error: `--out` has to end in .png, but is {args.out}.")
+    if not args.question.strip():
+        sys.exit("error: `--question` is empty.")
 
     with lasting_imports():
         import numpy as np
@@ -64,10 +68,6 @@ def main() -> None:
         from trainers.data_collator import load_image
 
     disable_progress_bar()
-    if args.out.suffix != ".png":
-        sys.exit(f"error: `--out` has to end in .png, but is {args.out}.")
-    if not args.question.strip():
-        sys.exit("error: `--question` is empty.")
     try:
         picture = as_shown(load_image(args.image)).convert("RGB")
     except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:

@@ -28,9 +28,8 @@ from statistics import mean
 from typing import Any
 
 import torch
-from datasets import Dataset, disable_progress_bars
+from datasets import Dataset
 from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback, TrainerControl, TrainerState
-from transformers.utils.logging import disable_progress_bar
 
 from modeling_agevlm import AgeVlmForConditionalGeneration, AgeVlmProcessor
 from recipes.answering.answers import one_question, prompts
@@ -47,6 +46,7 @@ from recipes.study.settings import (
     MODELS,
     Setting,
 )
+from recipes.terminal.progress import show_own_bars_only
 from recipes.training.arguments import DataArguments, ModelArguments
 from recipes.training.stage import run_stage
 from trainers import DataCollatorForGuidedVisionLanguageModeling, GuidedSFTConfig
@@ -211,9 +211,8 @@ def planned(only: str | None, seeds: int) -> list[tuple[str, Setting]]:
 
 def prepare() -> None:
     """Sets up a worker process."""
+    show_own_bars_only()
     warnings.simplefilter("ignore")
-    disable_progress_bar()
-    disable_progress_bars()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
