@@ -24,10 +24,10 @@ import PIL.Image
 import pyarrow.parquet as pq
 from pycocotools import mask as coco_mask
 
-from modeling_agevlm.image_processing_agevlm import as_shown
+from modeling_agevlm.image_reading_agevlm import read_image
 from recipes.drawing import plt
 from recipes.drawing.page import Block, Card, Section, save_page
-from trainers.data_collator import decode_rle, load_image
+from trainers.data_collator import decode_rle
 
 
 COLOR = np.array([255, 40, 120])
@@ -94,7 +94,7 @@ def show(entry: Entry) -> tuple[PIL.Image.Image, str, str]:
     """The picture with its mask, the text that belongs to it, and what is known of the mask."""
     row = pq.read_table(entry.file).slice(entry.row, 1).to_pylist()[0]
     region = row["regions"][entry.region]
-    picture = as_shown(load_image(row["images"][region["image"]])).convert("RGB")
+    picture = read_image(row["images"][region["image"]])
     mask = PIL.Image.fromarray(decode_rle(region["mask"]))
     picture.thumbnail((SIDE, SIDE))
     inside = np.asarray(mask.resize(picture.size, PIL.Image.Resampling.BOX))[..., None]
