@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelFor
 from .configuration_agevlm import AgeVlmConfig, AgeVlmTextConfig, AgeVlmVisionConfig
 from .conversion import from_vision_text_pretrained
 from .image_processing_agevlm import AgeVlmImageProcessor
+from .image_reading_agevlm import read_image
 from .modeling_agevlm import AgeVlmForConditionalGeneration, AgeVlmModel, AgeVlmTextModel, AgeVlmVisionModel
 from .processing_agevlm import AgeVlmProcessor
 
@@ -43,4 +44,5 @@ __all__ = [
     "AgeVlmVisionConfig",
     "AgeVlmVisionModel",
     "from_vision_text_pretrained",
+    "read_image",
 ]

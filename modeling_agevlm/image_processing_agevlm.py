@@ -13,9 +13,9 @@
 # limitations under the License.
 """Image processor of AGE-VLM: pictures to pixel values, and masks to the visual tokens' grid through the same geometry."""
 
+from typing import Any
+
 import numpy as np
-import PIL.Image
-import PIL.ImageOps
 import torch
 from transformers.utils.versions import require_version
 
@@ -31,18 +31,13 @@ from transformers.image_utils import (
     ImageInput,
     PILImageResampling,
     SizeDict,
+    is_valid_image,
     make_nested_list_of_images,
 )
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType, auto_docstring
 
-
-def as_shown(image: PIL.Image.Image) -> PIL.Image.Image:
-    """A picture as a viewer shows it: turned as its EXIF data asks, and 16 bits scaled to 8 (Pillow would clip them)."""
-    image = PIL.ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):
-        image = PIL.Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    return image
+from .image_reading_agevlm import read_image
 
 
 class AgeVlmImageProcessorKwargs(ImagesKwargs, total=False):
@@ -100,22 +95,23 @@ class AgeVlmImageProcessor(TorchvisionBackend):
     def _prepare_images_structure(self, images: ImageInput, expected_ndims: int = 3) -> list[list[ImageInput]]:
         return make_nested_list_of_images(self.fetch_images(images), expected_ndims=expected_ndims)
 
-    def fetch_images(self, image_url_or_urls: str | list[str] | list[list[str]]):
-        try:
-            return super().fetch_images(image_url_or_urls)
-        except (ValueError, IndexError, OSError, RuntimeError) as error:  # what the decoders raise
-            if not isinstance(image_url_or_urls, str):
-                raise
-            source = image_url_or_urls if len(image_url_or_urls) <= 100 else f"{image_url_or_urls[:60]}..."  # base64
-            raise ValueError(
-                f"{source!r} cannot be read as a picture. Pass the path or URL of a JPEG, PNG, WebP or GIF file, the "
-                "content of one in base64, or a `PIL.Image`."
-            ) from error
+    def fetch_images(self, image_url_or_urls: Any) -> Any:
+        if isinstance(image_url_or_urls, (list, tuple)):
+            return [self.fetch_images(image) for image in image_url_or_urls]
+        return image_url_or_urls if is_valid_image(image_url_or_urls) else read_image(image_url_or_urls)
 
-    def process_image(self, image: ImageInput, **kwargs) -> torch.Tensor:
-        if isinstance(image, PIL.Image.Image):
-            image = as_shown(image)
-        return super().process_image(image, **kwargs)
+    def process_image(
+        self,
+        image: ImageInput,
+        do_rescale: bool = True,
+        input_data_format: str | None = None,
+        device: torch.device | None = None,
+        **kwargs: Unpack[ImagesKwargs],
+    ) -> torch.Tensor:
+        pixels = torch.from_numpy(np.array(read_image(image, input_data_format))).permute(2, 0, 1).to(device)
+        # Who asks for no rescaling of floats has them in [0, 1], and `read_image` brings everything to 0 to 255.
+        is_float = "float" in str(getattr(image, "dtype", None))
+        return pixels / 255 if is_float and not do_rescale else pixels
 
     @staticmethod
     def placement(

@@ -55,23 +55,21 @@ def main() -> None:
 
     with lasting_imports():
         import numpy as np
-        import PIL.Image
         import torch
         from safetensors import SafetensorError
         from transformers.utils.logging import disable_progress_bar
 
-        from modeling_agevlm.image_processing_agevlm import as_shown
+        from modeling_agevlm.image_reading_agevlm import read_image
         from recipes.answering.answers import ask
         from recipes.answering.checkpoint import load_checkpoint
         from recipes.answering.phrases import find_queries, guess_phrases
         from recipes.drawing.attention import save_attention
-        from trainers.data_collator import load_image
 
     disable_progress_bar()
     try:
-        picture = as_shown(load_image(args.image)).convert("RGB")
-    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
-        sys.exit(f"error: {args.image} cannot be read as a picture ({error}). Pass a PNG, JPEG or WebP file.")
+        picture = read_image(args.image)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
     try:
         model, processor = load_checkpoint(args.model)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:

@@ -72,6 +72,7 @@ def main() -> None:
     made.add_argument("--num_scenes", type=int, default=300, help="pictures to ask about without `--records`")
     args = parser.parse_args()
 
+    from modeling_agevlm.image_reading_agevlm import read_image
     from recipes.inside.figures import (
         attention,
         attention_rows,
@@ -83,7 +84,7 @@ def main() -> None:
         similarity,
     )
     from recipes.inside.hallucination import read_answers
-    from recipes.inside.vlm import load_vlm, read_picture
+    from recipes.inside.vlm import load_vlm
     from recipes.terminal.progress import show_own_bars_only
 
     show_own_bars_only()
@@ -98,7 +99,7 @@ def main() -> None:
         elif args.command == "similarity":
             similarity(vlms, read_captions(args.data, args.split, args.num_rows), args.out)
         elif args.command == "padding":
-            images = [read_picture(image) for image in args.image or []] or halves_of_scenes(args.num_scenes)
+            images = [read_image(image) for image in args.image or []] or halves_of_scenes(args.num_scenes)
             padding(vlms, images, args.question, args.out)
         else:
             rows = read_answers(args.records) if args.records else existence_questions(args.num_scenes)

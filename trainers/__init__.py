@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from .data_collator import (
         BrokenRowError,
         DataCollatorForGuidedVisionLanguageModeling,
-        displayed_size,
     )
     from .guidance import GuidanceLoss, guidance_loss, guidance_loss_from_mass
     from .guided_sft_config import GuidedSFTConfig
@@ -44,7 +43,6 @@ MODULES = {
     "Variant": "stages",
     "apply_stage": "stages",
     "decode_rle": "run_lengths",
-    "displayed_size": "data_collator",
     "get_stage": "stages",
     "guidance_loss": "guidance",
     "guidance_loss_from_mass": "guidance",

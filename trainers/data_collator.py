@@ -14,9 +14,9 @@
 """From rows of `images`, `messages` and `regions` to the tensors of a training step."""
 
 import functools
-import io
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -24,6 +24,8 @@ import PIL.Image
 import torch
 from transformers import ProcessorMixin
 from transformers.utils.chat_template_utils import render_jinja_template
+
+from modeling_agevlm.image_reading_agevlm import read_image
 
 from .run_lengths import decode_rle, mask_size
 
@@ -33,23 +35,6 @@ Span = tuple[int, int]
 
 class BrokenRowError(ValueError):
     """A row that cannot be trained on. The message says which, what is wrong with it and how to mend it."""
-
-
-def load_image(image: Any) -> PIL.Image.Image:
-    """A picture from a PIL image, a path, or a `datasets` entry `{"bytes": ..., "path": ...}`, fully read."""
-    if isinstance(image, dict):
-        image = io.BytesIO(image["bytes"]) if image.get("bytes") is not None else image["path"]
-    if not isinstance(image, PIL.Image.Image):
-        image = PIL.Image.open(image)
-    image.load()  # a truncated file fails here, where its row is known
-    return image
-
-
-def displayed_size(image: PIL.Image.Image) -> tuple[int, int]:
-    """Height and width in pixels of a picture as it is shown, after the rotation that its EXIF data asks for."""
-    width, height = image.size
-    rotated = image.getexif().get(0x0112, 1) >= 5  # orientations 5 to 8 lie on their side
-    return (width, height) if rotated else (height, width)
 
 
 def with_placeholders(messages: list[dict[str, Any]], num_images: int) -> list[dict[str, Any]]:
@@ -185,9 +170,10 @@ class DataCollatorForGuidedVisionLanguageModeling:
         images = []
         for n, image in enumerate(row.get("images") or []):
             try:
-                images.append(load_image(image))
-            except (OSError, AttributeError, TypeError, SyntaxError, PIL.Image.DecompressionBombError) as error:
-                raise OSError(f"image {n} cannot be read ({error})") from error
+                # Whoever wrote a row may name a file, not an address.
+                images.append(read_image(Path(image) if isinstance(image, str) else image))
+            except ValueError as error:
+                raise OSError(f"image {n} cannot be read ({str(error).rstrip('.')})") from error
         messages = with_placeholders(row["messages"], len(images))
         tokenizer = self.processor.tokenizer
         if not messages:
@@ -322,7 +308,7 @@ class DataCollatorForGuidedVisionLanguageModeling:
         """The region on the grid of the visual tokens: `(h, w)`, 1 inside."""
         if not 0 <= region["image"] < len(images):
             raise ValueError(f"it belongs to image {region['image']}, but there are {len(images)} images")
-        size = displayed_size(images[region["image"]])
+        size = images[region["image"]].height, images[region["image"]].width
         height, width = mask_size(region["mask"])
         if (height, width) != size:
             raise ValueError(

@@ -34,7 +34,7 @@ def mask_size(rle: dict[str, Any]) -> tuple[int, int]:
     Height and width that run lengths are said to have.
 
     Raises:
-        ValueError: If they are not two positive numbers, or of more pixels than Pillow reads without a warning.
+        ValueError: If they are not two positive numbers, or of more pixels than Pillow takes of a picture.
     """
     size = rle["size"] if isinstance(rle, dict) and "size" in rle else None
     if not (isinstance(size, (list, tuple)) and len(size) == 2 and all(is_whole(side) and side > 0 for side in size)):
@@ -44,8 +44,11 @@ def mask_size(rle: dict[str, Any]) -> tuple[int, int]:
         )
     height, width = map(int, size)
     limit = PIL.Image.MAX_IMAGE_PIXELS
-    if limit is not None and height * width > limit:
-        raise ValueError(f"The mask has {height} x {width} pixels, but more than {limit} are not read.")
+    if limit is not None and height * width > 2 * limit:
+        raise ValueError(
+            f"The mask has {height} x {width} pixels, more than Pillow takes of a picture, which are twice "
+            f"`PIL.Image.MAX_IMAGE_PIXELS` ({limit})."
+        )
     return height, width
 
 

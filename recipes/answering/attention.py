@@ -19,7 +19,8 @@ import PIL.Image
 import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
-from trainers import DataCollatorForGuidedVisionLanguageModeling, displayed_size
+from modeling_agevlm.image_reading_agevlm import read_image
+from trainers import DataCollatorForGuidedVisionLanguageModeling
 
 
 def query(
@@ -32,7 +33,7 @@ def query(
     """
     A region that asks where the words of `message`, or its phrase `text`, look; without a mask it is the whole picture.
     """
-    height, width = displayed_size(image)
+    width, height = read_image(image).size
     everywhere = {"size": [height, width], "counts": [0, height * width]}
     return {"mask": mask or everywhere, "image": 0, "text": text, "span": span, "message": message}
 

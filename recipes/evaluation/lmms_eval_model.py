@@ -40,9 +40,9 @@ from lmms_eval.protocol import ChatMessages
 from lmms_eval.utils import Collator
 from tqdm import tqdm
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
-from transformers.image_utils import load_image
 
 from modeling_agevlm.conversion import check_tensors, loading
+from modeling_agevlm.image_reading_agevlm import read_image
 from recipes.answering.answers import generate, prompts
 
 
@@ -51,7 +51,7 @@ PICTURES = ("real", "none", "swapped")
 
 def fingerprint(image: Any) -> bytes:
     """A hash of what a picture (PIL, path or URL) shows, whatever file it comes from."""
-    image = load_image(image).convert("RGB")
+    image = read_image(image)
     return hashlib.sha256(repr(image.size).encode() + image.tobytes()).digest()
 
 

@@ -22,7 +22,7 @@ from matplotlib.font_manager import findfont
 from matplotlib.patches import Rectangle
 from PIL import ImageFont
 
-from modeling_agevlm.image_processing_agevlm import as_shown
+from modeling_agevlm.image_reading_agevlm import read_image
 from recipes.drawing import plt
 from recipes.drawing.page import Block, Card, Section, save_page
 from recipes.evaluation.records import Record
@@ -50,9 +50,8 @@ def load_picture(record: Record) -> PIL.Image.Image | str:
     if "image" not in record:
         return "no picture"
     try:
-        with PIL.Image.open(record["image"]) as picture:
-            picture = as_shown(picture).convert("RGB")
-    except OSError:
+        picture = read_image(Path(record["image"]))
+    except ValueError:
         return f"missing: {Path(record['image']).name}"
     picture.thumbnail((SIDE, SIDE))
     return picture

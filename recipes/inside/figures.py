@@ -23,11 +23,12 @@ import numpy as np
 import PIL.Image
 import torch
 
+from modeling_agevlm.image_reading_agevlm import read_image
 from recipes.drawing import plt
 from recipes.drawing.attention import draw_attention
 from recipes.inside.hallucination import answer_questions, draw_aucs, draw_curves, score, tell
 from recipes.inside.measures import auc, concentration, derangement, interval, overlap
-from recipes.inside.vlm import LAYERS, AgeVlm, Vlm, by_layers, labels, read_picture, read_rows
+from recipes.inside.vlm import LAYERS, AgeVlm, Vlm, by_layers, labels, read_rows
 from recipes.scenes.classes import POPE_KINDS
 from recipes.scenes.questions import load_questions
 from recipes.training.arguments import DataArguments
@@ -144,7 +145,7 @@ def read_captions(name: str, split: str, num_rows: int) -> list[tuple[PIL.Image.
             raise ValueError(
                 f"Row {n} of {name} has no picture and caption. It needs `image` and `caption`, or `images` and `messages`."
             ) from None
-        pairs.append((read_picture(image), caption.strip()))
+        pairs.append((read_image(image), caption.strip()))
     if len(pairs) < 2:
         raise ValueError(f"{name} has {len(pairs)} rows, but to mismatch captions takes at least two.")
     return pairs
@@ -335,6 +336,6 @@ def attention_rows(images: list[str], questions: list[str], words: list[str] | N
     questions = questions * (len(images) // len(questions))
     words = (words or [None]) * (len(images) // len(words or [None]))
     return [
-        {"image": read_picture(image), "question": question, "words": phrase}
+        {"image": read_image(image), "question": question, "words": phrase}
         for image, question, phrase in zip(images, questions, words, strict=True)
     ]

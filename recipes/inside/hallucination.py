@@ -22,11 +22,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from modeling_agevlm.image_reading_agevlm import read_image
 from recipes.answering.phrases import guess_phrases
 from recipes.drawing import plt
 from recipes.evaluation.metrics import score_pope
 from recipes.inside.measures import auc, concentration, interval, roc
-from recipes.inside.vlm import AgeVlm, Vlm, by_layers, read_picture, read_rows
+from recipes.inside.vlm import AgeVlm, Vlm, by_layers, read_rows
 
 
 TARGETS = {"wrong": "the answer is wrong", "false_yes": "a yes is wrong"}
@@ -50,7 +51,7 @@ def read_answers(records: Path) -> list[dict[str, Any]]:
     """
     fields = {"image": str, "question": str, "answer": str, "prediction": str, "correct": bool}
     rows = read_rows(records, fields)
-    return [row | {"image": read_picture(row["image"])} for row in rows]
+    return [row | {"image": read_image(row["image"])} for row in rows]
 
 
 def answer_questions(vlm: Vlm, questions: list[dict[str, Any]], batch_size: int = 50) -> list[dict[str, Any]]:

@@ -41,10 +41,8 @@ from transformers import (
 )
 
 from modeling_agevlm import AgeVlmConfig, AgeVlmImageProcessor, AgeVlmProcessor
-from modeling_agevlm.image_processing_agevlm import as_shown
 from recipes.answering.answers import generate, one_question, prompts
 from recipes.answering.checkpoint import load_checkpoint
-from trainers.data_collator import load_image
 
 
 # Of the layers that read the picture.
@@ -314,14 +312,6 @@ def labels(vlms: list[Vlm]) -> list[str]:
 def by_layers(layers: torch.Tensor) -> dict[str, torch.Tensor]:
     """What `(L, ...)` is in the first layer and on average."""
     return {"first": layers[0], "mean": layers.mean(0)}
-
-
-def read_picture(source: Any) -> PIL.Image.Image:
-    """A picture as it is shown, from whatever `load_image` takes. Raises `ValueError` if it cannot be read."""
-    try:
-        return as_shown(load_image(source)).convert("RGB")
-    except (OSError, SyntaxError, PIL.Image.DecompressionBombError) as error:
-        raise ValueError(f"{source} cannot be read as a picture ({error}). Pass a PNG, JPEG or WebP file.") from error
 
 
 def read_rows(path: Path, fields: dict[str, type]) -> list[dict[str, Any]]:

@@ -19,9 +19,8 @@ import numpy as np
 import PIL.Image
 from tqdm.auto import tqdm
 
-from modeling_agevlm.image_processing_agevlm import as_shown
+from modeling_agevlm.image_reading_agevlm import open_image, orientation, read_image
 from recipes.rows.records import Fault
-from trainers.data_collator import load_image
 
 
 HASH_SIDE = 16  # of the difference hash: 16 x 16 bits
@@ -47,7 +46,7 @@ def check_image(path: str, max_pixels: int, dropped: np.ndarray | None) -> list[
     unusual = []
     limit, PIL.Image.MAX_IMAGE_PIXELS = PIL.Image.MAX_IMAGE_PIXELS, None
     try:
-        with PIL.Image.open(path) as picture:
+        with open_image(Path(path)) as picture:
             if picture.width * picture.height > max_pixels:
                 raise Fault("image too large", f"{path} has {picture.width} x {picture.height} pixels")
             if getattr(picture, "n_frames", 1) > 1:
@@ -56,12 +55,11 @@ def check_image(path: str, max_pixels: int, dropped: np.ndarray | None) -> list[
                 unusual.append("CMYK image")
             if picture.mode.startswith(("I", "F")):
                 unusual.append("16-bit image")
-            if picture.getexif().get(0x0112, 1) != 1:
+            if orientation(picture) is not None:
                 unusual.append("image rotated by EXIF")
-            picture = load_image(picture)
+            picture = read_image(picture)
             if dropped is not None and len(dropped):
-                shown = as_shown(picture)
-                distance = np.bitwise_count(dropped ^ picture_hash(shown)).sum(axis=1).min()
+                distance = np.bitwise_count(dropped ^ picture_hash(picture)).sum(axis=1).min()
                 if distance <= HASH_DISTANCE:
                     raise Fault("image of an evaluation set", path)
     except Fault:
@@ -98,6 +96,5 @@ def write_hashes(images: Path, out: Path) -> int:
         raise ValueError(f"There are no pictures in {images}.")
     with out.open("w") as lines:
         for file in tqdm(files, unit=" images"):
-            picture = as_shown(load_image(file))
-            lines.write(f"{picture_hash(picture).tobytes().hex()} {file.relative_to(images)}\n")
+            lines.write(f"{picture_hash(read_image(file)).tobytes().hex()} {file.relative_to(images)}\n")
     return len(files)

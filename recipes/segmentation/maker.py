@@ -33,7 +33,6 @@ from recipes.segmentation.florence import Locator
 from recipes.segmentation.queries import Finding, Prepared, prepare
 from recipes.segmentation.regions import REGION, make_region
 from recipes.segmentation.sam import RawMasks, Segmenter
-from trainers import displayed_size
 
 
 SETTINGS_NAME = "masks.json"
@@ -85,8 +84,8 @@ class MaskMaker:
                     problems.append("empty")
                     continue
                 of_instances = [next(masks[n, finding.query.image]) for _ in finding.instances]
-                size = displayed_size(row.pictures[finding.query.image])
-                region, problem = make_region(finding, of_instances, size, self.arguments)
+                picture = row.pictures[finding.query.image]
+                region, problem = make_region(finding, of_instances, (picture.height, picture.width), self.arguments)
                 if problem is None:
                     regions.append(region)
                 else:

@@ -18,8 +18,8 @@ from typing import Any
 
 import PIL.Image
 
-from modeling_agevlm.image_processing_agevlm import as_shown
-from trainers.data_collator import load_image, message_text, with_placeholders
+from modeling_agevlm.image_reading_agevlm import read_image
+from trainers.data_collator import message_text, with_placeholders
 
 
 @dataclass
@@ -66,7 +66,7 @@ def find_queries(messages: list[dict[str, Any]], num_images: int, query: str) ->
 def prepare(row: dict[str, Any], query: str) -> Prepared:
     """Reads the pictures of a row. What is wrong with it is told, not raised."""
     try:
-        pictures = [as_shown(load_image(image)).convert("RGB") for image in row["images"] or []]
+        pictures = [read_image(image) for image in row["images"] or []]
         return Prepared(row, pictures, find_queries(row["messages"], len(pictures), query))
     except Exception as error:  # Pillow's plugins raise anything on damaged files
         return Prepared(row, [], [], f"{type(error).__name__}: {error}"[:200])

@@ -23,10 +23,9 @@ import numpy as np
 import PIL.Image
 import pyarrow.parquet as pq
 
-from modeling_agevlm.image_processing_agevlm import as_shown
+from modeling_agevlm.image_reading_agevlm import read_image
 from recipes.drawing import plt
 from recipes.drawing.page import Block, Card, Section, save_page
-from trainers.data_collator import load_image
 from trainers.run_lengths import decode_rle, run_lengths
 
 
@@ -96,7 +95,7 @@ def show(entry: Entry) -> tuple[PIL.Image.Image, str, str]:
     """The picture with its mask, the text that belongs to it, and what is known of the mask."""
     row = pq.read_table(entry.file).slice(entry.row, 1).to_pylist()[0]
     region = row["regions"][entry.region]
-    picture = as_shown(load_image(row["images"][region["image"]])).convert("RGB")
+    picture = read_image(row["images"][region["image"]])
     mask = PIL.Image.fromarray(decode_rle(region["mask"]))
     picture.thumbnail((SIDE, SIDE))
     inside = np.asarray(mask.resize(picture.size, PIL.Image.Resampling.BOX))[..., None]

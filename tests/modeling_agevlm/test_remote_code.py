@@ -31,6 +31,7 @@ from trainers.hub import CODE
 CODE_FILES = [
     "configuration_agevlm.py",
     "image_processing_agevlm.py",
+    "image_reading_agevlm.py",
     "modeling_agevlm.py",
     "processing_agevlm.py",
 ]

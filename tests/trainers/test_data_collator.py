@@ -426,7 +426,7 @@ BROKEN = {
     "image of the region": (row(regions=[region(image=1)]), "region 0: it belongs to image 1, but there are 1 images"),
     "message of the region": (row(regions=[region(message=2)]), "region 0: it belongs to message 2, but there are 2"),
     "cut image": (row(images=[picture(), {"bytes": truncated_png()}]), r"image 1 cannot be read \(.*truncated"),
-    "no image": (row(images=[{"bytes": b"not an image"}]), "image 0 cannot be read .*cannot identify image"),
+    "no image": (row(images=[{"bytes": b"not an image"}]), "image 0 cannot be read .*of no kind that Pillow knows"),
     "missing file": (
         row(images=["missing/picture.png"]),
         "image 0 cannot be read .*No such file.*missing/picture.png",

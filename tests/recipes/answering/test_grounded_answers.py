@@ -424,9 +424,9 @@ def test_ask_reads_pictures_of_all_kinds(run):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"image": "missing.png"}, "error: missing.png cannot be read as a picture"),
-        ({"image": "text.png"}, "error: text.png cannot be read as a picture"),
-        ({"image": "cut.png"}, "error: cut.png cannot be read as a picture"),
+        ({"image": "missing.png"}, "error: 'missing.png' cannot be read as a picture"),
+        ({"image": "text.png"}, "error: 'text.png' cannot be read as a picture"),
+        ({"image": "cut.png"}, "error: 'cut.png' cannot be read as a picture"),
         ({"phrases": ["teapot"]}, "error: 'teapot' is not among the words"),
         ({"question": " "}, "error: `--question` is empty"),
         ({"question": "<|image|> cup"}, "error: Text 0 has 2 image placeholders"),

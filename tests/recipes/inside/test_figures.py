@@ -423,7 +423,7 @@ def test_every_figure_from_the_command_line(names: dict[str, str], tmp_path: Pat
         (["attention", "--models", "nowhere/at-all"], "nowhere/at-all cannot be loaded as a vision-language model"),
         (["attention", "--models", "EMPTY"], "it has no config.json"),
         (["attention", "--models", "TEXT"], "Unrecognized configuration class"),
-        (["padding", "--models", "MODEL", "--image", "no.png"], "no.png cannot be read as a picture"),
+        (["padding", "--models", "MODEL", "--image", "no.png"], "'no.png' cannot be read as a picture"),
         (["attention", "--models", "MODEL", "--image", "a", "b", "--words", "x", "y", "z"], "There are 2 pictures, 1 questions and 3 phrases"),
         (["hallucination", "--models", "MODEL", "--records", "PART"], "Row 0 of .* has no correct, image, prediction"),
         (["hallucination", "--models", "MODEL", "MODEL", "--records", "PART"], "are one model's answers"),

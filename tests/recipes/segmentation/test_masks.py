@@ -192,7 +192,7 @@ def test_what_has_no_mask_is_said(networks: Path, tmp_path: Path):
     found = exact_maker(networks, max_area=0.15, min_area=0.02)(prepared)
     problems = [row["mask_problems"] for row in found]
     assert problems[0] == ["empty"] and len(found[0]["regions"]) == 1
-    assert problems[1][0].startswith("failed: UnidentifiedImageError") and found[1]["regions"] == []
+    assert problems[1][0].startswith("failed: ValueError") and found[1]["regions"] == []
     assert problems[2:] == [[], ["whole image"], ["too small"]]
     assert [len(row["regions"]) for row in found[2:]] == [0, 0, 0]
     found = exact_maker(networks, level="phrase")([prepare(row_of(size, "A RING here"), "answer")])
@@ -296,10 +296,10 @@ def test_command_line_writes_rows_with_masks(made: Path):
     assert sorted(file.name for file in (made / "masks").glob("*.parquet")) == sorted(file_names(10, 2))
     rows = contents(made / "masks")
     assert [row["id"] for row in rows] == [f"r{n}" for n in range(10)]
-    assert rows[7]["mask_problems"][0].startswith("failed: UnidentifiedImageError")
+    assert rows[7]["mask_problems"][0].startswith("failed: ValueError")
     assert rows[3]["regions"] == rows[3]["mask_problems"] == []
     table = (made / "table").read_text()
-    assert "10 rows" in table and "1 failed: UnidentifiedImageError" in table
+    assert "10 rows" in table and "1 failed: ValueError" in table
     assert str(summary(made / "masks")) in table
 
 
