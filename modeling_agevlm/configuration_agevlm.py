@@ -15,7 +15,7 @@
 
 import math
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.dataclasses import strict
 from transformers.utils.versions import require_version
@@ -26,6 +26,13 @@ require_version("transformers>=5.24", "AGE-VLM needs it: pip install --upgrade t
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.llama.configuration_llama import LlamaConfig
 from transformers.utils import auto_docstring
+
+
+if TYPE_CHECKING:
+    # For a configuration class that it knows, transformers (5.24) takes the model class that it loaded for it before, be
+    # that another checkpoint's. It knows classes by the text of their file and of those that stand in its imports: with
+    # the model's code among them, checkpoints of other code have other configuration classes.
+    from .modeling_agevlm import AgeVlmForConditionalGeneration
 
 
 # Every fifth layer of the combined stack, as in the paper: 2, 7, 12 and 17 of LLaMA-3.2-1B's 16 + 4 layers.

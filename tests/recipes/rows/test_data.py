@@ -173,7 +173,7 @@ def test_every_fault_is_counted_and_stops_nothing(report: Report):
     assert report.num_lines == NUM_RECORDS
     assert report.faults == Counter(fault for _, _, fault in DIRTY if fault)
     assert report.mended == Counter(mended for _, mended, _ in DIRTY if mended) + Counter(
-        {"<image> added": 5, "turns of one speaker joined": 1}
+        {"<image> added": 6, "turns of one speaker joined": 1}
     )
     expected = [n for n in range(NUM_RECORDS) if n >= len(DIRTY) or DIRTY[n][2] is None]
     assert report.kept.tolist() == expected
