@@ -470,6 +470,35 @@ class AgeVlmPreTrainedModel(PreTrainedModel):
                 module.timm_model.set_grad_checkpointing(enable)  # timm's stages do it themselves
 
 
+def create_timm_tower(config: AgeVlmVisionConfig) -> nn.Module:
+    """
+    timm's ConvNeXt that a configuration describes, without its head and without pretrained weights.
+
+    Raises:
+        ValueError: If it is none, or cannot be built.
+    """
+    config.validate()  # again, for its fields may have been set since: timm itself would open and fetch what they name
+    if not timm.models.is_model_in_modules(config.architecture, ["convnext"]):
+        raise ValueError(
+            "`architecture` has to be the name of a ConvNeXt in timm's registry (`timm.list_models(module='convnext')`), "
+            f"but is {config.architecture!r}."
+        )
+    try:
+        tower = timm.create_model(
+            config.architecture,
+            pretrained=False,
+            num_classes=0,
+            in_chans=config.num_channels,
+            **config.model_args or {},
+        )
+    except (AssertionError, ArithmeticError, LookupError, TypeError) as error:  # timm checks little of what it takes
+        raise ValueError(
+            f"timm cannot build `{config.architecture}` with `model_args` {config.model_args}: {error!r}."
+        ) from error
+    tower.head = nn.Identity()
+    return tower
+
+
 @auto_docstring(custom_intro="The vision tower: a timm ConvNeXt without its head.")
 class AgeVlmVisionModel(AgeVlmPreTrainedModel):
     config: AgeVlmVisionConfig
@@ -483,14 +512,7 @@ class AgeVlmVisionModel(AgeVlmPreTrainedModel):
     def __init__(self, config: AgeVlmVisionConfig) -> None:
         requires_backends(self, ["timm"])
         super().__init__(config)
-        self.timm_model = timm.create_model(
-            config.architecture,
-            pretrained=False,
-            num_classes=0,
-            in_chans=config.num_channels,
-            **config.model_args or {},
-        )
-        self.timm_model.head = nn.Identity()
+        self.timm_model = create_timm_tower(config)
         stride = self.timm_model.feature_info[-1]["reduction"]
         if (self.timm_model.num_features, stride) != (config.hidden_size, config.patch_size):
             raise ValueError(
