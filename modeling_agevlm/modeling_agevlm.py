@@ -26,7 +26,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
-from transformers.generation import GenerationMixin
+from transformers.generation import GenerationMixin, StoppingCriteriaList
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
@@ -912,6 +912,10 @@ class AgeVlmForConditionalGeneration(AgeVlmPreTrainedModel, GenerationMixin):
         pictures = {name: kwargs.pop(name) for name in ("pixel_values", "pixel_attention_mask") if name in kwargs}
         input_ids, model_kwargs = super()._expand_inputs_for_generation(*args, **kwargs)
         return input_ids, model_kwargs | pictures
+
+    def _get_stopping_criteria(self, *args, tokenizer=None, **kwargs) -> StoppingCriteriaList:
+        # transformers' own server passes the processor where `stop_strings` need the tokenizer.
+        return super()._get_stopping_criteria(*args, tokenizer=getattr(tokenizer, "tokenizer", tokenizer), **kwargs)
 
     def prepare_inputs_for_generation(
         self,
