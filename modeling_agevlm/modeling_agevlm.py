@@ -26,7 +26,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, CacheLayerMixin, DummyLayer, DynamicCache, EncoderDecoderCache
-from transformers.generation import GenerationMixin
+from transformers.generation import GenerationMixin, StoppingCriteriaList
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
@@ -987,6 +987,10 @@ class AgeVlmForConditionalGeneration(AgeVlmPreTrainedModel, GenerationMixin):
                 copies = tensor.shape[0], expand_size, *tensor.shape[1:]
                 model_kwargs[name] = tensor if expand_size == 1 else tensor.unsqueeze(1).expand(copies)
         return input_ids, model_kwargs
+
+    def _get_stopping_criteria(self, *args, tokenizer=None, **kwargs) -> StoppingCriteriaList:
+        # transformers' own server passes the processor where `stop_strings` need the tokenizer.
+        return super()._get_stopping_criteria(*args, tokenizer=getattr(tokenizer, "tokenizer", tokenizer), **kwargs)
 
     def prepare_inputs_for_generation(
         self,

@@ -20,7 +20,18 @@ from typing import Any
 
 import pytest
 import torch
-from testing_utils import GRADIENT_LENGTH, IMAGE, IMAGE_SIZE, PAD, assert_close, llama_twin, tiny_batch, tiny_model
+from testing_utils import (
+    GRADIENT_LENGTH,
+    IMAGE,
+    IMAGE_SIZE,
+    PAD,
+    VOCAB_SIZE,
+    assert_close,
+    llama_twin,
+    tiny_batch,
+    tiny_model,
+    tiny_processor,
+)
 from transformers import CompileConfig, PreTrainedModel, StaticCache
 
 from modeling_agevlm import AgeVlmForConditionalGeneration
@@ -374,3 +385,25 @@ def test_compiled_training_step_is_the_training_step():
         results.append([outputs.loss.detach(), *(parameter.grad for parameter in model.parameters())])
     for found, expected in zip(*results, strict=True):
         assert_close(found, expected, GRADIENT_LENGTH)
+
+
+@pytest.mark.parametrize("of_processor", [False, True], ids=["tokenizer", "processor"])
+def test_stop_strings_end_in_the_middle_of_a_token(model: AgeVlmForConditionalGeneration, of_processor: bool):
+    """Also where the processor is passed for the tokenizer, as transformers' own server does."""
+    processor = tiny_processor()
+    words = processor.tokenizer.batch_decode([[n] for n in range(VOCAB_SIZE)], skip_special_tokens=True)
+    unreadable = [n for n, word in enumerate(words) if not word.isprintable() or word in ("", "\ufffd")]
+    arguments = {
+        **GREEDY,
+        "min_new_tokens": None,
+        "suppress_tokens": unreadable,
+    }
+    inputs = tiny_batch(((1,),))
+    written = model.generate(**inputs, **arguments)[0, 10:].tolist()
+    stop = words[written[3]][-1:] + words[written[4]][:1]
+    text = ""
+    expected = [token for token in written if (stop not in text, text := text + words[token])[0]]
+    assert len(expected) < len(written)
+    tokenizer = processor if of_processor else processor.tokenizer
+    output = model.generate(**inputs, **arguments, stop_strings=[stop], tokenizer=tokenizer)
+    assert output[0, 10:].tolist() == expected
