@@ -8,7 +8,7 @@ LOCK := requirements.lock
 NEWEST := .venv-newest
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo ask scenes-model claim test test-newest lock test-slow test-eval test-upstream mutants style check
+.PHONY: demo ask scenes-model claim test test-newest lock test-slow test-eval test-upstream fuzz mutants style check
 
 demo: $(INSTALLED)
 	$(BIN)/python recipes/demo.py $(ARGS)
@@ -53,6 +53,11 @@ test-eval: $(INSTALLED)
 test-upstream: $(INSTALLED)
 	$(BIN)/python tests/upstream/fetch.py .cache/upstream $(if $(CHECKOUT),--checkout $(CHECKOUT))
 	PYTHONPATH=.cache/upstream:tests $(BIN)/python -m pytest -q -o addopts= --disable-warnings tests/upstream $(ARGS)
+
+# Damaged inputs of every kind for SECONDS. SEED gives others, KIND takes one kind, INPUT repeats one that failed.
+fuzz: SECONDS := 300
+fuzz: $(INSTALLED)
+	PYTHONPATH=.:tests $(BIN)/python -m fuzz --seconds $(SECONDS) $(SEED:%=--seed %) $(KIND:%=--kind %) $(INPUT:%=--input %) $(ARGS)
 
 # Plants one bug at a time and shows that the tests turn red.
 mutants: $(INSTALLED)
