@@ -102,6 +102,8 @@ class AgeVlmProcessor(ProcessorMixin):
                     "`chat_template`."
                 )
             chat_template = IMAGES_TO_PLACEHOLDERS.replace("<|image|>", image_token) + template
+        # `generate` goes on behind a row's last token, and LLaMA's tokenizers say "right". Only what was passed is saved.
+        tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
     @auto_docstring
@@ -116,7 +118,7 @@ class AgeVlmProcessor(ProcessorMixin):
             [`BatchFeature`]: A [`BatchFeature`] with the following fields:
 
             - **input_ids** -- `(batch_size, sequence_length)`; an image is one placeholder token.
-            - **attention_mask** -- `(batch_size, sequence_length)`, 0 on padding.
+            - **attention_mask** -- `(batch_size, sequence_length)`, 0 on padding, which is on the left.
             - **pixel_values** -- `(batch_size, num_images, num_channels, height, width)`, when there are images; rows
               with fewer images end in zeros.
             - **pixel_attention_mask** -- `(batch_size, num_images, height, width)`, when the image processor pads.
@@ -146,7 +148,33 @@ class AgeVlmProcessor(ProcessorMixin):
         images_left = iter(flat)
         return [[next(images_left) for _ in range(count)] for count in counts]
 
+    def apply_chat_template(self, conversation, *args, **kwargs):
+        r"""
+        As [`ProcessorMixin.apply_chat_template`]. With `sanitize_control_tokens=True` what a message says is words, also
+        where it reads like the image placeholder, a turn's end or any other special token.
+        """
+        if kwargs.get("sanitize_control_tokens"):
+            conversation = self._join_words(conversation)
+        return super().apply_chat_template(conversation, *args, **kwargs)
+
+    def _join_words(self, messages):
+        """Messages whose neighboring texts are one: a special token in two halves would be found in neither."""
+        if isinstance(messages, (list, tuple)):
+            return [self._join_words(message) for message in messages]
+        content = messages["content"] if isinstance(messages, dict) else None
+        if not isinstance(content, (list, tuple)):
+            return messages
+        joined = []
+        for part in content:
+            if joined and part["type"] == joined[-1]["type"] == "text":
+                joined[-1] = {"type": "text", "text": joined[-1]["text"] + part["text"]}
+            else:
+                joined.append(part)
+        return messages | {"content": joined}
+
     def validate_inputs(self, images: ImageInput | None = None, text=None, **kwargs) -> None:
+        if kwargs.get("sanitize_control_tokens"):
+            return  # the sanitized words are cut out of `text`, and what was around them can read like a placeholder
         if text is not None and images is not None:
             for row, (row_text, row_images) in enumerate(zip(text, images, strict=True)):
                 num_placeholders = row_text.count(self.image_token)

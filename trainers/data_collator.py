@@ -328,11 +328,9 @@ class DataCollatorForGuidedVisionLanguageModeling:
         length = max(len(example.input_ids) for example in examples)
         if self.pad_to_multiple_of is not None:
             length = -(-length // self.pad_to_multiple_of) * self.pad_to_multiple_of
-        left = tokenizer.padding_side == "left"
 
         def padded(values: list, fill: int) -> torch.Tensor:
-            padding = [fill] * (length - len(values))
-            return torch.tensor(padding + list(values) if left else list(values) + padding)
+            return torch.tensor(list(values) + [fill] * (length - len(values)))
 
         batch = {
             "input_ids": torch.stack([padded(e.input_ids, tokenizer.pad_token_id) for e in examples]),

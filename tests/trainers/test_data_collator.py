@@ -42,8 +42,8 @@ from trainers import BrokenRowError, DataCollatorForGuidedVisionLanguageModeling
 Collator = DataCollatorForGuidedVisionLanguageModeling
 
 
-def collator(padding_side: str = "right", image_flags: dict | None = None, **over: Any) -> Collator:
-    return Collator(tiny_processor(padding_side=padding_side, **image_flags or {}), **over)
+def collator(image_flags: dict | None = None, **over: Any) -> Collator:
+    return Collator(tiny_processor(**image_flags or {}), **over)
 
 
 def words(collate: Collator, ids: torch.Tensor, where: torch.Tensor) -> str:
@@ -298,14 +298,13 @@ def test_guidance_level(level: str, expected: int):
 # Batches
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_padding(side: str):
+def test_padding():
     rows = [row("A?", "B.", regions=[region(text="B")]), row(regions=[region(text="red cup"), region()])]
-    collate = collator(padding_side=side)
+    collate = collator()
     batch, alone = collate(rows), collate(rows[:1])
     length = alone["input_ids"].shape[1]
     real = batch["attention_mask"][0] == 1
-    assert real.sum() == length and real[-1 if side == "left" else 0]
+    assert real.sum() == length and real[0]
     for name, fill in (("input_ids", PAD), ("labels", -100), ("attention_mask", 0)):
         assert torch.equal(batch[name][0][real], alone[name][0])
         assert (batch[name][0][~real] == fill).all()
