@@ -27,6 +27,7 @@ from transformers import initialization as init
 from transformers.utils import (
     ADAPTER_CONFIG_NAME,
     CONFIG_NAME,
+    GENERATION_CONFIG_NAME,
     SAFE_WEIGHTS_INDEX_NAME,
     SAFE_WEIGHTS_NAME,
     cached_file,
@@ -106,12 +107,16 @@ def weight_files(name: str, revision: str) -> list[str]:
     return found
 
 
+def is_quantized(config: AgeVlmConfig) -> bool:
+    return getattr(config, "quantization_config", None) is not None
+
+
 def check_weights(files: list[str], config: AgeVlmConfig) -> None:
     """
     Raises `ValueError` unless the weights' headers fit the configuration: before anything of the size that either says is
     made. Quantized weights have shapes of their own.
     """
-    if not files or getattr(config, "quantization_config", None) is not None:
+    if not files or is_quantized(config):
         return
     with loading(f"its {CONFIG_NAME}"), torch.device("meta"), init.no_init_weights():
         model = AgeVlmForConditionalGeneration(config)
@@ -131,8 +136,13 @@ def check_weights(files: list[str], config: AgeVlmConfig) -> None:
     )
 
 
-def check_generation_config(generation_config: GenerationConfig, vocab_size: int) -> None:
-    """Raises `ValueError` unless its tokens are in the vocabulary and its counts are counts."""
+def check_generation_config(file: str | None, generation_config: GenerationConfig, vocab_size: int) -> None:
+    """
+    Raises `ValueError` unless its tokens are in the vocabulary and its counts are counts. transformers goes on without a
+    file that it cannot read: an answer would have no end.
+    """
+    if file is not None and not isinstance(json.loads(Path(file).read_text(encoding="utf-8")), dict):
+        raise ValueError("it is no JSON object")
     for key in TOKENS:
         value = getattr(generation_config, key, None)
         for token in value if isinstance(value, list) else [value]:
@@ -211,7 +221,9 @@ def load_checkpoint(
             output_loading_info=True,
             **arguments,
         )
-    check_tensors("the checkpoint", missing=report["missing_keys"])
-    with loading("its generation_config.json"):
-        check_generation_config(model.generation_config, config.text_config.vocab_size)
+    if is_quantized(config):
+        check_tensors("the checkpoint", missing=report["missing_keys"])
+    with loading(f"its {GENERATION_CONFIG_NAME}"):
+        file = find_file(name, GENERATION_CONFIG_NAME, revision)
+        check_generation_config(file, model.generation_config, config.text_config.vocab_size)
     return model.eval(), processor
