@@ -14,6 +14,7 @@
 """From rows of `images`, `messages` and `regions` to the tensors of a training step."""
 
 import functools
+import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import PIL.Image
 import torch
+from jinja2 import TemplateError
 from transformers import ProcessorMixin
 from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -44,20 +46,12 @@ def with_placeholders(messages: list[dict[str, Any]], num_images: int) -> list[d
     Without any image part, all images go to the front of the first user message.
 
     Raises:
-        ValueError: If there are image parts, but not one per image, or there is no user message to put them into.
+        ValueError: If one is no message, there are image parts, but not one per image, or there is no user message to put
+            them into.
     """
-    messages = [
-        {
-            "role": m["role"],
-            "content": [{"type": "text", "text": m["content"]}]
-            if isinstance(m["content"], str)
-            else [
-                {"type": part["type"], **({"text": part["text"]} if part["type"] == "text" else {})}
-                for part in m["content"]
-            ],
-        }
-        for m in messages
-    ]
+    if not isinstance(messages, (list, tuple)):
+        raise ValueError(f"its messages are of type {type(messages).__name__}, not a list")
+    messages = [as_parts(n, message) for n, message in enumerate(messages)]
     num_placeholders = sum(part["type"] == "image" for m in messages for part in m["content"])
     if num_placeholders == 0 and num_images > 0:
         first = next((m for m in messages if m["role"] == "user"), None)
@@ -69,9 +63,51 @@ def with_placeholders(messages: list[dict[str, Any]], num_images: int) -> list[d
     return messages
 
 
+def as_parts(n: int, message: dict[str, Any]) -> dict[str, Any]:
+    """Message `n` with its content as a list of parts. Raises `ValueError` if it is no message."""
+    content = message.get("content") if isinstance(message, dict) else None
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    if not isinstance(parts, (list, tuple)) or not isinstance(message.get("role"), str):
+        raise ValueError(f"its message {n} is not {{'role': ..., 'content': words or a list of parts}}")
+    if not all(is_part(part) for part in parts):
+        raise ValueError(
+            f"its message {n} has a part that is neither {{'type': 'text', 'text': words}} nor {{'type': 'image'}}"
+        )
+    keys = {"image": ("type",), "text": ("type", "text")}
+    return {"role": message["role"], "content": [{key: part[key] for key in keys[part["type"]]} for part in parts]}
+
+
+def is_part(part: Any) -> bool:
+    if not isinstance(part, dict):
+        return False
+    return part.get("type") == "image" or (part.get("type") == "text" and isinstance(part.get("text"), str))
+
+
 def message_text(message: dict[str, Any]) -> str:
     """The words of a message whose content is a list of parts."""
     return "".join(part["text"] for part in message["content"] if part["type"] == "text")
+
+
+def check_region(n: int, region: dict[str, Any]) -> None:
+    """Raises `ValueError` if region `n` lacks a field, or has one of another type."""
+    whole, nothing = numbers.Integral, type(None)
+    types = {"mask": dict, "image": whole, "text": (str, nothing), "message": (whole, nothing)}
+    if not isinstance(region, dict):
+        raise ValueError(f"region {n}: it is of type {type(region).__name__}, not a dictionary")
+    for name, kind in types.items():
+        if name not in region:
+            raise ValueError(f"region {n}: it has no `{name}`")
+        if not isinstance(region[name], kind):
+            raise ValueError(f"region {n}: its `{name}` is {shortened(region[name])}")
+    span = region.get("span") or [0, 0]
+    if not (isinstance(span, (list, tuple)) and len(span) == 2 and all(isinstance(place, whole) for place in span)):
+        raise ValueError(f"region {n}: its `span` is {shortened(span)}, not [start, end]")
+
+
+def shortened(value: Any) -> str:
+    """How a value is shown in a message."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 class Piece(NamedTuple):
@@ -142,8 +178,17 @@ class DataCollatorForGuidedVisionLanguageModeling:
         for position, row in enumerate(rows):
             try:
                 examples.append(self.read_row(row))
-            except (ValueError, OSError, LookupError, TypeError, ArithmeticError, AttributeError) as error:
-                reason = error if isinstance(error, (ValueError, OSError)) else repr(error)  # of an absent field
+            except (
+                ValueError,
+                OSError,
+                LookupError,
+                TypeError,
+                ArithmeticError,
+                AttributeError,
+                TemplateError,
+            ) as error:
+                # Others do not say what is wrong by themselves.
+                reason = error if isinstance(error, (ValueError, OSError, TemplateError)) else repr(error)
                 failure = BrokenRowError(
                     f"{self._name(position, row)} is broken: {reason}. Mend or remove the row, or set "
                     "`broken_rows='skip'`."
@@ -159,14 +204,20 @@ class DataCollatorForGuidedVisionLanguageModeling:
 
     def _name(self, position: int, row: dict[str, Any]) -> str:
         """Names a row so that its owner finds it: its id if it has one, its place in the batch and its first words."""
-        messages = row.get("messages") or [{"content": ""}]
-        content = messages[0]["content"]
-        words = content if isinstance(content, str) else " ".join(part.get("text") or "" for part in content or [])
-        identity = f" (id {row['id']!r})" if "id" in row else ""
+        identity = f" (id {shortened(row['id'])})" if isinstance(row, dict) and "id" in row else ""
+        try:
+            words = message_text(as_parts(0, row["messages"][0]))
+        except (ValueError, LookupError, TypeError):
+            words = str(row.get("messages", "") if isinstance(row, dict) else row)
         return f"Row {position} of the batch{identity}, which begins with {words[:60]!r},"
 
     def read_row(self, row: dict[str, Any]) -> Example:
         """One row to token ids, labels, pictures and regions. Raises `ValueError` or `OSError` if it is broken."""
+        if not isinstance(row, dict):
+            raise ValueError(f"it is of type {type(row).__name__}, not a dictionary")
+        for name in ("images", "regions"):
+            if not isinstance(row.get(name) or [], (list, tuple)):
+                raise ValueError(f"its `{name}` are of type {type(row[name]).__name__}, not a list")
         images = []
         for n, image in enumerate(row.get("images") or []):
             try:
@@ -174,7 +225,7 @@ class DataCollatorForGuidedVisionLanguageModeling:
                 images.append(read_image(Path(image) if isinstance(image, str) else image))
             except ValueError as error:
                 raise OSError(f"image {n} cannot be read ({str(error).rstrip('.')})") from error
-        messages = with_placeholders(row["messages"], len(images))
+        messages = with_placeholders(row.get("messages"), len(images))
         tokenizer = self.processor.tokenizer
         if not messages:
             raise ValueError("it has no messages")
@@ -204,6 +255,7 @@ class DataCollatorForGuidedVisionLanguageModeling:
         placeholders = np.flatnonzero(input_ids == self.processor.image_token_id)
         located, cells_of = None, {}  # several texts of a row often share a mask
         for n, region in enumerate(row.get("regions") or []):
+            check_region(n, region)
             if self.guidance_level != "all" and (self.guidance_level == "phrase") == (region["text"] is None):
                 continue
             located = located or self._locate_words(messages, up_to)

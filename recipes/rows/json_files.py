@@ -101,7 +101,8 @@ def as_lines(path: Path) -> Path:
         return lines
     aside = lines.with_name(f"{lines.name}.{os.getpid()}")
     try:
-        with aside.open("w", encoding="utf-8") as out:
+        # Half a character, which no file takes, stays the escape that it was, and the fault of its record.
+        with aside.open("w", encoding="utf-8", errors="backslashreplace") as out:
             for record in list_items(path):
                 out.write(json.dumps(record, ensure_ascii=False) + "\n")
         aside.replace(lines)
@@ -111,27 +112,34 @@ def as_lines(path: Path) -> Path:
 
 
 def list_items(path: Path, chunk_size: int = 1 << 22) -> Iterator[Any]:
-    """The items of a JSON list, decoded one by one."""
+    """
+    The items of a JSON list, decoded one by one.
+
+    Raises:
+        ValueError: If it is cut off or damaged.
+    """
     decoder, separator = json.JSONDecoder(), re.compile(r"[\s,]*")
-    with path.open(encoding="utf-8") as file:
-        text, ended = file.read(chunk_size).lstrip()[1:], False
-        while True:
-            text = text[separator.match(text).end() :]
-            if text.startswith("]"):
-                return
-            try:
-                item, end = decoder.raw_decode(text)
-                # A number at the end of what was read may go on.
-                complete = ended or end < len(text)
-            except json.JSONDecodeError as error:
-                if ended:
-                    raise ValueError(
-                        f"{path} is a JSON list that is cut off or damaged ({error.msg}): fetch it again."
-                    ) from error
-                complete = False
-            if complete:
-                yield item
-                text = text[end:]
-            else:
-                more = file.read(max(chunk_size, len(text)))
-                text, ended = text + more, not more
+    try:
+        with path.open(encoding="utf-8") as file:
+            text, ended = file.read(chunk_size).lstrip()[1:], False
+            while True:
+                text = text[separator.match(text).end() :]
+                if text.startswith("]"):
+                    return
+                try:
+                    item, end = decoder.raw_decode(text)
+                    # A number at the end of what was read may go on.
+                    complete = ended or end < len(text)
+                except json.JSONDecodeError:
+                    if ended:
+                        raise
+                    complete = False
+                if complete:
+                    yield item
+                    text = text[end:]
+                else:
+                    more = file.read(max(chunk_size, len(text)))
+                    text, ended = text + more, not more
+    except (ValueError, RecursionError) as error:  # no UTF-8, numbers of thousands of digits, thousands of brackets
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+        raise ValueError(f"{path} is a JSON list that is cut off or damaged ({reason}): fetch it again.") from error

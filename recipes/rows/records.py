@@ -133,7 +133,7 @@ def read_messages(record: dict[str, Any], num_images: int) -> tuple[list[dict[st
     for turn in conversation:
         speaker = turn.get("from", turn.get("role")) if isinstance(turn, dict) else None
         words = turn.get("value", turn.get("content")) if isinstance(turn, dict) else None
-        if speaker not in ROLES or not isinstance(words, str):
+        if not isinstance(speaker, str) or speaker not in ROLES or not isinstance(words, str):
             raise Fault("turn without speaker or words", repr(turn)[:80])
         role = ROLES[speaker]
         if not words.replace(PLACEHOLDER, "").strip() and PLACEHOLDER not in words:
@@ -201,9 +201,9 @@ def read_record(line: bytes, number: int, folder: Path) -> tuple[dict[str, Any],
         raise Fault("not JSON", "it is no object")
     found = [find_image(folder, name) for name in image_names(record)]
     messages, mended = read_messages(record, len(found))
-    if b"\\u" in line:
+    if b"\\u" in line or b"\xed" in line:  # an escape, or what half a character's bytes begin with
         try:
-            json.dumps([record.get("id"), messages], ensure_ascii=False).encode()
+            json.dumps([record.get("id"), found, messages], ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
             raise Fault("half a character", str(error)) from None
     mended += ["path in the wrong case"] if any(corrected for _, corrected in found) else []

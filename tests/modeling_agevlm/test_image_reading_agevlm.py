@@ -263,6 +263,7 @@ ARRAYS = {
     "float16": ((COLORS / 255).astype(np.float16), COLORS),
     "floats up to 255": (COLORS.astype(np.float32), COLORS),
     "bfloat16": (torch.from_numpy(GRAY // 2).bfloat16(), three(GRAY // 2)),
+    "float8": (torch.from_numpy(GRAY // 32 * 32).to(torch.float8_e4m3fn), three(GRAY // 32 * 32)),
     "in a graph": (torch.from_numpy(COLORS / 255).requires_grad_(), COLORS),
     "not contiguous": (COLORS[::2, ::-1], COLORS[::2, ::-1]),
 }
@@ -306,6 +307,11 @@ REFUSED = {
     "too bright": (np.full((9, 9, 3), 300), "its values go from 300 to 300"),
     "not a number": (np.full((9, 9, 3), np.nan), "it has values that are no numbers"),
     "complex numbers": (np.full((9, 9), 1j), "is no picture"),
+    "a sparse tensor": (
+        torch.zeros(9, 9).to_sparse(),
+        "An array of shape (9, 9) and type torch.float32 is no picture: ",
+    ),
+    "a tensor without values": (torch.zeros(9, 9, device="meta"), "is no picture: "),
     "objects": (np.full((9, 9), None), "is no picture"),
 }
 

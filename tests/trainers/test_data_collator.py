@@ -441,14 +441,30 @@ BROKEN = {
         "it has 0 images, but 1 image placeholders",
     ),
     "placeholder among the words": (row("A <|image|>?"), r"the image placeholder <\|image\|> stands among its words"),
-    "no messages": (row() | {"messages": None}, "TypeError"),
-    "no content": (row() | {"messages": chat(None, "B.")}, "TypeError"),
-    "no mask": (row(regions=[region() | {"mask": None}]), r"region 0: A mask is .* but its size is None\."),
+    "no messages": (row() | {"messages": None}, "its messages are of type NoneType, not a list"),
+    "no message": (row() | {"messages": ["A?", "B."]}, "its message 0 is not {'role': "),
+    "no role": (row() | {"messages": [{"content": "A?"}]}, "its message 0 is not {'role': "),
+    "no content": (row() | {"messages": chat(None, "B.")}, "its message 0 is not {'role': "),
+    "other content": (row() | {"messages": chat("A?", {"text": "B."})}, "its message 1 is not {'role': "),
+    "other part": (row() | {"messages": chat([{"type": "video"}], "B.")}, "its message 0 has a part that is neither"),
+    "part without words": (
+        row() | {"messages": chat("A?", [{"type": "text"}])},
+        "its message 1 has a part that is neither",
+    ),
+    "images of another type": (row() | {"images": 3}, "its `images` are of type int, not a list"),
+    "regions of another type": (row() | {"regions": {"mask": 1}}, "its `regions` are of type dict, not a list"),
+    "no region": (row(regions=["cup"]), "region 0: it is of type str, not a dictionary"),
+    "text of another type": (row(regions=[region() | {"text": 3}]), "region 0: its `text` is 3"),
+    "span of another type": (
+        row(regions=[region() | {"span": "cup"}]),
+        r"region 0: its `span` is 'cup', not \[start, end\]",
+    ),
+    "no mask": (row(regions=[region() | {"mask": None}]), "region 0: its `mask` is None"),
     "no size": (
         row(regions=[region({"size": [], "counts": SOUND})]),
         r"region 0: A mask is .* but its size is \[\]\.",
     ),
-    "no field": (row(regions=[{"mask": rle(box_mask())}]), "KeyError.*'image'"),
+    "no field": (row(regions=[{"mask": rle(box_mask())}]), "region 0: it has no `image`"),
     "negative run lengths": (row(regions=[damaged([-20, 5140])]), ".*-20"),
     "no user": (
         row() | {"messages": [{"role": "assistant", "content": "A cup."}]},
@@ -472,6 +488,20 @@ def test_broken_row_is_skipped_and_counted(name: str):
     batch = collate([row("A?", "B."), BROKEN[name][0], row(regions=[region()])])
     assert batch["input_ids"].shape[0] == 2 and batch["skipped_rows"].tolist() == [1, 0]
     assert [labelled(collate, batch, n).startswith(start) for n, start in enumerate(("B.", "Yes,"))] == [True, True]
+
+
+@pytest.mark.parametrize("broken", [None, "row", 3, [1], {}, {"messages": 3}, {"messages": [["A?"]]}])
+@pytest.mark.parametrize("broken_rows", ["stop", "skip"])
+def test_what_is_no_row_is_named(broken: Any, broken_rows: str):
+    with pytest.raises(BrokenRowError, match="Row 0 of the batch, which begins with .*, is broken: its? "):
+        collator(broken_rows=broken_rows)([broken])
+
+
+def test_what_the_chat_template_refuses_is_a_broken_row():
+    collate = collator()
+    collate.processor.chat_template = "{{ raise_exception('roles have to alternate') }}"
+    with pytest.raises(BrokenRowError, match="is broken: roles have to alternate. Mend or remove the row"):
+        collate([row()])
 
 
 def test_message_shows_the_first_words_of_the_row():

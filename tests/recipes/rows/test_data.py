@@ -14,6 +14,7 @@
 """LLaVA-style data: what is there is found, what is wrong is mended or left out, and counted either way."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -146,6 +147,16 @@ DIRTY: list[tuple[Any, str | None, str | None]] = [
     (record(1026, "8.jpg", turns("What is \U0001f600?", "This.")), None, None),
     (record(1027, "8.jpg", turns("What?", "This."), id="\udfff"), None, "half a character"),
     (b"[" * 100_000, None, "not JSON"),
+    (b'{"n": ' + b"9" * 5000 + b"}", None, "not JSON"),
+    (record(1030, "8.jpg", [{"from": ["human"], "value": "What?"}]), None, "turn without speaker or words"),
+    (
+        json.dumps(record(1031, "8.jpg", turns("\ud800?", "This.")), ensure_ascii=False).encode(
+            errors="surrogatepass"
+        ),
+        None,
+        "half a character",
+    ),
+    (record(1032, "\udc80.png"), None, "half a character"),
 ]
 
 
@@ -154,6 +165,7 @@ def dirty(tmp_path_factory: pytest.TempPathFactory) -> Source:
     """A thousand records with every fault among them, and the hash of an evaluation picture."""
     folder = tmp_path_factory.mktemp("dirty")
     save_images(folder / "images")
+    shutil.copy(folder / "images/8.jpg", folder / "images" / os.fsdecode(b"\x80.png"))
     records = [given for given, _, _ in DIRTY]
     records += [record(n, f"{n % 20}.jpg") for n in range(len(records), NUM_RECORDS)]
     lines = [given if isinstance(given, bytes) else json.dumps(given).encode() for given in records]
@@ -279,6 +291,21 @@ def test_json_list_is_read_record_by_record(tmp_path: Path):
     with pytest.raises(ValueError, match="cut.json is a JSON list that is cut off or damaged"):
         as_lines(tmp_path / "cut.json")
     assert not list(tmp_path.glob("cut.json.*"))
+
+
+@pytest.mark.parametrize("damage", [b"\xff", b"[" * 100_000, b"9" * 5000, b'"\x01"'])
+def test_damaged_json_list_ends_in_a_sentence(tmp_path: Path, damage: bytes):
+    (tmp_path / "list.json").write_bytes(b'[{"id": 1}, ' + damage + b"]")
+    with pytest.raises(
+        ValueError, match="list.json is a JSON list that is cut off or damaged \\(.*\\): fetch it again"
+    ):
+        as_lines(tmp_path / "list.json")
+
+
+def test_half_a_character_in_a_json_list_is_a_fault_of_its_record(tmp_path: Path):
+    (tmp_path / "list.json").write_text(json.dumps([record(0, None, turns("\ud800?", "This.")), record(1, None)]))
+    report = survey(Source(tmp_path / "list.json", tmp_path))
+    assert report.kept.tolist() == [1] and dict(report.faults) == {"half a character": 1}
 
 
 @pytest.mark.parametrize("end", [b"\n", b""])
