@@ -15,8 +15,8 @@
 
 import faulthandler
 import importlib
-import itertools
 import multiprocessing
+import os
 import random
 import re
 import resource
@@ -32,10 +32,22 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
+from huggingface_hub.errors import StrictDataclassError
+
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS = [str(ROOT / name) for name in ("modeling_agevlm", "trainers", "recipes")]
-KINDS = ("pictures", "arrays", "run_lengths", "records", "rows", "checkpoint_files", "weights", "chat_requests")
+KINDS = (
+    "pictures",
+    "arrays",
+    "run_lengths",
+    "records",
+    "rows",
+    "configurations",
+    "checkpoint_files",
+    "weights",
+    "chat_requests",
+)
 CPU_SECONDS = 10  # of one input
 WAIT_SECONDS = 90  # for one input that does nothing, or on a busy machine
 MEMORY = 3 * 2**30  # bytes above those at the start
@@ -79,26 +91,31 @@ def chain(error: BaseException | None) -> list[BaseException]:
 
 
 def outcome(kind: ModuleType, data: bytes) -> Outcome:
-    """Runs one input. A sentence is a `ValueError` or an `OSError` that a `raise` of this project raised, not for memory."""
+    """
+    Runs one input. A sentence is a `ValueError` or an `OSError` that a `raise` of this project raised, or what `@strict`
+    makes of those of configurations; not for memory.
+    """
     try:
         return Outcome("result", kind.run(data))
     except Exception as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         words = f"{type(error).__name__}: {error}"
         is_raised = frame.filename.startswith(tuple(OURS)) and (frame.line or "").startswith("raise")
-        is_ours = isinstance(error, (ValueError, OSError)) and is_raised
+        is_ours = (isinstance(error, (ValueError, OSError)) and is_raised) or isinstance(error, StrictDataclassError)
         lacks = [e for e in chain(error) if any(word in f"{type(e).__name__} {e}" for word in NO_MEMORY)]
         if is_ours and not lacks:
             return Outcome("sentence", words)
         where = f"{Path(frame.filename).name}:{frame.lineno}"
-        return Outcome("failure", f"{words[:300]} ({where}{', out of memory' if lacks else ''})")
+        words = " ".join(words[:300].split())
+        return Outcome("failure", f"{words} ({where}{', out of memory' if lacks else ''})")
 
 
 def grouped(text: str) -> str:
     """A message without what differs between two of its kind."""
     text = re.sub(r"/tmp/[\w./-]*", "FILE", " ".join(text.split()))
+    text = re.sub(r"^BrokenRowError: Row .*? is broken: ", "BrokenRowError: ", text)
     text = re.sub(r"'[^']*'|\"[^\"]*\"|`[^`]*`(?= (is|can))", "'...'", text)
-    return re.sub(r"\d[\d.,]*", "N", text)[:110]
+    return re.sub(r"\d[\dxa-f.,]*", "N", text)[:110]
 
 
 def address_space() -> int:
@@ -106,7 +123,7 @@ def address_space() -> int:
 
 
 def work(
-    kind: ModuleType, seeds: list[bytes], seed: int, start: int, deadline: float, pipe: Connection, log: str
+    kind: ModuleType, seeds: list[bytes], seed: int, numbers: range, deadline: float, pipe: Connection, log: str
 ) -> None:
     """What the process does: tells the number of each input, and then what became of it."""
     with open(log, "w") as out, tempfile.TemporaryDirectory() as folder:
@@ -118,7 +135,7 @@ def work(
         pipe.send(("start", outcome(kind, seeds[0])))  # imports, and loads what the kind needs
         resource.setrlimit(resource.RLIMIT_AS, (address_space() + MEMORY, -1))
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        for number in itertools.count(start):
+        for number in numbers:
             if time.monotonic() > deadline:
                 break
             data = make_input(kind, seeds, seed, number)
@@ -126,11 +143,10 @@ def work(
             signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
             ended = outcome(kind, data)
             signal.setitimer(signal.ITIMER_PROF, 0)
-            pipe.send(("ended", ended))
-        pipe.send(("memory", (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024))
+            pipe.send(("ended", (ended, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)))
 
 
-def fuzz(kind: ModuleType, seed: int, seconds: float, out: Path, start: int = 0) -> Tally:
+def fuzz(kind: ModuleType, seed: int, seconds: float, out: Path, most: int | None = None) -> Tally:
     """
     Runs inputs of a kind for some seconds.
 
@@ -139,16 +155,16 @@ def fuzz(kind: ModuleType, seed: int, seconds: float, out: Path, start: int = 0)
         seed (`int`): Another one gives other inputs.
         seconds (`float`): For how long.
         out (`Path`): The folder that takes inputs that failed.
-        start (`int`, *optional*, defaults to 0): The number of the first input.
+        most (`int`, *optional*): Inputs at the most.
     """
     tally, seeds, deadline = Tally(), kind.seeds(), time.monotonic() + seconds
-    name, number, saved = kind.__name__.rpartition(".")[2], start, {}
+    name, number, saved = kind.__name__.rpartition(".")[2], 0, {}
     out.mkdir(parents=True, exist_ok=True)
 
     def count(ended: Outcome) -> None:
         tally.number += 1
         tally.ends[ended.end] += 1
-        group = grouped(ended.text)
+        group = re.sub(r":.*(?= \()", "", ended.text) if ended.end == "failure" else grouped(ended.text)
         tally.texts[ended.end, group] += 1
         if ended.end == "failure":
             files = saved.get(group)
@@ -158,13 +174,14 @@ def fuzz(kind: ModuleType, seed: int, seconds: float, out: Path, start: int = 0)
             if len(files) < 3:
                 file = out / f"{name}-{seed}-{number}"
                 file.write_bytes(make_input(kind, seeds, seed, number))
-                files.append(str(file))
+                files.append(os.path.relpath(file))
 
+    most = sys.maxsize if most is None else most
     context = multiprocessing.get_context("fork")
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline and number < most:
         log = tempfile.mkstemp(prefix=f"fuzz-{name}-")[1]
         ours, theirs = context.Pipe()
-        process = context.Process(target=work, args=(kind, seeds, seed, number, deadline, theirs, log), daemon=False)
+        process = context.Process(target=work, args=(kind, seeds, seed, range(number, most), deadline, theirs, log))
         process.start()
         theirs.close()
         is_running, ending = False, ""
@@ -180,10 +197,8 @@ def fuzz(kind: ModuleType, seed: int, seconds: float, out: Path, start: int = 0)
             if what == "input":
                 is_running, number = True, value
             elif what == "ended":
-                is_running = False
-                count(value)
-            elif what == "memory":
-                tally.memory = max(tally.memory, value)
+                count(value[0])
+                is_running, tally.memory = False, max(tally.memory, value[1])
             elif value.end == "failure":
                 raise RuntimeError(f"A valid input of kind {name} fails: {value.text}")
         process.join()
@@ -191,11 +206,10 @@ def fuzz(kind: ModuleType, seed: int, seconds: float, out: Path, start: int = 0)
         Path(log).unlink()
         if process.exitcode == 0:
             break
-        if not is_running:
-            raise RuntimeError(f"The process of kind {name} ended with {process.exitcode} between two inputs: {told}")
-        frames = re.findall(r'File ".*?([^/"]+)", line (\d+) in (\w+)', told)
+        frames = re.findall(r'File ".*?([^/"]+)", line (\d+)', told)
         signals = {-signal.SIGPROF: f"more than {CPU_SECONDS} s of CPU time", -signal.SIGSEGV: "segmentation fault"}
         ending = ending or signals.get(process.exitcode, f"the process ended with {process.exitcode}")
-        count(Outcome("failure", f"{ending} in {' < '.join(f'{file}:{line}' for file, line, _ in frames[:3])}"))
+        after = "" if is_running else "after it, "
+        count(Outcome("failure", f"{after}{ending} ({' < '.join(f'{file}:{line}' for file, line in frames[:3])})"))
         number += 1
     return tally
