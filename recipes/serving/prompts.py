@@ -25,8 +25,8 @@ from recipes.serving.pictures import decode
 
 
 DEFAULT_TOKENS = 1024  # of an answer, where the request and the context leave it open
-# No text has fewer tokens than that, so one that is longer need not be tokenized to be refused.
-MOST_CHARACTERS_PER_TOKEN = 64
+# Words have four or five. A text with more than this many for each token that there is room for is not tokenized at all.
+MOST_CHARACTERS_PER_TOKEN = 16
 
 
 class PromptMaker:
