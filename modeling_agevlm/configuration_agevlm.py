@@ -13,6 +13,10 @@
 # limitations under the License.
 """Configuration of AGE-VLM (https://huggingface.co/papers/2511.17793). The defaults are the paper's model."""
 
+import math
+import re
+from typing import TYPE_CHECKING, Any
+
 from huggingface_hub.dataclasses import strict
 from transformers.utils.versions import require_version
 
@@ -24,9 +28,41 @@ from transformers.models.llama.configuration_llama import LlamaConfig
 from transformers.utils import auto_docstring
 
 
+if TYPE_CHECKING:
+    # For a configuration class that it knows, transformers (5.24) takes the model class that it loaded for it before, be
+    # that another checkpoint's. It knows classes by the text of their file and of those that stand in its imports: with
+    # the model's code among them, checkpoints of other code have other configuration classes.
+    from .modeling_agevlm import AgeVlmForConditionalGeneration
+
+
 # Every fifth layer of the combined stack, as in the paper: 2, 7, 12 and 17 of LLaMA-3.2-1B's 16 + 4 layers.
 FIRST_CROSS_ATTENTION_LAYER = 2
 CROSS_ATTENTION_PERIOD = 5
+
+# Far above every model that there is: what counts more would keep whoever reads it busy for hours.
+MAX_LAYERS = 1024
+# A name in timm's registry, with or without the tag of its pretrained weights: neither a path nor a repository.
+TIMM_NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?")
+# Of timm's ConvNeXt. `timm.create_model` itself takes others, which open files, ask repositories or write into folders.
+TIMM_ARGUMENTS = frozenset(
+    "act_layer conv_bias conv_mlp depths dims drop_path_rate drop_rate head_hidden_size head_init_scale head_norm_first "
+    "kernel_sizes ls_init_value norm_eps norm_layer output_stride patch_size stem_type use_grn".split()
+)
+
+
+def check_at_least_one(config: PreTrainedConfig, *names: str) -> None:
+    """Raises `ValueError` unless the fields of these names are positive."""
+    for name in names:
+        value = getattr(config, name)
+        if value < 1:
+            raise ValueError(f"`{name}` has to be at least 1, but is {value}.")
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value of `model_args` is a string, a finite number, a truth value, None, or a list of such values."""
+    if isinstance(value, (list, tuple)):
+        return all(is_plain(item) for item in value)
+    return value is None or isinstance(value, (str, int)) or (isinstance(value, float) and math.isfinite(value))
 
 
 def default_cross_attention_layers(num_self_attention_layers: int) -> list[int]:
@@ -78,6 +114,10 @@ class AgeVlmTextConfig(LlamaConfig):
     cross_attention_intermediate_size: int | None = None
 
     def __post_init__(self, **kwargs):
+        # Before they are divided by and counted to.
+        check_at_least_one(self, "hidden_size", "num_attention_heads", "num_hidden_layers")
+        if self.num_hidden_layers > MAX_LAYERS:
+            raise ValueError(f"`num_hidden_layers` can be {MAX_LAYERS} at the most, but is {self.num_hidden_layers}.")
         if self.cross_attention_layers is None:
             self.cross_attention_layers = list(
                 range(FIRST_CROSS_ATTENTION_LAYER, self.num_hidden_layers, CROSS_ATTENTION_PERIOD)
@@ -96,8 +136,26 @@ class AgeVlmTextConfig(LlamaConfig):
         super().__post_init__(**kwargs)
 
     def validate_architecture(self):
-        """Part of `@strict`-powered validation: the cross-attention layers lie inside the stack, each once."""
+        """
+        Part of `@strict`-powered validation: sizes that a model can have, and cross-attention layers that lie inside the
+        stack, each once.
+        """
         super().validate_architecture()
+        check_at_least_one(self, "vocab_size", "intermediate_size", "num_key_value_heads", "head_dim")
+        if self.cross_attention_intermediate_size < 0:
+            raise ValueError(
+                "`cross_attention_intermediate_size` cannot be negative (0 leaves the MLP out), but is "
+                f"{self.cross_attention_intermediate_size}."
+            )
+        if self.num_attention_heads % self.num_key_value_heads != 0:
+            raise ValueError(
+                f"`num_attention_heads` ({self.num_attention_heads}) has to be a multiple of `num_key_value_heads` "
+                f"({self.num_key_value_heads})."
+            )
+        if self.head_dim % 2 != 0:
+            raise ValueError(
+                f"`head_dim` has to be even, for positions turn pairs of channels, but is {self.head_dim}."
+            )
         layers = self.cross_attention_layers
         if len(set(layers)) != len(layers) or any(not 0 < layer < self.num_hidden_layers for layer in layers):
             raise ValueError(
@@ -117,9 +175,10 @@ class AgeVlmTextConfig(LlamaConfig):
 class AgeVlmVisionConfig(PreTrainedConfig):
     r"""
     architecture (`str`, *optional*, defaults to `"convnext_large"`):
-        Name of a timm ConvNeXt. Its last stage's feature map is read; its head is left out.
+        Name of a ConvNeXt in timm's registry. Its last stage's feature map is read; its head is left out.
     model_args (`dict`, *optional*):
-        Arguments for `timm.create_model`, for example `{"depths": [1, 1, 2, 1], "dims": [32, 64, 128, 192]}`.
+        Arguments of timm's `ConvNeXt`, for example `{"depths": [1, 1, 2, 1], "dims": [32, 64, 128, 192]}`; only
+        those that say how it is built.
     hidden_size (`int`, *optional*, defaults to 1536):
         Channels of the last stage's feature map.
     image_size (`int`, *optional*, defaults to 768):
@@ -141,7 +200,30 @@ class AgeVlmVisionConfig(PreTrainedConfig):
     initializer_range: float = 0.02
 
     def validate_architecture(self):
-        """Part of `@strict`-powered validation: whole visual tokens only."""
+        """
+        Part of `@strict`-powered validation: a name and arguments of timm's that open, fetch and write nothing, and whole
+        visual tokens only.
+        """
+        check_at_least_one(self, "hidden_size", "num_channels", "image_size", "patch_size")
+        if not TIMM_NAME.fullmatch(self.architecture):
+            raise ValueError(
+                "`architecture` has to be the name of a ConvNeXt in timm's registry, such as 'convnext_large', but is "
+                f"{self.architecture!r}."
+            )
+        for name, value in (self.model_args or {}).items():
+            if name not in TIMM_ARGUMENTS:
+                raise ValueError(
+                    f"`model_args` has to hold arguments of timm's ConvNeXt ({', '.join(sorted(TIMM_ARGUMENTS))}), but "
+                    f"has {name!r}."
+                )
+            if not is_plain(value):
+                raise ValueError(f"`model_args` has to hold plain values, but {name!r} is {str(value)[:80]!r}.")
+        depths = (self.model_args or {}).get("depths", (1,))
+        if not isinstance(depths, (list, tuple)) or not all(type(n) is int and 0 < n <= MAX_LAYERS for n in depths):
+            raise ValueError(
+                f"`depths` in `model_args` has to hold a number of blocks for each stage, from 1 to {MAX_LAYERS}, but is "
+                f"{str(depths)[:80]}."
+            )
         if self.image_size % self.patch_size != 0:
             raise ValueError(
                 f"`image_size` ({self.image_size}) has to be a multiple of `patch_size` ({self.patch_size})."

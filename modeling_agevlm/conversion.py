@@ -25,13 +25,12 @@ from contextlib import contextmanager
 import timm
 import torch
 from huggingface_hub.errors import GatedRepoError
-from torch import nn
 from transformers import AutoConfig, GgufConfig, LlamaConfig, LlamaForCausalLM
 from transformers import initialization as init
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME, cached_file
 
-from .configuration_agevlm import AgeVlmConfig, AgeVlmTextConfig, default_cross_attention_layers
-from .modeling_agevlm import AgeVlmForConditionalGeneration
+from .configuration_agevlm import AgeVlmConfig, AgeVlmTextConfig, AgeVlmVisionConfig, default_cross_attention_layers
+from .modeling_agevlm import AgeVlmForConditionalGeneration, create_timm_tower
 
 
 VISUAL_STRIDE = 32  # pixels from one cell of a ConvNeXt's last stage to the next
@@ -104,9 +103,9 @@ def timm_file(vision: str, filename: str) -> str:
     return path
 
 
-def timm_config(vision: str) -> tuple[str, dict, dict]:
+def timm_config(vision: str) -> tuple[AgeVlmVisionConfig, dict]:
     """
-    What a pretrained timm model says of itself: its architecture, the arguments for `timm.create_model`, and how its
+    What a pretrained timm model says of itself: its architecture with the arguments that it is built with, and how its
     pictures are prepared (`mean`, `std`, ...).
 
     Args:
@@ -115,11 +114,15 @@ def timm_config(vision: str) -> tuple[str, dict, dict]:
     with loading(vision, VISION_HINT):
         with open(timm_file(vision, CONFIG_NAME), encoding="utf-8") as file:
             config = json.load(file)
-        if "architecture" not in config:
+        if not isinstance(config, dict) or "architecture" not in config:
             raise ValueError(f"its {CONFIG_NAME} names no timm `architecture`")
         data_config = timm.data.resolve_data_config(pretrained_cfg=config.get("pretrained_cfg", config))
-    model_args = {name: value for name, value in config.get("model_args", {}).items() if name not in OWN_MODEL_ARGS}
-    return config["architecture"], model_args, data_config
+        model_args = config.get("model_args") or {}
+        if not isinstance(model_args, dict):
+            raise ValueError(f"`model_args` in its {CONFIG_NAME} has to be an object, but is {str(model_args)[:80]!r}")
+        model_args = {name: value for name, value in model_args.items() if name not in OWN_MODEL_ARGS}
+        vision_config = AgeVlmVisionConfig(architecture=config["architecture"], model_args=model_args or None)
+    return vision_config, data_config
 
 
 def timm_tower(vision: str) -> tuple[dict, dict[str, torch.Size]]:
@@ -129,18 +132,17 @@ def timm_tower(vision: str) -> tuple[dict, dict[str, torch.Size]]:
     Raises:
         ValueError: If it is not a ConvNeXt whose last stage has a stride of 32 pixels.
     """
-    architecture, model_args, _ = timm_config(vision)
+    config, _ = timm_config(vision)
     with loading(vision, VISION_HINT), torch.device("meta"):
-        tower = timm.create_model(architecture, pretrained=False, num_classes=0, **model_args)
-    if not isinstance(tower, timm.models.ConvNeXt) or tower.feature_info[-1]["reduction"] != VISUAL_STRIDE:
+        tower = create_timm_tower(config)
+    if tower.feature_info[-1]["reduction"] != VISUAL_STRIDE:
         raise ValueError(
-            f"{vision} ({architecture}) is not a ConvNeXt of stride {VISUAL_STRIDE}: AGE-VLM reads the feature map of "
-            "the last of four stages. Pass a timm ConvNeXt."
+            f"{vision} ({config.architecture}) is not a ConvNeXt of stride {VISUAL_STRIDE}: AGE-VLM reads the feature "
+            "map of the last of four stages. Pass a timm ConvNeXt."
         )
-    tower.head = nn.Identity()
     vision_config = {
-        "architecture": architecture,
-        "model_args": model_args or None,
+        "architecture": config.architecture,
+        "model_args": config.model_args,
         "hidden_size": tower.num_features,
         "patch_size": VISUAL_STRIDE,
     }

@@ -101,17 +101,14 @@ class AgeVlmImageProcessor(TorchvisionBackend):
         return image_url_or_urls if is_valid_image(image_url_or_urls) else read_image(image_url_or_urls)
 
     def process_image(
-        self,
-        image: ImageInput,
-        do_rescale: bool = True,
-        input_data_format: str | None = None,
-        device: torch.device | None = None,
-        **kwargs: Unpack[ImagesKwargs],
+        self, image: ImageInput, do_convert_rgb: bool | None = None, do_rescale: bool | None = None, **kwargs
     ) -> torch.Tensor:
-        pixels = torch.from_numpy(np.array(read_image(image, input_data_format))).permute(2, 0, 1).to(device)
+        if not do_convert_rgb:  # arrays of other channels, for a tower of as many
+            return super().process_image(image, do_convert_rgb=do_convert_rgb, **kwargs)
+        pixels = torch.from_numpy(np.array(read_image(image, kwargs.get("input_data_format")))).permute(2, 0, 1)
         # Who asks for no rescaling of floats has them in [0, 1], and `read_image` brings everything to 0 to 255.
         is_float = "float" in str(getattr(image, "dtype", None))
-        return pixels / 255 if is_float and not do_rescale else pixels
+        return (pixels / 255 if is_float and not do_rescale else pixels).to(kwargs.get("device"))
 
     @staticmethod
     def placement(

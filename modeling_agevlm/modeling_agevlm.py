@@ -25,7 +25,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import initialization as init
 from transformers.activations import ACT2FN
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
+from transformers.cache_utils import Cache, CacheLayerMixin, DummyLayer, DynamicCache, EncoderDecoderCache
 from transformers.generation import GenerationMixin, StoppingCriteriaList
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -68,6 +68,7 @@ CROSS_ATTENTION_BACKENDS = {"eager": "eager"}
 NUM_STAGES = 4  # of every ConvNeXt
 # timm's ConvNeXt draws its layer scale at this value; a checkpoint without vision weights has to get it as well.
 LAYER_SCALE_INIT = 1e-6
+NEVER = torch.iinfo(torch.long).max  # from which token on hidden visual tokens are visible
 
 
 @auto_docstring(custom_intro="Output of the text stack and of the whole model without its language modeling head.")
@@ -120,44 +121,38 @@ class AgeVlmCausalLMOutputWithPast(MultimodalCausalLMOutputWithPast):
     uniform_region_attention: torch.FloatTensor | None = None
 
 
-class AgeVlmCrossAttentionCacheLayer(CacheLayerMixin):
+class AgeVlmCrossAttentionCacheLayer(DummyLayer, CacheLayerMixin):
     """
-    Visual keys and values of one cross-attention layer, and which of them a row sees.
+    Visual keys and values of one cross-attention layer, and from which token on each of them is visible.
 
-    It grows with the images, never with the text: cropping the text (assisted decoding) leaves it alone. `visible`
-    of shape `(batch_size, num_image_tokens)` is False for the padding of rows with fewer images and for padded cells, or
-    of shape `(batch_size, 1)` where a row sees all or nothing; whatever is cached stands before the next token, so that
-    token sees all that is visible.
+    It grows with the images, never with the text. `visible_from` of shape `(batch_size, num_image_tokens)` counts the
+    tokens of the text from the beginning of the cache; it is `NEVER` for what fills up rows with fewer images and for padded
+    cells, and of shape `(batch_size, 1)` where a row sees all or nothing.
+
+    A `DummyLayer`, for caches that offload their layers pass over those: a call without images does not come here, and
+    would not fetch the next layer.
     """
 
-    is_compileable = True
-    is_croppable = True
     is_sliding = False
 
     def __init__(self) -> None:
-        super().__init__()
-        self.visible: torch.Tensor | None = None
+        CacheLayerMixin.__init__(self)
+        self.visible_from: torch.Tensor | None = None
+        self.is_cropped = False
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        self.dtype, self.device = key_states.dtype, key_states.device
+        self.keys, self.values = key_states, value_states
         self.is_initialized = True
 
     def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, visible: torch.Tensor, *args, **kwargs
+        self, key_states: torch.Tensor, value_states: torch.Tensor, visible_from: torch.Tensor, *args, **kwargs
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        if self.get_seq_length() == 0:
-            self.lazy_initialization(key_states, value_states)
-            self.keys, self.values, self.visible = key_states, value_states, visible
-        else:
-            self.visible = torch.cat(
-                [
-                    self.visible.expand(-1, self.keys.shape[-2]),
-                    visible.expand(-1, key_states.shape[-2]),
-                ],
-                dim=-1,
-            )
-            self.keys = torch.cat([self.keys, key_states], dim=-2)
-            self.values = torch.cat([self.values, value_states], dim=-2)
+        """`visible_from` is that of all images, the cached ones first."""
+        if self.is_initialized:
+            key_states = torch.cat([self.keys, key_states], dim=-2)
+            value_states = torch.cat([self.values, value_states], dim=-2)
+        self.lazy_initialization(key_states, value_states)
+        self.visible_from = visible_from
         return self.keys, self.values
 
     def get_seq_length(self) -> int:
@@ -166,15 +161,17 @@ class AgeVlmCrossAttentionCacheLayer(CacheLayerMixin):
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.get_seq_length(), 0
 
-    def get_max_length(self) -> int:
-        return -1
-
     def crop(self, tokens_to_remove: int) -> None:
-        pass
+        self.is_cropped = True  # how long the text is now is seen with the next call
+
+    def num_images(self) -> torch.Tensor:
+        """How many images each row has seen, `(batch_size,)`: they begin with different tokens."""
+        places = self.visible_from.sort(dim=1).values
+        is_next = nn.functional.pad(places.diff(dim=1) > 0, (1, 0), value=True)
+        return (is_next & (places != NEVER)).sum(dim=1)
 
     def reset(self) -> None:
-        self.keys = self.values = self.visible = None
-        self.is_initialized = False
+        self.__init__()
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         self.batch_select_indices(beam_idx)
@@ -183,23 +180,39 @@ class AgeVlmCrossAttentionCacheLayer(CacheLayerMixin):
         if self.is_initialized:
             self.keys = self.keys.repeat_interleave(repeats, dim=0)
             self.values = self.values.repeat_interleave(repeats, dim=0)
-            self.visible = self.visible.repeat_interleave(repeats, dim=0)
+            self.visible_from = self.visible_from.repeat_interleave(repeats, dim=0)
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         if self.is_initialized:
             self.keys = self.keys[indices.to(self.keys.device)]
             self.values = self.values[indices.to(self.values.device)]
-            self.visible = self.visible[indices.to(self.visible.device)]
+            self.visible_from = self.visible_from[indices.to(self.visible_from.device)]
 
 
-def cross_attention_cache_layer(cache: Cache, layer_idx: int) -> AgeVlmCrossAttentionCacheLayer:
-    """The cache layer of cross-attention layer `layer_idx`, put into the cache's place for it on first use."""
-    layers = cache.layers
-    while len(layers) <= layer_idx:  # a `DynamicCache()` that was made without a config grows layer by layer
-        layers.append(cache.layer_class_to_replicate())
-    if not isinstance(layers[layer_idx], AgeVlmCrossAttentionCacheLayer):
-        layers[layer_idx] = AgeVlmCrossAttentionCacheLayer()
-    return layers[layer_idx]
+def visual_cache(cache: Cache, config: AgeVlmTextConfig) -> AgeVlmCrossAttentionCacheLayer:
+    """The first cross-attention layer of a cache. On first use all of them take their places in it."""
+    if isinstance(cache, EncoderDecoderCache):
+        raise ValueError(
+            "AGE-VLM keeps its visual keys and values in the cache of its text. Pass a `DynamicCache` or `StaticCache` "
+            "instead of an `EncoderDecoderCache`."
+        )
+    while len(cache.layers) < config.num_hidden_layers:  # a `DynamicCache()` that was made without a config
+        cache.layers.append(cache.layer_class_to_replicate())
+    for layer_idx in config.cross_attention_layers:
+        layer = cache.layers[layer_idx]
+        if not isinstance(layer, AgeVlmCrossAttentionCacheLayer):
+            cache.layers[layer_idx] = AgeVlmCrossAttentionCacheLayer()
+        elif layer.is_cropped and layer.is_initialized:  # the images of tokens that were taken back are gone
+            layer.visible_from = layer.visible_from.masked_fill(layer.visible_from >= cache.get_seq_length(), NEVER)
+            layer.is_cropped = False
+    return cache.layers[config.cross_attention_layers[0]]
+
+
+def holds_images(pixel_values: torch.Tensor, num_images: torch.Tensor) -> bool:
+    """Whether each row of `pixel_values` has so many images, `(batch_size,)`, with nothing but zeros behind them."""
+    room = pixel_values.shape[1]
+    is_unused = torch.arange(room, device=num_images.device) >= num_images.unsqueeze(1)
+    return bool((num_images <= room).all()) and not pixel_values[is_unused].any()
 
 
 def sincos_position_code(height: int, width: int, dim: int, device: torch.device) -> torch.Tensor:
@@ -240,8 +253,8 @@ class AgeVlmCrossAttentionInputs(NamedTuple):
     tokens that the text may see, first the cached ones, then those of this call.
 
     `cross_attention_states` of shape `(batch_size, num_new_image_tokens, hidden_size)` and
-    `cross_attention_positions` of shape `(num_new_image_tokens, hidden_size)` are those of this call, `visible` says which
-    of them a row's later tokens see. The additive `cross_attention_mask` of shape
+    `cross_attention_positions` of shape `(num_new_image_tokens, hidden_size)` are those of this call, `visible_from` of shape
+    `(batch_size, num_image_tokens)` is what the cache keeps of all. The additive `cross_attention_mask` of shape
     `(batch_size, 1, sequence_length, num_image_tokens)` is None if each text token sees all or none. `sees_image` is of shape
     `(batch_size, sequence_length, 1)`. The `query_weights` of shape `(batch_size, num_regions, sequence_length)` sum to 1
     for each query that sees an image, the `region_channels` of shape `(batch_size, 1, num_image_tokens, num_channels)` are
@@ -250,7 +263,7 @@ class AgeVlmCrossAttentionInputs(NamedTuple):
 
     cross_attention_states: torch.Tensor | None
     cross_attention_positions: torch.Tensor | None
-    visible: torch.Tensor | None
+    visible_from: torch.Tensor
     cross_attention_mask: torch.Tensor | None
     sees_image: torch.Tensor
     query_weights: torch.Tensor | None
@@ -289,7 +302,7 @@ class AgeVlmCrossAttention(nn.Module):
         hidden_shape = (*hidden_states.shape[:-1], -1, self.head_dim)
         query_states = self.q_norm(self.q_proj(hidden_states).view(hidden_shape).transpose(1, 2))
         key_states, value_states = self.project_visual_tokens(
-            inputs.cross_attention_states, inputs.cross_attention_positions, inputs.visible, cache
+            inputs.cross_attention_states, inputs.cross_attention_positions, inputs.visible_from, cache
         )
         states = query_states, key_states, value_states
         if region_channels is not None:
@@ -341,13 +354,12 @@ class AgeVlmCrossAttention(nn.Module):
         self,
         cross_attention_states: torch.Tensor | None,
         cross_attention_positions: torch.Tensor | None,
-        visible: torch.Tensor | None,
+        visible_from: torch.Tensor,
         cache: Cache | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values, each `(batch_size, num_key_value_heads, num_image_tokens, head_dim)`, cached ones first."""
         if cross_attention_states is None:
-            cache_layer = cross_attention_cache_layer(cache, self.layer_idx)
-            return cache_layer.keys, cache_layer.values
+            return cache.layers[self.layer_idx].keys, cache.layers[self.layer_idx].values
         hidden_shape = (*cross_attention_states.shape[:-1], -1, self.head_dim)
         key_input = cross_attention_states
         if cross_attention_positions is not None:
@@ -356,7 +368,7 @@ class AgeVlmCrossAttention(nn.Module):
         value_states = self.v_proj(cross_attention_states).view(hidden_shape).transpose(1, 2)
         if cache is None:
             return key_states, value_states
-        return cross_attention_cache_layer(cache, self.layer_idx).update(key_states, value_states, visible)
+        return cache.update(key_states, value_states, self.layer_idx, visible_from)
 
     def grounding_map(
         self,
@@ -458,6 +470,35 @@ class AgeVlmPreTrainedModel(PreTrainedModel):
                 module.timm_model.set_grad_checkpointing(enable)  # timm's stages do it themselves
 
 
+def create_timm_tower(config: AgeVlmVisionConfig) -> nn.Module:
+    """
+    timm's ConvNeXt that a configuration describes, without its head and without pretrained weights.
+
+    Raises:
+        ValueError: If it is none, or cannot be built.
+    """
+    config.validate()  # again, for its fields may have been set since: timm itself would open and fetch what they name
+    if not timm.models.is_model_in_modules(config.architecture, ["convnext"]):
+        raise ValueError(
+            "`architecture` has to be the name of a ConvNeXt in timm's registry (`timm.list_models(module='convnext')`), "
+            f"but is {config.architecture!r}."
+        )
+    try:
+        tower = timm.create_model(
+            config.architecture,
+            pretrained=False,
+            num_classes=0,
+            in_chans=config.num_channels,
+            **config.model_args or {},
+        )
+    except (AssertionError, ArithmeticError, LookupError, TypeError) as error:  # timm checks little of what it takes
+        raise ValueError(
+            f"timm cannot build `{config.architecture}` with `model_args` {config.model_args}: {error!r}."
+        ) from error
+    tower.head = nn.Identity()
+    return tower
+
+
 @auto_docstring(custom_intro="The vision tower: a timm ConvNeXt without its head.")
 class AgeVlmVisionModel(AgeVlmPreTrainedModel):
     config: AgeVlmVisionConfig
@@ -471,14 +512,7 @@ class AgeVlmVisionModel(AgeVlmPreTrainedModel):
     def __init__(self, config: AgeVlmVisionConfig) -> None:
         requires_backends(self, ["timm"])
         super().__init__(config)
-        self.timm_model = timm.create_model(
-            config.architecture,
-            pretrained=False,
-            num_classes=0,
-            in_chans=config.num_channels,
-            **config.model_args or {},
-        )
-        self.timm_model.head = nn.Identity()
+        self.timm_model = create_timm_tower(config)
         stride = self.timm_model.feature_info[-1]["reduction"]
         if (self.timm_model.num_features, stride) != (config.hidden_size, config.patch_size):
             raise ValueError(
@@ -549,7 +583,7 @@ class AgeVlmTextModel(AgeVlmPreTrainedModel):
         inputs_embeds: torch.FloatTensor | None = None,
         cross_attention_states: torch.FloatTensor | None = None,
         cross_attention_positions: torch.FloatTensor | None = None,
-        cross_attention_mask: torch.BoolTensor | None = None,
+        visible_from: torch.LongTensor | None = None,
         query_masks: torch.BoolTensor | None = None,
         region_masks: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
@@ -560,10 +594,10 @@ class AgeVlmTextModel(AgeVlmPreTrainedModel):
             Projected visual tokens of the images that come with this call, all images of a row one after another.
         cross_attention_positions (`torch.FloatTensor` of shape `(num_image_tokens, hidden_size)`, *optional*):
             Position code added to what the keys are made from.
-        cross_attention_mask (`torch.BoolTensor` of shape `(batch_size, sequence_length, num_image_tokens)`, *optional*):
-            True where a text token of this call sees a visual token of this call; of shape `(batch_size, sequence_length, 1)`
-            where a text token sees all of them or none, which spares the attention a mask. What the last token sees,
-            every later one sees; the cache keeps that.
+        visible_from (`torch.LongTensor` of shape `(batch_size, num_image_tokens)`, *optional*):
+            Which token of this call is the first that sees each visual token of this call; `NEVER` for those that no token
+            sees. Of shape `(batch_size, 1)` where they all begin with one token, which spares the attention a mask. Defaults
+            to 0. The cache keeps it.
         query_masks (`torch.BoolTensor` of shape `(batch_size, num_regions, sequence_length)`, *optional*):
             True for the tokens whose attention `grounding_maps` averages, one query per region.
         region_masks (`torch.FloatTensor` of shape `(batch_size, num_regions, num_images * num_image_tokens)`, *optional*):
@@ -578,10 +612,10 @@ class AgeVlmTextModel(AgeVlmPreTrainedModel):
             inputs_embeds = self.embed_tokens(input_ids)
         if use_cache and cache is None:
             cache = DynamicCache(config=self.config)
+        past_seen_tokens = cache.get_seq_length() if cache is not None else 0
+        places = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + past_seen_tokens
         if position_ids is None:
-            past_seen_tokens = cache.get_seq_length() if cache is not None else 0
-            position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + past_seen_tokens
-            position_ids = position_ids.unsqueeze(0)
+            position_ids = places.unsqueeze(0)
         causal_mask = create_causal_mask(
             config=self.config,
             inputs_embeds=inputs_embeds,
@@ -592,10 +626,11 @@ class AgeVlmTextModel(AgeVlmPreTrainedModel):
         position_embeddings = self.rotary_emb(inputs_embeds, position_ids=position_ids)
         cross_attention_inputs, uniform_region_attention = self.prepare_cross_attention(
             inputs_embeds,
+            places,
             cache,
             cross_attention_states,
             cross_attention_positions,
-            cross_attention_mask,
+            visible_from,
             query_masks,
             region_masks,
         )
@@ -630,16 +665,18 @@ class AgeVlmTextModel(AgeVlmPreTrainedModel):
     def prepare_cross_attention(
         self,
         inputs_embeds: torch.Tensor,
+        places: torch.Tensor,
         cache: Cache | None,
         cross_attention_states: torch.Tensor | None,
         cross_attention_positions: torch.Tensor | None,
-        cross_attention_mask: torch.Tensor | None,
+        visible_from: torch.Tensor | None,
         query_masks: torch.Tensor | None,
         region_masks: torch.Tensor | None,
     ) -> tuple[AgeVlmCrossAttentionInputs | None, torch.Tensor | None]:
         """
         What the cross-attention layers get, None when there is no image, neither in this call nor in the cache; and the
-        `uniform_region_attention`, None without region masks.
+        `uniform_region_attention`, None without region masks. `places` of shape `(sequence_length,)` counts the tokens from
+        the beginning of the cache.
         """
         sequence_length, dtype = inputs_embeds.shape[1], inputs_embeds.dtype
         if region_masks is not None and (query_masks is None or query_masks.shape[:2] != region_masks.shape[:2]):
@@ -647,28 +684,31 @@ class AgeVlmTextModel(AgeVlmPreTrainedModel):
                 f"`region_masks` of shape {tuple(region_masks.shape)} need `query_masks` of as many rows and regions, but "
                 f"they are {'None' if query_masks is None else tuple(query_masks.shape)}."
             )
-        masks, num_image_tokens, visible = [], 0, None
+        num_image_tokens = 0
+        if cross_attention_states is not None:
+            num_image_tokens = cross_attention_states.shape[1]
+            if visible_from is None:
+                visible_from = places.new_zeros(inputs_embeds.shape[0], 1)
+            visible_from = visible_from + (visible_from != NEVER) * places[0]
         # CODEPATH: an empty list is the plain LLM; all AGE-VLM checkpoints have cross-attention layers
         if cache is not None and self.config.cross_attention_layers:
-            cache_layer = cross_attention_cache_layer(cache, self.config.cross_attention_layers[0])
+            cache_layer = visual_cache(cache, self.config)
             if cache_layer.is_initialized:
-                num_image_tokens = cache_layer.get_seq_length()
-                masks.append(cache_layer.visible.unsqueeze(1).expand(-1, sequence_length, -1))
-        if cross_attention_mask is not None:
-            visible = cross_attention_mask[:, -1]
-            if masks:
-                masks[0] = masks[0].expand(-1, -1, num_image_tokens)
-                cross_attention_mask = cross_attention_mask.expand(-1, -1, cross_attention_states.shape[1])
-            masks.append(cross_attention_mask)
-            num_image_tokens += cross_attention_states.shape[1]
-        if not masks:
+                num_cached, cached = cache_layer.get_seq_length(), cache_layer.visible_from
+                if visible_from is not None:
+                    both = cached.expand(-1, num_cached), visible_from.expand(-1, num_image_tokens)
+                    cached = torch.cat(both, dim=-1)
+                visible_from, num_image_tokens = cached, num_cached + num_image_tokens
+        if visible_from is None:
             if query_masks is not None:
                 raise ValueError(
                     "`query_masks` asks for grounding maps, but no row of the batch has an image. Leave `query_masks` "
                     "out of batches without images."
                 )
             return None, None
-        mask = torch.cat(masks, dim=-1)
+        mask = visible_from.unsqueeze(1) <= places.unsqueeze(
+            -1
+        )  # (batch_size, sequence_length, num_image_tokens or 1)
         sees_image = mask.any(dim=-1, keepdim=True)
         query_weights = None
         if query_masks is not None:
@@ -698,7 +738,7 @@ class AgeVlmTextModel(AgeVlmPreTrainedModel):
         inputs = AgeVlmCrossAttentionInputs(
             cross_attention_states=cross_attention_states,
             cross_attention_positions=cross_attention_positions,
-            visible=visible,
+            visible_from=visible_from,
             cross_attention_mask=additive_mask,
             sees_image=sees_image,
             query_weights=query_weights,
@@ -758,9 +798,10 @@ class AgeVlmModel(AgeVlmPreTrainedModel):
     ) -> AgeVlmModelOutputWithPast:
         r"""
         pixel_values (`torch.FloatTensor` of shape `(batch_size, num_images, num_channels, height, width)`, *optional*):
-            Normalized images; rows with fewer images are filled up at the end with anything. Image `n` of a row
-            belongs to its placeholder `n`, and the tokens at and after that placeholder see it. With `inputs_embeds`
-            there are no placeholders and every token sees every image of its row.
+            Normalized images; rows with fewer images end in zeros. Image `n` of a row belongs to its placeholder `n` in this
+            call's text, and the tokens at and after that placeholder see it. In `inputs_embeds`
+            the placeholders are found by their embedding. A row with several sequences, as beams have them, comes as
+            `(batch_size, num_sequences, num_images, num_channels, height, width)`, expanded from one.
         pixel_attention_mask (`torch.Tensor` of shape `(batch_size, num_images, height, width)`, *optional*):
             1 for pixels of the picture, 0 for padding. Cells without a pixel of the picture are not attended to.
         query_masks (`torch.BoolTensor` of shape `(batch_size, num_regions, sequence_length)`, *optional*):
@@ -770,29 +811,41 @@ class AgeVlmModel(AgeVlmPreTrainedModel):
             `region_attention` says how much of the query's attention lies there, at next to no cost, and there are no
             `grounding_maps`.
         """
-        self._check_placeholders(input_ids, pixel_values)
-        image_outputs = cross_attention_states = positions = cross_attention_mask = None
+        image_outputs = cross_attention_states = positions = visible_from = None
+        is_placeholder = self._placeholders(input_ids, inputs_embeds)
+        num_sequences = 1
+        if pixel_values is not None and pixel_values.dim() == 6:
+            num_sequences = pixel_values.shape[1]
+            pixel_values = pixel_values[:, 0]
+            pixel_attention_mask = None if pixel_attention_mask is None else pixel_attention_mask[:, 0]
+        self._check_images(is_placeholder[::num_sequences], pixel_values, is_decoding=cache is not None)
         if pixel_values is None and self._needs_dummy_image(use_cache):
-            text = input_ids if input_ids is not None else inputs_embeds
             vision_config = self.config.vision_config
             pixel_values = torch.zeros(
-                (text.shape[0], 1, vision_config.num_channels, vision_config.image_size, vision_config.image_size),
+                (
+                    len(is_placeholder),
+                    1,
+                    vision_config.num_channels,
+                    vision_config.image_size,
+                    vision_config.image_size,
+                ),
                 dtype=self.dtype,
-                device=text.device,
+                device=is_placeholder.device,
             )
             pixel_attention_mask = pixel_values[:, :, 0]
         if pixel_values is not None:
-            seen = self._seen_images(input_ids, inputs_embeds, pixel_values)
-            copies = seen.shape[0] // pixel_values.shape[0]  # beams share the pictures of their row
-            image_outputs, image_hidden_states = self._encode_images(pixel_values, seen[::copies, -1], **kwargs)
-            image_hidden_states = image_hidden_states.repeat_interleave(copies, dim=0)
-            cross_attention_mask = seen  # (batch_size, sequence_length, 1): all of the picture or none of it
+            first_tokens = self._first_tokens(is_placeholder[::num_sequences], pixel_values.shape[1])
+            image_outputs, image_hidden_states = self._encode_images(pixel_values, first_tokens != NEVER, **kwargs)
+            visible_from = first_tokens  # (batch_size, 1): all of the picture or none of it
             if pixel_values.shape[1] > 1 or pixel_attention_mask is not None:
-                cells = self._cell_mask(pixel_values, pixel_attention_mask).repeat_interleave(copies, dim=0)
-                # (batch_size, sequence_length, num_images, num_image_tokens) -> all images of a row in one axis
-                cross_attention_mask = (seen.unsqueeze(-1) & cells.unsqueeze(1)).flatten(2)
-            cross_attention_states = image_hidden_states.flatten(1, 2)
+                cells = self._cell_mask(pixel_values, pixel_attention_mask)
+                # (batch_size, num_images, num_image_tokens) -> all images of a row in one axis
+                visible_from = first_tokens.unsqueeze(-1).masked_fill(~cells, NEVER).flatten(1)
             positions = self._visual_positions(pixel_values, image_hidden_states)
+            cross_attention_states = image_hidden_states.flatten(1, 2)
+            if num_sequences > 1:
+                cross_attention_states = cross_attention_states.repeat_interleave(num_sequences, dim=0)
+                visible_from = visible_from.repeat_interleave(num_sequences, dim=0)
 
         outputs = self.language_model(
             input_ids=input_ids,
@@ -802,7 +855,7 @@ class AgeVlmModel(AgeVlmPreTrainedModel):
             inputs_embeds=inputs_embeds,
             cross_attention_states=cross_attention_states,
             cross_attention_positions=positions,
-            cross_attention_mask=cross_attention_mask,
+            visible_from=visible_from,
             query_masks=query_masks,
             region_masks=region_masks,
             use_cache=use_cache,
@@ -811,23 +864,42 @@ class AgeVlmModel(AgeVlmPreTrainedModel):
         outputs.image_outputs = image_outputs
         return outputs
 
-    def _check_placeholders(self, input_ids: torch.Tensor | None, pixel_values: torch.Tensor | None) -> None:
-        """Raises `ValueError` if a row has more placeholders than images (checked at prefill, not in a decoding step)."""
+    def _placeholders(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
+        """True where an image placeholder stands: `(batch_size, sequence_length)`."""
+        if input_ids is not None:
+            return input_ids == self.config.image_token_id
+        placeholder = torch.full((), self.config.image_token_id, dtype=torch.long, device=inputs_embeds.device)
+        return (inputs_embeds == self.get_input_embeddings()(placeholder)).all(dim=-1)
+
+    def _check_images(
+        self, is_placeholder: torch.Tensor, pixel_values: torch.Tensor | None, is_decoding: bool
+    ) -> None:
+        """Raises `ValueError` if the images are not those of the text: one per placeholder."""
         if pixel_values is not None and pixel_values.dim() != 5:
             raise ValueError(
                 "`pixel_values` has to be of shape (batch_size, num_images, num_channels, height, width), but has "
                 f"shape {tuple(pixel_values.shape)}."
             )
-        if input_ids is None or input_ids.shape[1] == 1 or is_torchdynamo_compiling():
+        if pixel_values is not None and pixel_values.shape[0] != is_placeholder.shape[0]:
+            raise ValueError(
+                f"`pixel_values` has images of {pixel_values.shape[0]} rows, but the text has {is_placeholder.shape[0]}. "
+                "Pass the images of every row, in rows that are filled up where they have fewer."
+            )
+        # A single token is one that the model wrote, and may be a placeholder that means no image.
+        if is_torchdynamo_compiling() or (is_decoding and pixel_values is None and is_placeholder.shape[1] == 1):
             return
-        num_images = 0 if pixel_values is None else pixel_values.shape[1]
-        num_placeholders = (input_ids == self.config.image_token_id).sum(dim=1)
-        if (num_placeholders > num_images).any():
+        num_placeholders = is_placeholder.sum(dim=1)
+        if pixel_values is None and num_placeholders.any():
             row = int(num_placeholders.argmax())
             raise ValueError(
-                f"Row {row} has {int(num_placeholders[row])} image placeholders (token id "
-                f"{self.config.image_token_id}), but `pixel_values` holds {num_images} images per row. Pass one image "
-                "per placeholder."
+                f"Row {row} has {int(num_placeholders[row])} image placeholders (token id {self.config.image_token_id}), but "
+                "there are no `pixel_values`. Pass one image per placeholder."
+            )
+        if pixel_values is not None and not holds_images(pixel_values, num_placeholders):
+            raise ValueError(
+                f"The rows have {num_placeholders.tolist()} image placeholders (token id {self.config.image_token_id}), but "
+                f"`pixel_values`, with room for {pixel_values.shape[1]} images per row, holds others. Pass one image per "
+                "placeholder, and zeros behind them in rows that have fewer."
             )
 
     def _needs_dummy_image(self, use_cache: bool | None) -> bool:
@@ -839,15 +911,12 @@ class AgeVlmModel(AgeVlmPreTrainedModel):
         is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         return is_distributed and (self.training or use_cache is False)
 
-    def _seen_images(
-        self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None, pixel_values: torch.Tensor
-    ) -> torch.Tensor:
-        """True where the placeholder of image `n` stands at or before token `t`: `(batch_size, sequence_length, num_images)`."""
-        num_images = pixel_values.shape[1]
-        if input_ids is None:
-            return inputs_embeds.new_ones((*inputs_embeds.shape[:2], num_images), dtype=torch.bool)
-        counts = (input_ids == self.config.image_token_id).cumsum(dim=1)
-        return torch.arange(num_images, device=input_ids.device) < counts.unsqueeze(-1)
+    @staticmethod
+    def _first_tokens(is_placeholder: torch.Tensor, num_images: int) -> torch.Tensor:
+        """Where the placeholder of each image stands, which is the first token that sees it: `(batch_size, num_images)`."""
+        counts = is_placeholder.cumsum(dim=1).unsqueeze(-1)
+        first = (counts <= torch.arange(num_images, device=counts.device)).sum(dim=1)
+        return first.masked_fill(first == is_placeholder.shape[1], NEVER)
 
     def _encode_images(
         self, pixel_values: torch.Tensor, is_image: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
@@ -907,11 +976,17 @@ class AgeVlmForConditionalGeneration(AgeVlmPreTrainedModel, GenerationMixin):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.model.set_input_embeddings(value)
 
-    def _expand_inputs_for_generation(self, *args, **kwargs) -> tuple[torch.LongTensor, dict]:
+    def _expand_inputs_for_generation(
+        self, expand_size: int = 1, is_encoder_decoder: bool = False, **kwargs
+    ) -> tuple[torch.LongTensor, dict]:
         # Beams share their pictures, so that the tower runs once per picture.
-        pictures = {name: kwargs.pop(name) for name in ("pixel_values", "pixel_attention_mask") if name in kwargs}
-        input_ids, model_kwargs = super()._expand_inputs_for_generation(*args, **kwargs)
-        return input_ids, model_kwargs | pictures
+        pictures = {name: kwargs.pop(name, None) for name in ("pixel_values", "pixel_attention_mask")}
+        input_ids, model_kwargs = super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, **kwargs)
+        for name, tensor in pictures.items():
+            if tensor is not None:
+                copies = tensor.shape[0], expand_size, *tensor.shape[1:]
+                model_kwargs[name] = tensor if expand_size == 1 else tensor.unsqueeze(1).expand(copies)
+        return input_ids, model_kwargs
 
     def _get_stopping_criteria(self, *args, tokenizer=None, **kwargs) -> StoppingCriteriaList:
         # transformers' own server passes the processor where `stop_strings` need the tokenizer.
@@ -920,6 +995,7 @@ class AgeVlmForConditionalGeneration(AgeVlmPreTrainedModel, GenerationMixin):
     def prepare_inputs_for_generation(
         self,
         input_ids: torch.LongTensor,
+        next_sequence_length: int | None = None,
         cache: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,  # `generate` looks whether this function names it
         is_first_iteration: bool = False,
@@ -927,13 +1003,59 @@ class AgeVlmForConditionalGeneration(AgeVlmPreTrainedModel, GenerationMixin):
     ) -> dict:
         # In transformers (5.24, `_sample`) an assistant's prefill is no first iteration and would lose the pictures.
         if inputs_embeds is None and cache is not None:
-            is_first_iteration |= not any(layer.is_initialized for layer in cache.layers)
-        return super().prepare_inputs_for_generation(
+            is_first_iteration |= cache.get_seq_length() == 0
+        model_inputs = super().prepare_inputs_for_generation(
             input_ids,
+            next_sequence_length=next_sequence_length,
             cache=cache,
             inputs_embeds=inputs_embeds,
             is_first_iteration=is_first_iteration,
             **kwargs,
+        )
+        attention_mask = kwargs.get("attention_mask")
+        if (
+            is_first_iteration
+            and attention_mask is not None
+            and attention_mask.dim() == 2
+            and not attention_mask[:, -1].all()
+        ):
+            raise ValueError(
+                "The batch is padded on the right, and a row would go on behind its padding. Pad on the left: "
+                '`padding_side="left"` of the tokenizer.'
+            )
+        if model_inputs.get("pixel_values") is not None and next_sequence_length is not None:
+            self._drop_cached_images(model_inputs)
+        return model_inputs
+
+    def _drop_cached_images(self, model_inputs: dict) -> None:
+        """Leaves of a whole chat's images those of the placeholders that are not in the cache. Only these do as well."""
+        cache_layer = visual_cache(model_inputs["cache"], self.config.text_config)
+        if not cache_layer.is_initialized:
+            return
+        names = [name for name in ("pixel_values", "pixel_attention_mask") if model_inputs.get(name) is not None]
+        images = {name: model_inputs.pop(name) for name in names}
+        if images["pixel_values"].dim() == 6:  # rows of several sequences
+            images = {name: tensor.flatten(0, 1) for name, tensor in images.items()}
+        num_cached = cache_layer.num_images()
+        num_new = (model_inputs["input_ids"] == self.config.image_token_id).sum(dim=1)
+        if not holds_images(images["pixel_values"], num_new):
+            if not holds_images(images["pixel_values"], num_cached + num_new):
+                raise ValueError(
+                    f"`pixel_values` holds other images than the chat, whose rows have {num_cached.tolist()} in the cache and "
+                    f"{num_new.tolist()} placeholders behind them. Pass the images of the whole chat, row by row."
+                )
+            new = num_cached.unsqueeze(1) + torch.arange(int(num_new.max()), device=num_cached.device)
+            is_new = torch.arange(new.shape[1], device=new.device) < num_new.unsqueeze(1)
+            chosen = torch.arange(len(new), device=new.device).unsqueeze(1), new.where(is_new, 0)
+            images = {name: tensor[chosen] for name, tensor in images.items()}
+            images["pixel_values"] = images["pixel_values"] * is_new[..., None, None, None]
+        if num_new.any():
+            model_inputs.update(images)
+
+    def init_continuous_batching(self, *args, **kwargs):
+        raise ValueError(
+            "AGE-VLM has no continuous batching: its paged caches hold no visual keys and values. Call `generate` with a "
+            "batch that is padded on the left."
         )
 
     @auto_docstring

@@ -102,6 +102,8 @@ class AgeVlmProcessor(ProcessorMixin):
                     "`chat_template`."
                 )
             chat_template = IMAGES_TO_PLACEHOLDERS.replace("<|image|>", image_token) + template
+        # `generate` goes on behind a row's last token, and LLaMA's tokenizers say "right". Only what was passed is saved.
+        tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
     @auto_docstring
@@ -116,7 +118,7 @@ class AgeVlmProcessor(ProcessorMixin):
             [`BatchFeature`]: A [`BatchFeature`] with the following fields:
 
             - **input_ids** -- `(batch_size, sequence_length)`; an image is one placeholder token.
-            - **attention_mask** -- `(batch_size, sequence_length)`, 0 on padding.
+            - **attention_mask** -- `(batch_size, sequence_length)`, 0 on padding, which is on the left.
             - **pixel_values** -- `(batch_size, num_images, num_channels, height, width)`, when there are images; rows
               with fewer images end in zeros.
             - **pixel_attention_mask** -- `(batch_size, num_images, height, width)`, when the image processor pads.

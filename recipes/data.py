@@ -29,9 +29,10 @@ What is wrong is mended where that is safe, left out where not, and counted in a
 |---|---|
 | turns of one speaker in a row are joined | no question with an answer |
 | what comes before the first question or after the last answer goes | image missing, unreadable or truncated |
-| a path in the wrong case is corrected | image of more pixels than `--max_pixels` |
-| `<image>` is added or moved where there is none for an image | more `<image>` than images |
-| | a line that is not JSON, a record that repeats another one |
+| a path in the wrong case is corrected | image outside of `--images`: by its path, or by a link that leads out |
+| `<image>` is added or moved where there is none for an image | image of more pixels than `--max_pixels` |
+| | more `<image>` than images |
+| | a line that is not JSON or holds half a character, a record that repeats another one |
 | | an image of `--drop_hashes` (evaluation pictures) |
 """
 

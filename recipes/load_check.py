@@ -40,7 +40,12 @@ def problem(folder: str) -> str | None:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     model, report = AutoModelForImageTextToText.from_pretrained(
-        folder, trust_remote_code=True, dtype="auto", ignore_mismatched_sizes=True, output_loading_info=True
+        folder,
+        trust_remote_code=True,
+        use_safetensors=True,
+        dtype="auto",
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
     )
     kinds = {"missing_keys": "missing", "unexpected_keys": "left over", "mismatched_keys": "of another shape"}
     found = [

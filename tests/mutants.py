@@ -92,7 +92,7 @@ MUTANTS = [
         "stale visual keys: a later image is not appended",
         MODEL,
         {
-            "            self.keys = torch.cat([self.keys, key_states], dim=-2)\n": "            return self.keys, self.values\n"
+            "            key_states = torch.cat([self.keys, key_states], dim=-2)\n": "            return self.keys, self.values\n"
         },
         "test_modeling_agevlm.py",
     ),
@@ -100,9 +100,10 @@ MUTANTS = [
         "cropping the text's cache trims the visual keys",
         MODEL,
         {
-            "    def crop(self, tokens_to_remove: int) -> None:\n        pass\n": "    def crop(self, tokens_to_remove: int) -> None:\n"
-            "        self.keys, self.values = self.keys[:, :, :-1], self.values[:, :, :-1]\n"
-            "        self.visible = self.visible[:, :-1]\n"
+            "        self.is_cropped = True  # how long the text is now is seen with the next call\n": (
+                "        self.keys, self.values = self.keys[:, :, :-1], self.values[:, :, :-1]\n"
+                "        self.visible_from = self.visible_from[:, :-1]\n"
+            )
         },
         "test_modeling_agevlm.py",
     ),
@@ -110,7 +111,7 @@ MUTANTS = [
         "a later turn gets the wrong image",
         MODEL,
         {
-            "torch.arange(num_images, device=input_ids.device) < counts.unsqueeze(-1)": "torch.arange(num_images, device=input_ids.device).flip(0) < counts.unsqueeze(-1)"
+            "(counts <= torch.arange(num_images, device=counts.device))": "(counts <= torch.arange(num_images, device=counts.device).flip(0))"
         },
         "test_modeling_agevlm.py",
     ),
@@ -196,10 +197,26 @@ MUTANTS = [
     Mutant(
         "a row sees what fills the place of a picture that it does not have",
         MODEL,
-        {
-            "self.visible.expand(-1, self.keys.shape[-2]),": "torch.ones_like(self.visible).expand(-1, self.keys.shape[-2]),"
-        },
+        {"return first.masked_fill(first == is_placeholder.shape[1], NEVER)": "return first"},
         "test_generation.py",
+    ),
+    Mutant(
+        "a chat that goes on is shown its first picture again",
+        MODEL,
+        {"num_cached.unsqueeze(1) + torch.arange(": "0 * num_cached.unsqueeze(1) + torch.arange("},
+        "test_caches.py",
+    ),
+    Mutant(
+        "a picture stays where its turn was taken back",
+        MODEL,
+        {"elif layer.is_cropped and layer.is_initialized:": "elif False:"},
+        "test_caches.py",
+    ),
+    Mutant(
+        "a picture that is turned by EXIF is not",
+        "modeling_agevlm/image_reading_agevlm.py",
+        {"    if turn is not None:\n": "    if False:\n"},
+        "test_image_reading_agevlm.py",
     ),
     Mutant(
         "sum and max swapped",

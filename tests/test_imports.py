@@ -29,7 +29,8 @@ from trainers.stages import get_stage
 assert not {"torch", "transformers"} & set(sys.modules)
 from trainers.guidance import guidance_loss
 assert "transformers" not in sys.modules
-from trainers.data_collator import decode_rle
+from trainers.data_collator import DataCollatorForGuidedVisionLanguageModeling
+from trainers.run_lengths import decode_rle
 from trainers import BrokenRowError, STAGES
 assert not {"trl", "peft", "transformers.trainer", "trainers.guided_sft_trainer"} & set(sys.modules)
 """

@@ -32,8 +32,13 @@ MODULES = {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix("
 
 
 def imported(file: Path) -> Iterator[str]:
-    """The project's modules that a file imports, anywhere in it."""
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    """The project's modules that a file imports, anywhere in it, but for what only type checkers and scanners read."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    read = [node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    unread = {id(inner) for block in read for inner in ast.walk(block)}
+    for node in ast.walk(tree):
+        if id(node) in unread:
+            continue
         if isinstance(node, ast.ImportFrom):
             inside = file.relative_to(ROOT).parent.parts[: 1 - node.level or None] if node.level else ()
             module = ".".join([*inside, *([node.module] if node.module else [])])

@@ -64,7 +64,7 @@ model = AutoModelForImageTextToText.from_pretrained(name, **trust)
 found["tokens"] = model.generate(**inputs, **length)
 
 chats = [ask("Is there a cup?", image), ask("A red cup?", image, image.rotate(90)), ask("There?")]
-batch = processor.apply_chat_template(chats, **as_tensors, processor_kwargs={"padding": True, "padding_side": "left"})
+batch = processor.apply_chat_template(chats, **as_tensors, processor_kwargs={"padding": True})
 found["batch"] = model.generate(**batch, **length)[:, batch["input_ids"].shape[1]:]
 found["alone"] = torch.cat([
     model.generate(**one, **length)[:, one["input_ids"].shape[1]:]

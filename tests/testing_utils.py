@@ -205,7 +205,7 @@ def _trained_tokenizer() -> str:
     return tokenizer.to_str()
 
 
-def tiny_tokenizer(padding_side: str = "right") -> PreTrainedTokenizerFast:
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
     """A byte-level BPE with LLaMA-3's special tokens of the chat format. Frequent words are one token."""
     return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(_trained_tokenizer()),
@@ -213,13 +213,12 @@ def tiny_tokenizer(padding_side: str = "right") -> PreTrainedTokenizerFast:
         eos_token="<|eot_id|>",
         pad_token="<|pad|>",
         extra_special_tokens=["<|image|>", "<|start_header_id|>", "<|end_header_id|>"],
-        padding_side=padding_side,
     )
 
 
-def tiny_processor(image_size: int = IMAGE_SIZE, padding_side: str = "right", **flags: Any) -> AgeVlmProcessor:
+def tiny_processor(image_size: int = IMAGE_SIZE, **flags: Any) -> AgeVlmProcessor:
     image_processor = AgeVlmImageProcessor(size={"height": image_size, "width": image_size}, **flags)
-    return AgeVlmProcessor(image_processor, tiny_tokenizer(padding_side))
+    return AgeVlmProcessor(image_processor, tiny_tokenizer())
 
 
 def picture(height: int = 64, width: int = 80, seed: int = 0) -> PIL.Image.Image:

@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from .data_collator import (
         BrokenRowError,
         DataCollatorForGuidedVisionLanguageModeling,
-        decode_rle,
     )
     from .guidance import GuidanceLoss, guidance_loss, guidance_loss_from_mass
     from .guided_sft_config import GuidedSFTConfig
     from .guided_sft_trainer import GuidedSFTTrainer
     from .lora import lora_config
+    from .run_lengths import decode_rle
     from .stages import STAGES, Stage, Variant, apply_stage, get_stage, parameter_table
 
 MODULES = {
@@ -42,7 +42,7 @@ MODULES = {
     "Stage": "stages",
     "Variant": "stages",
     "apply_stage": "stages",
-    "decode_rle": "data_collator",
+    "decode_rle": "run_lengths",
     "get_stage": "stages",
     "guidance_loss": "guidance",
     "guidance_loss_from_mass": "guidance",

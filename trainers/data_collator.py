@@ -22,11 +22,12 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import PIL.Image
 import torch
-from pycocotools import mask as coco_mask
 from transformers import ProcessorMixin
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from modeling_agevlm.image_reading_agevlm import read_image
+
+from .run_lengths import decode_rle, mask_size
 
 
 Span = tuple[int, int]
@@ -34,36 +35,6 @@ Span = tuple[int, int]
 
 class BrokenRowError(ValueError):
     """A row that cannot be trained on. The message says which, what is wrong with it and how to mend it."""
-
-
-def decode_rle(rle: dict[str, Any]) -> np.ndarray:
-    """
-    A boolean mask of shape `(height, width)` from COCO run-length encoding.
-
-    Args:
-        rle (`dict`): `{"size": [height, width], "counts": ...}`, counts compressed (`str` or `bytes`) or as a list.
-
-    Raises:
-        ValueError: If the counts do not describe a mask of that size.
-    """
-    height, width = rle["size"]
-    counts = rle["counts"]
-    try:
-        if isinstance(counts, (str, bytes)):
-            encoded = {"size": [height, width], "counts": counts.encode() if isinstance(counts, str) else counts}
-            mask = coco_mask.decode(encoded)
-            # pycocotools reads past the end of damaged counts without a word; only sound ones encode to themselves.
-            sound = coco_mask.encode(mask)["counts"] == encoded["counts"]
-        else:
-            mask = coco_mask.decode(
-                coco_mask.frPyObjects({"size": [height, width], "counts": list(counts)}, height, width)
-            )
-            sound = sum(counts) == height * width and all(isinstance(count, int) for count in counts)
-    except ValueError as error:
-        raise ValueError(f"The mask's run lengths do not decode to {height} x {width} pixels: {error}.") from error
-    if not sound:
-        raise ValueError(f"The mask's run lengths do not decode to {height} x {width} pixels: they are damaged.")
-    return mask.astype(bool)
 
 
 def with_placeholders(messages: list[dict[str, Any]], num_images: int) -> list[dict[str, Any]]:
@@ -171,7 +142,7 @@ class DataCollatorForGuidedVisionLanguageModeling:
         for position, row in enumerate(rows):
             try:
                 examples.append(self.read_row(row))
-            except (ValueError, OSError, KeyError, TypeError, OverflowError) as error:
+            except (ValueError, OSError, LookupError, TypeError, ArithmeticError, AttributeError) as error:
                 reason = error if isinstance(error, (ValueError, OSError)) else repr(error)  # of an absent field
                 failure = BrokenRowError(
                     f"{self._name(position, row)} is broken: {reason}. Mend or remove the row, or set "
@@ -338,10 +309,11 @@ class DataCollatorForGuidedVisionLanguageModeling:
         if not 0 <= region["image"] < len(images):
             raise ValueError(f"it belongs to image {region['image']}, but there are {len(images)} images")
         size = images[region["image"]].height, images[region["image"]].width
-        if tuple(region["mask"]["size"]) != size:
+        height, width = mask_size(region["mask"])
+        if (height, width) != size:
             raise ValueError(
-                f"its mask has {region['mask']['size'][0]} x {region['mask']['size'][1]} pixels (height x width), but "
-                f"image {region['image']} has {size[0]} x {size[1]}"
+                f"its mask has {height} x {width} pixels (height x width), but image {region['image']} has {size[0]} x "
+                f"{size[1]}"
             )
         coverage = self.processor.image_processor.mask_coverage(decode_rle(region["mask"]))
         return (coverage > (0.0 if self.mask_downsampling == "any" else 0.5)).float()
@@ -356,11 +328,9 @@ class DataCollatorForGuidedVisionLanguageModeling:
         length = max(len(example.input_ids) for example in examples)
         if self.pad_to_multiple_of is not None:
             length = -(-length // self.pad_to_multiple_of) * self.pad_to_multiple_of
-        left = tokenizer.padding_side == "left"
 
         def padded(values: list, fill: int) -> torch.Tensor:
-            padding = [fill] * (length - len(values))
-            return torch.tensor(padding + list(values) if left else list(values) + padding)
+            return torch.tensor(list(values) + [fill] * (length - len(values)))
 
         batch = {
             "input_ids": torch.stack([padded(e.input_ids, tokenizer.pad_token_id) for e in examples]),

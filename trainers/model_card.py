@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 
 UNKNOWN = "not recorded"
@@ -56,12 +57,12 @@ def model_card(
         code (`str`, *optional*): Commit or version of the code that writes the card, for want of a record.
     """
     parts = next(({"vision": run["vision"], "text": run["text"]} for run in record if run.get("text")), {})
-    base_models = next((run["base_models"] for run in record if run.get("base_models")), [])
+    base_models = list(filter(is_hub_id, next((run["base_models"] for run in record if run.get("base_models")), [])))
     llama = llama_license(parts.get("text"))
     card = ModelCard.from_template(
         ModelCardData(),
         template_str=template,
-        name=name,
+        name=one_line(name),
         license=llama[0] if llama else "other",
         base_model=", ".join(base_models),
         parts_table=parts_table(config, parameters, parts),
@@ -71,17 +72,36 @@ def model_card(
         log_table=log_table(log_history),
         evaluation_table=evaluation_table(metrics, metrics_command),
         llama_notice=llama_notice(parts.get("text"), llama),
-        code=record[-1]["code"] if record else f"{code or UNKNOWN} (when this card was written)",
+        code=one_line(record[-1]["code"]) if record else f"{code or UNKNOWN} (when this card was written)",
     )
     # What YAML cannot hold as a placeholder
-    card.data.base_model = list(base_models) or None
+    card.data.base_model = base_models or None
     if llama is None:
         own = all(part.startswith(OWN_PARTS) for part in parts.values()) if parts else False
         card.data.license = "apache-2.0" if own else "other"
         card.data.license_name = None if own else "those-of-its-parts"
-    datasets = sorted({run["dataset_id"] for run in record if run.get("dataset_id")})
+    datasets = sorted({run["dataset_id"] for run in record if is_hub_id(run.get("dataset_id"))})
     card.data.datasets = datasets or None
     return str(card)
+
+
+def is_hub_id(name: Any) -> bool:
+    """Whether the Hub could have a repository of this name: such a name is nothing else in YAML either."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
+def one_line(value: Any) -> str:
+    """Words that stay words of their line: a page takes none of them for markup."""
+    return " ".join(str(value).split()).replace("<", "&lt;")
+
+
+def as_code(value: Any) -> str:
+    """Inline code that ends where it should."""
+    return f"`{' '.join(str(value).split()).replace('`', chr(39))}`"
 
 
 def llama_license(text: str | None) -> tuple[str, str] | None:
@@ -98,12 +118,14 @@ def llama_notice(text: str | None, license: tuple[str, str] | None) -> str:
         )
     if text is None:
         return f"Which LLM this checkpoint was built from is {UNKNOWN} with it."
-    return f"This checkpoint was built from `{text}`."
+    return f"This checkpoint was built from {as_code(text)}."
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+    return "\n".join(
+        f"| {' | '.join(one_line(cell).replace('|', chr(92) + '|') for cell in line)} |" for line in lines
+    )
 
 
 def parts_table(config: Mapping[str, Any], parameters: Mapping[str, int], parts: Mapping[str, str]) -> str:
@@ -111,12 +133,12 @@ def parts_table(config: Mapping[str, Any], parameters: Mapping[str, int], parts:
     layers = text["cross_attention_layers"]
     side, width = vision["image_size"], text["cross_attention_intermediate_size"]
     what = {
-        "vision_tower": f"`{parts.get('vision', UNKNOWN)}`: timm's `{vision['architecture']}`, {side} x {side} pixels to "
+        "vision_tower": f"{as_code(parts.get('vision', UNKNOWN))}: timm's `{vision['architecture']}`, {side} x {side} pixels to "
         f"{(side // vision['patch_size']) ** 2} visual tokens of {vision['hidden_size']} channels",
         "projector": "two linear layers",
         "cross_attention": f"layers {', '.join(map(str, layers))} of the combined {text['num_hidden_layers']}, "
         + (f"with an MLP of width {width}" if width else "without an MLP"),
-        "language_model": f"`{parts.get('text', UNKNOWN)}`: {text['num_hidden_layers'] - len(layers)} layers of width "
+        "language_model": f"{as_code(parts.get('text', UNKNOWN))}: {text['num_hidden_layers'] - len(layers)} layers of width "
         f"{text['hidden_size']}, {text['vocab_size']} tokens",
     }
     rows = [(part.replace("_", " "), words, f"{parameters[part]:,}") for part, words in what.items()]
@@ -129,7 +151,7 @@ def stage_sentence(config: Mapping[str, Any], record: Sequence[Mapping[str, Any]
     stage = config.get("training_stage", 0)
     if stage == 0:
         return "These weights have been through no stage: projector and cross-attention layers are as they were drawn."
-    variant = f"`{record[-1]['variant']}`" if record else UNKNOWN
+    variant = as_code(record[-1]["variant"]) if record else UNKNOWN
     return f"These weights have been through stages 1 to {stage}, the last one whole or in part. Variant: {variant}."
 
 
@@ -148,7 +170,8 @@ def stages_table(record: Sequence[Mapping[str, Any]]) -> str:
 
 
 def commands(record: Sequence[Mapping[str, Any]]) -> str:
-    known = [run["command"] for run in record if run.get("command")]
+    # They stand in a fenced block: three backticks, which no command needs, would end it.
+    known = [run["command"].replace("```", "") for run in record if run.get("command")]
     return "\n".join(dict.fromkeys(known)) if known else f"({UNKNOWN})"
 
 
@@ -157,13 +180,13 @@ def log_table(log_history: Sequence[Mapping[str, float]]) -> str:
     last = next((entry for entry in reversed(log_history) if "loss" in entry), None)
     if last is None:
         return f"The log of its training is {UNKNOWN} with this checkpoint."
-    rows = [(f"`{name}`", f"{value:.6g}") for name, value in last.items() if isinstance(value, int | float)]
+    rows = [(as_code(name), f"{value:.6g}") for name, value in last.items() if isinstance(value, int | float)]
     return markdown_table(("last logged", "value"), rows)
 
 
 def evaluation_table(metrics: Mapping[str, float] | None, command: str | None) -> str:
     if not metrics:
         return "No evaluation of this checkpoint was recorded."
-    printed = f"by `{command}`" if command else f"(the command is {UNKNOWN})"
-    rows = [(f"`{name}`", f"{value:.4f}") for name, value in metrics.items()]
+    printed = f"by {as_code(command)}" if command else f"(the command is {UNKNOWN})"
+    rows = [(as_code(name), f"{value:.4f}") for name, value in metrics.items()]
     return f"Measured {printed}:\n\n{markdown_table(('metric', 'value'), rows)}"

@@ -52,7 +52,8 @@ def data_url(picture: PIL.Image.Image) -> str:
 
 def save_page(path: Path, title: str, sections: Sequence[Section], preface: str = "", wide: bool = False) -> None:
     """
-    Writes a page. Whatever the words are, they stay words: nothing of them becomes markup.
+    Writes a page. Whatever the words are, they stay words: nothing of them becomes markup, and the page itself forbids
+    scripts and whatever comes from elsewhere.
 
     Args:
         path (`Path`): HTML file.
@@ -66,4 +67,4 @@ def save_page(path: Path, title: str, sections: Sequence[Section], preface: str 
     template = environment.from_string(Path(__file__).with_name("page.html.jinja").read_text(encoding="utf-8"))
     page = template.render(title=title, sections=sections, preface=preface, wide=wide)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    path.write_text(page, encoding="utf-8", errors="replace")  # JSON can hold half a character

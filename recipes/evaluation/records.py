@@ -43,6 +43,8 @@ COLUMNS = {
     "realworldqa": (),
     "scenes": ("kind",),
 }
+# What else a record may hold, and of which type. The rest is not looked at.
+OPTIONAL = {"correct": bool, "judged": bool, "image": str}
 POPE_CATEGORIES = ("random", "popular", "adversarial")
 # Those whose rule has to read a choice out of free text, which a judge may do better.
 JUDGED = ("hallusionbench", "cvbench", "realworldqa")
@@ -108,7 +110,19 @@ def check_record(record: Any) -> None:
         several = column == "answer" and benchmark == "ocrbench" and isinstance(record[column], list)
         for text in record[column] if several else [record[column]]:
             if not isinstance(text, str):
-                raise ValueError(f"`{column}` must be a string, got {text!r}")
+                raise ValueError(f"`{column}` must be a string, got {str(text)[:60]!r}")
+            text.encode()  # JSON can hold half a character, which no file and no page takes
+    for column in COLUMNS[benchmark]:
+        if column == "choices":
+            choices = record[column]
+            if not (isinstance(choices, list) and all(isinstance(choice, str) for choice in choices)):
+                raise ValueError(f"`choices` must be a list of strings, got {str(choices)[:60]!r}")
+        elif not isinstance(record[column], str | int | float):
+            raise ValueError(f"`{column}` must be a string or a number, got {str(record[column])[:60]!r}")
+    for column, kind in OPTIONAL.items():
+        if column in record and not isinstance(record[column], kind):
+            words = "true or false" if kind is bool else "a string"
+            raise ValueError(f"`{column}` must be {words}, got {str(record[column])[:60]!r}")
 
 
 def read_records(path: Path | str) -> list[Record]:
@@ -119,17 +133,19 @@ def read_records(path: Path | str) -> list[Record]:
         ValueError: If a line is no record, lacks a column that its benchmark needs, or has the id of another.
     """
     records, lines = [], {}
-    with open(path, encoding="utf-8") as file:
+    with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
             where = f"{path}, line {number}"
             try:
-                record = json.loads(line)
+                record = json.loads(line.decode())
                 check_record(record)
                 record.setdefault("correct", mark(record))
             except json.JSONDecodeError as error:
                 raise ValueError(f"{where}: this is no JSON ({error.msg} at character {error.pos})") from None
+            except RecursionError:
+                raise ValueError(f"{where}: it is nested too deeply") from None
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from None
             first = lines.setdefault((record["benchmark"], record["id"]), number)

@@ -127,7 +127,7 @@ def read_captions(name: str, split: str, num_rows: int) -> list[tuple[PIL.Image.
         ValueError: If a row has no picture or no caption, or there are fewer than two.
     """
     if name.endswith(".jsonl"):
-        rows = read_rows(Path(name), {"image", "caption"})[:num_rows]
+        rows = read_rows(Path(name), {"image": str, "caption": str})[:num_rows]
     else:
         data = DataArguments(dataset_split="test" if name == "scenes" else split, num_scenes=num_rows)
         try:

@@ -49,7 +49,8 @@ def read_answers(records: Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: If a row lacks a field, or its picture cannot be read.
     """
-    rows = read_rows(records, {"image", "question", "answer", "prediction", "correct"})
+    fields = {"image": str, "question": str, "answer": str, "prediction": str, "correct": bool}
+    rows = read_rows(records, fields)
     return [row | {"image": read_image(row["image"])} for row in rows]
 
 

@@ -314,20 +314,26 @@ def by_layers(layers: torch.Tensor) -> dict[str, torch.Tensor]:
     return {"first": layers[0], "mean": layers.mean(0)}
 
 
-def read_rows(path: Path, fields: set[str]) -> list[dict[str, Any]]:
+def read_rows(path: Path, fields: dict[str, type]) -> list[dict[str, Any]]:
     """
-    The rows of a JSONL file, which all have these fields; an `image` is relative to the file, and becomes its path.
+    The rows of a JSONL file, which all have fields of these types; an `image` is relative to the file, and becomes its path.
 
     Raises:
-        ValueError: If it cannot be read, is empty, or a line lacks a field.
+        ValueError: If it cannot be read, is empty, or a line lacks a field or has one of another type.
     """
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read as JSONL ({error}).") from error
     if not rows:
         raise ValueError(f"{path} has no rows.")
     for n, row in enumerate(rows):
-        if missing := fields - row.keys():
+        if not isinstance(row, dict):
+            raise ValueError(f"Row {n} of {path} is no JSON object: {str(row)[:60]!r}.")
+        if missing := fields.keys() - row.keys():
             raise ValueError(f"Row {n} of {path} has no {', '.join(sorted(missing))}.")
+        for name, kind in fields.items():
+            if not isinstance(row[name], kind):
+                words = "true or false" if kind is bool else "a string"
+                raise ValueError(f"Row {n} of {path}: `{name}` has to be {words}, but is {str(row[name])[:60]!r}.")
     return [row | {"image": path.parent / row["image"]} for row in rows]

@@ -21,6 +21,7 @@ import tempfile
 from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import CommitInfo, HfApi
 from safetensors import safe_open
@@ -29,7 +30,7 @@ from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, SAFE_WEIGHTS_IN
 
 import modeling_agevlm
 from recipes.training.record import MODEL_CARD, card_template, code_version, read_record
-from trainers.hub import CODE, checkpoint_files, upload_checkpoint
+from trainers.hub import CODE, RECORD_NAME, checkpoint_files, upload_checkpoint
 from trainers.model_card import model_card
 from trainers.stages import count_parameters
 
@@ -46,6 +47,37 @@ TRAINING_STATE = (
 )
 METRICS_NAME = "metrics.json"
 LOAD_CHECK = Path(__file__).parents[1] / "load_check.py"
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """A JSON object. Raises `ValueError` if the file holds none."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{file} cannot be read as JSON ({error}). Mend it, or save the checkpoint again.") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} is no JSON object. Mend it, or save the checkpoint again.")
+    return found
+
+
+def check_links(folder: Path) -> None:
+    """
+    Refuses a folder that would put up, or tell on its card, what lies elsewhere: whoever made it may have linked anything.
+
+    Raises:
+        ValueError: If a file that is read leads out of the folder.
+    """
+    told = [folder / name for name in (RECORD_NAME, METRICS_NAME, TRAINER_STATE_NAME)]
+    out = [
+        file.name
+        for file in [*checkpoint_files(folder), *told]
+        if file.is_symlink() and not file.resolve().is_relative_to(folder.resolve())
+    ]
+    if out:
+        raise ValueError(
+            f"{folder} holds links that lead out of it ({', '.join(sorted(set(out)))}), which are not followed: copy the "
+            "checkpoint with what they lead to (`cp -rL`), and push the copy."
+        )
 
 
 def check_files(folder: Path) -> None:
@@ -78,7 +110,10 @@ def check_files(folder: Path) -> None:
     needed = {CONFIG_NAME, "processor_config.json", "tokenizer.json", *code}
     if SAFE_WEIGHTS_NAME not in names:
         index = folder / SAFE_WEIGHTS_INDEX_NAME
-        needed |= set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {SAFE_WEIGHTS_NAME}
+        shards = read_object(index).get("weight_map") if index.exists() else {"": SAFE_WEIGHTS_NAME}
+        if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
+            raise ValueError(f"{index} has no `weight_map` of files. Save the model again with `save_pretrained`.")
+        needed |= set(shards.values())
     missing = sorted(needed - set(names))
     if missing:
         raise ValueError(
@@ -109,17 +144,18 @@ def find_metrics(folder: Path) -> tuple[dict[str, float], str | None]:
     """
     for file in (folder / METRICS_NAME, folder.resolve().parent / METRICS_NAME):
         if file.exists():
-            entries = json.loads(file.read_text())
+            entries = read_object(file)
             own = entries.get(folder.resolve().name, entries if file.parent == folder else None)
             if isinstance(own, dict):
                 numbers = {key: value for key, value in own.items() if isinstance(value, int | float)}
-                return numbers, own.get("command", entries.get("command"))
+                command = own.get("command", entries.get("command"))
+                return numbers, command if isinstance(command, str) else None
     return {}, None
 
 
 def make_card(folder: Path, repo_id: str, template: str, metrics_command: str | None = None) -> str:
     """The model card of a checkpoint folder, from what lies in it and beside it."""
-    config = json.loads((folder / CONFIG_NAME).read_text())
+    config = read_object(folder / CONFIG_NAME)
     sizes = []
     for file in checkpoint_files(folder):
         if file.suffix == ".safetensors":
@@ -130,13 +166,16 @@ def make_card(folder: Path, repo_id: str, template: str, metrics_command: str | 
                         count *= side
                     sizes.append((name, count))
     state = folder / TRAINER_STATE_NAME
+    log_history = read_object(state).get("log_history", ()) if state.exists() else ()
+    if not isinstance(log_history, list | tuple) or not all(isinstance(entry, dict) for entry in log_history):
+        raise ValueError(f"{state} has no `log_history` of entries. Mend it, or remove it.")
     metrics, command = find_metrics(folder)
     return model_card(
         template,
         repo_id,
         config,
         count_parameters(sizes, config["text_config"]["cross_attention_layers"]),
-        log_history=json.loads(state.read_text())["log_history"] if state.exists() else (),
+        log_history=log_history,
         record=read_record(str(folder)),
         metrics=metrics,
         metrics_command=metrics_command or command,
@@ -168,13 +207,15 @@ def push(
         api (`HfApi`, *optional*): The Hub, if not the one that `HF_ENDPOINT` names.
 
     Raises:
-        ValueError: If the checkpoint does not load back, or a public repository is to become a private one.
+        ValueError: If the checkpoint does not load back or is not in its folder, or a public repository is to become a
+            private one.
     """
     folder = Path(checkpoint)
     template = template or card_template()
     if template is None:
         raise ValueError(f"There is no {MODEL_CARD}: pass the template of the model card as `--model_card`.")
     check_files(folder)
+    check_links(folder)
     with tempfile.TemporaryDirectory() as aside:
         copy = Path(aside)  # just what goes up: that has to load
         for file in checkpoint_files(folder):

@@ -43,7 +43,8 @@ class Fault(ValueError):
     """Why a record cannot be trained on: a few words to count it by (`kind`), and what exactly (the message)."""
 
     def __init__(self, kind: str, detail: str = "") -> None:
-        super().__init__(f"{kind}: {detail}" if detail else kind)
+        # JSON can hold half a character, which no terminal and no file takes.
+        super().__init__((f"{kind}: {detail}" if detail else kind).encode(errors="replace").decode())
         self.kind = kind
 
 
@@ -55,22 +56,44 @@ def names_by_lower_case(folder: str) -> dict[str, str]:
         return {}
 
 
+@lru_cache(maxsize=64)
+def real_path(folder: Path) -> str:
+    return os.path.realpath(folder)
+
+
+def check_inside(folder: Path, path: str | Path, name: str) -> None:
+    """
+    Raises [`Fault`] if a path leads out of the folder, as it is written or by a link: whoever wrote the records does not
+    choose among all files of whoever reads them.
+    """
+    inside = real_path(folder)
+    if os.path.commonpath([inside, os.path.realpath(path)]) != inside:
+        raise Fault("image outside of the folder", name)
+
+
 def find_image(folder: Path, name: str) -> tuple[str, bool]:
     """
     The path of an image, and whether its name had to be corrected for upper and lower case.
 
     Raises:
-        Fault: If there is no such file.
+        Fault: If there is no such file, or it is not in the folder.
     """
-    path = folder / name
-    if path.is_file():
-        return str(path), False
+    try:
+        path = folder / name
+        check_inside(folder, path, name)
+        if path.is_file():
+            return str(path), False
+    except (OSError, ValueError) as error:  # of names that no file can have
+        if isinstance(error, Fault):
+            raise
+        raise Fault("image missing", name) from None
     found = folder
     for part in Path(os.path.normpath(name)).parts:
         correct = names_by_lower_case(str(found)).get(part.lower())
         if correct is None:
             raise Fault("image missing", name)
         found = found / correct
+    check_inside(folder, found, name)
     if not found.is_file():
         raise Fault("image missing", name)
     return str(found), True
@@ -170,12 +193,19 @@ def read_record(line: bytes, number: int, folder: Path) -> tuple[dict[str, Any],
     """
     try:
         record = json.loads(line)
+    except RecursionError:
+        raise Fault("not JSON", "it is nested too deeply") from None
     except ValueError as error:
         raise Fault("not JSON", str(error)) from error
     if not isinstance(record, dict):
         raise Fault("not JSON", "it is no object")
     found = [find_image(folder, name) for name in image_names(record)]
     messages, mended = read_messages(record, len(found))
+    if b"\\u" in line:
+        try:
+            json.dumps([record.get("id"), messages], ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise Fault("half a character", str(error)) from None
     mended += ["path in the wrong case"] if any(corrected for _, corrected in found) else []
     name = record.get("id")
     row = {

@@ -34,7 +34,7 @@ from recipes.rows.json_files import Lines, as_lines
 from recipes.rows.records import Fault, content_hash, read_record
 
 
-VERSION = 1  # of what is remembered of a file
+VERSION = 2  # of what is remembered of a file
 
 
 @dataclass(frozen=True)

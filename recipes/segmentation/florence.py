@@ -48,7 +48,11 @@ class Locator:
         """What was written as boxes and outlines."""
         found = self.processor.post_process_generation(written, task=self.task, image_size=picture.size)[self.task]
         if "polygons" in found:
-            instances = [[polygon for polygon in parts if len(polygon) >= 6] for parts in found["polygons"]]
+            # A text may quote any place: pycocotools would walk there pixel by pixel.
+            instances = [
+                [np.minimum(p, np.resize(picture.size, len(p))).tolist() for p in parts if len(p) >= 6]
+                for parts in found["polygons"]
+            ]
             return [Finding(query, [Instance(box_around(parts), parts) for parts in instances if parts])]
         boxes: dict[str, list[Instance]] = {}
         for phrase, box in zip(found["labels"], found["bboxes"], strict=True):

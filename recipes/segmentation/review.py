@@ -22,12 +22,11 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import pyarrow.parquet as pq
-from pycocotools import mask as coco_mask
 
 from modeling_agevlm.image_reading_agevlm import read_image
 from recipes.drawing import plt
 from recipes.drawing.page import Block, Card, Section, save_page
-from trainers.data_collator import decode_rle
+from trainers.run_lengths import decode_rle, run_lengths
 
 
 COLOR = np.array([255, 40, 120])
@@ -62,15 +61,17 @@ def read_entries(folder: Path) -> list[Entry]:
     All regions of the files in a folder.
 
     Raises:
-        ValueError: If there are none.
+        ValueError: If there are none, or one is damaged.
     """
     entries = []
     for file in sorted(folder.glob("train-*.parquet")):
         for n, regions in enumerate(pq.read_table(file, columns=["regions"]).column(0).to_pylist()):
             for k, region in enumerate(regions):
-                height, width = region["mask"]["size"]
-                area = coco_mask.area({**region["mask"], "counts": region["mask"]["counts"].encode()})
-                share = float(area) / (height * width)
+                try:
+                    runs = run_lengths(region["mask"])
+                except ValueError as error:
+                    raise ValueError(f"{file}, row {n}, region {k}: {error} Make the masks again.") from None
+                share = float(runs[1::2].sum() / runs.sum())
                 entries.append(Entry(file, n, k, share, region["score"], region["outlines_kept"]))
     if not entries:
         raise ValueError(f"There are no masks in {folder}: pass the folder that `recipes/masks.py` wrote.")

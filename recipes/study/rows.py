@@ -27,7 +27,7 @@ from recipes.scenes.rows import FEATURES, load_scenes
 from recipes.study import settings
 from recipes.study.plans import IMAGE_SIZE
 from recipes.study.settings import Setting
-from trainers.data_collator import decode_rle
+from trainers.run_lengths import decode_rle
 
 
 def reshape(picture: PILImage.Image, kind: str) -> PILImage.Image:

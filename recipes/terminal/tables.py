@@ -17,9 +17,10 @@ from collections.abc import Sequence
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table: words in the first column, numbers in the others."""
+    """A Markdown table: words in the first column, numbers in the others. Each row stays a line, each cell a cell."""
     rule = ["---"] + ["---:"] * (len(header) - 1)
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows))
+    lines = [[" ".join(cell.split()).replace("|", "\\|") for cell in cells] for cells in (header, rule, *rows)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def plain_table(metrics: dict[str, dict[str, float]]) -> str:

@@ -43,7 +43,7 @@ def build(parts: PartsArguments) -> tuple[AgeVlmForConditionalGeneration, AgeVlm
     vocabulary = tokenizer.get_vocab()
     image_token = next((token for token in PLACEHOLDERS if token in vocabulary), PLACEHOLDERS[0])
     tokenizer.add_special_tokens({"extra_special_tokens": [image_token]}, replace_extra_special_tokens=False)
-    _, _, data_config = timm_config(parts.vision)
+    _, data_config = timm_config(parts.vision)
     image_processor = AgeVlmImageProcessor(
         size={"height": parts.image_size, "width": parts.image_size},
         image_mean=list(data_config["mean"]),

@@ -35,6 +35,9 @@ HYPERPARAMETERS = ("learning_rate", "lr_scheduler_type", "warmup_steps", "weight
 HYPERPARAMETERS += ("max_grad_norm", "max_length", "bf16", "seed", "guidance_weight", "guidance_normalization")
 HYPERPARAMETERS += ("guidance_query", "guidance_level", "mask_downsampling")
 LORA = ("lora_r", "lora_alpha", "lora_dropout")
+# Of each stage's entry in the record
+FIELDS = {"stage": int, "variant": str, "dataset": str, "hyperparameters": dict, "code": str}
+FIELDS |= dict.fromkeys(("command", "dataset_id", "vision", "text"), str | None) | {"base_models": list | None}
 SECRET = re.compile(r"\bhf_\w+")
 REDACTED = "..."
 
@@ -94,7 +97,12 @@ def hub_ids(vision: str, text: str) -> list[str]:
 
 
 def read_record(checkpoint: str | None, revision: str | None = None) -> list[dict[str, Any]]:
-    """The stages that a checkpoint (folder or Hub id) went through; nothing where it does not say."""
+    """
+    The stages that a checkpoint (folder or Hub id) went through; nothing where it does not say.
+
+    Raises:
+        ValueError: If what it says is no such record.
+    """
     if checkpoint is None:
         return []
     file = cached_file(
@@ -104,7 +112,22 @@ def read_record(checkpoint: str | None, revision: str | None = None) -> list[dic
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )
-    return [] if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
+    if file is None:
+        return []
+    try:
+        record = json.loads(Path(file).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{checkpoint}: its {RECORD_NAME} is no JSON ({error}).") from None
+    for run in record if isinstance(record, list) else [record]:
+        wrong = [
+            name for name, kind in FIELDS.items() if not isinstance(run, dict) or not isinstance(run.get(name), kind)
+        ]
+        if wrong or not isinstance(record, list) or not all(isinstance(n, str) for n in run.get("base_models") or ()):
+            raise ValueError(
+                f"{checkpoint}: its {RECORD_NAME} is no list of the stages that it went through, as the stages write it "
+                f"(look at {', '.join(wrong) or 'base_models'}). Mend it, or remove it."
+            )
+    return record
 
 
 def run_record(number: int, arguments: Any, data: Any, training: GuidedSFTConfig) -> list[dict[str, Any]]:

@@ -11,15 +11,19 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
+import inspect
 from pathlib import Path
+from typing import Any
 
 import pytest
+import timm
 import torch
-from testing_utils import tiny_config
+from testing_utils import VISION, tiny_config
 from torch import nn
 
 from modeling_agevlm import AgeVlmConfig, AgeVlmForConditionalGeneration, AgeVlmTextConfig, AgeVlmVisionConfig
-from modeling_agevlm.configuration_agevlm import default_cross_attention_layers
+from modeling_agevlm.configuration_agevlm import TIMM_ARGUMENTS, default_cross_attention_layers
+from modeling_agevlm.modeling_agevlm import create_timm_tower
 
 
 @pytest.fixture(scope="module")
@@ -132,3 +136,114 @@ def test_placeholder_outside_the_vocabulary_is_refused(token: int):
 def test_channels_that_the_architecture_does_not_have_are_refused():
     with pytest.raises(ValueError, match="24 channels at stride 32, but `vision_config` says hidden_size=48"):
         AgeVlmForConditionalGeneration(tiny_config(vision_config={"hidden_size": 48}))
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    ["hf-hub:somebody/else", "local-dir:tower", "somebody/else", "../tower", "tower\\atto", "", "a.b.c"],
+)
+def test_architecture_is_a_name_and_no_place(architecture: str):
+    with pytest.raises(Exception, match="`architecture` has to be the name of a ConvNeXt in timm's registry"):
+        tiny_config(vision_config={"architecture": architecture})
+
+
+@pytest.mark.parametrize(
+    "architecture", ["resnet18", "vit_tiny_patch16_224", "convnext_nano_2", "edgenext_small.usi_in1k"]
+)
+def test_architecture_is_a_convnext(architecture: str):
+    with pytest.raises(ValueError, match=rf"`architecture` has to be the name of a ConvNeXt .* '{architecture}'\."):
+        AgeVlmForConditionalGeneration(tiny_config(vision_config={"architecture": architecture, "model_args": None}))
+
+
+# Whatever `timm.create_model` and what it hands its arguments to take besides what a ConvNeXt is built of.
+@pytest.mark.parametrize(
+    "name",
+    sorted(
+        {
+            *inspect.signature(timm.create_model).parameters,
+            *inspect.signature(timm.models.build_model_with_cfg).parameters,
+        }
+        | {
+            "in_chans",
+            "num_classes",
+            "global_pool",
+            "device",
+            "dtype",
+            "features_only",
+            "out_indices",
+            "pruned",
+            "file",
+        }
+    ),
+)
+def test_arguments_that_build_no_convnext_are_refused(name: str):
+    with pytest.raises(Exception, match=rf"arguments of timm's ConvNeXt \(act_layer, .*\), but has '{name}'\."):
+        tiny_config(vision_config={"model_args": {**VISION["model_args"], name: "x"}})
+
+
+def test_every_argument_that_builds_a_convnext_is_taken():
+    own = {"in_chans", "num_classes", "global_pool", "device", "dtype"}
+    built_of = {name: value.default for name, value in inspect.signature(timm.models.ConvNeXt).parameters.items()}
+    model_args = {name: value for name, value in built_of.items() if name not in own}
+    config = AgeVlmVisionConfig(model_args=model_args | VISION["model_args"], hidden_size=24)
+    assert config.model_args.keys() == TIMM_ARGUMENTS
+    assert create_timm_tower(config).num_features == 24
+
+
+@pytest.mark.parametrize("value", [{"a": 1}, [1, {"a": 1}], float("nan"), [float("inf")], print])
+def test_arguments_are_plain_values(value: Any):
+    with pytest.raises(Exception, match="`model_args` has to hold plain values, but 'dims' is "):
+        tiny_config(vision_config={"model_args": {"dims": value}})
+
+
+def test_what_is_set_later_is_looked_at_as_well(tmp_path: Path):
+    """timm would open the file, and refuse it with words of its own."""
+    config = tiny_config().vision_config
+    config.model_args = {**config.model_args, "checkpoint_path": str(tmp_path)}
+    with pytest.raises(Exception, match="arguments of timm's ConvNeXt .*, but has 'checkpoint_path'"):
+        create_timm_tower(config)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"depths": [10**9] * 4}, r"a number of blocks for each stage, from 1 to 1024, but is \[1000000000, "),
+        ({"depths": [1, 1, 1, 0]}, r"a number of blocks for each stage, from 1 to 1024, but is \[1, 1, 1, 0\]"),
+        ({"depths": 3}, "a number of blocks for each stage, from 1 to 1024, but is 3"),
+        ({"dims": [8, 12, 16]}, "timm cannot build `convnext_atto` with `model_args` .*'dims'"),
+        ({"dims": ["8", "12", "16", "24"]}, "timm cannot build `convnext_atto` with `model_args` .*'dims'"),
+        ({"stem_type": "none"}, "timm cannot build `convnext_atto` with `model_args` .*'stem_type': 'none'"),
+        ({"act_layer": "none"}, "timm cannot build `convnext_atto` with `model_args` .*'act_layer': 'none'"),
+    ],
+)
+def test_towers_that_cannot_be_built_get_a_sentence(change: dict[str, Any], sentence: str):
+    with pytest.raises(Exception, match=sentence):
+        AgeVlmForConditionalGeneration(tiny_config(vision_config={"model_args": VISION["model_args"] | change}))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "sentence"),
+    [
+        *((name, 0, f"`{name}` has to be at least 1, but is 0") for name in ("num_attention_heads", "hidden_size")),
+        *((name, 0, f"`{name}` has to be at least 1, but is 0") for name in ("num_key_value_heads", "head_dim")),
+        *((name, 0, f"`{name}` has to be at least 1, but is 0") for name in ("vocab_size", "intermediate_size")),
+        ("num_hidden_layers", -1, "`num_hidden_layers` has to be at least 1, but is -1"),
+        ("num_hidden_layers", 10**12, "`num_hidden_layers` can be 1024 at the most, but is 1000000000000"),
+        (
+            "cross_attention_intermediate_size",
+            -1,
+            "`cross_attention_intermediate_size` cannot be negative .* but is -1",
+        ),
+        ("num_key_value_heads", 3, r"`num_attention_heads` \(4\) has to be a multiple of `num_key_value_heads` \(3\)"),
+        ("head_dim", 7, "`head_dim` has to be even, .* but is 7"),
+    ],
+)
+def test_sizes_that_no_llm_has_are_refused(field: str, value: int, sentence: str):
+    with pytest.raises(Exception, match=sentence):
+        tiny_config({field: value})
+
+
+@pytest.mark.parametrize("field", ["patch_size", "image_size", "hidden_size", "num_channels"])
+def test_sizes_that_no_tower_has_are_refused(field: str):
+    with pytest.raises(Exception, match=f"`{field}` has to be at least 1, but is 0"):
+        tiny_config(vision_config={field: 0})

@@ -13,6 +13,7 @@
 # limitations under the License.
 import copy
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -92,7 +93,7 @@ def test_text_only_row_of_a_mixed_batch_is_untouched(model: AgeVlmForConditional
     batch = tiny_batch(placeholders=((), (2,)))
     text = {name: batch[name] for name in ("input_ids", "attention_mask")}
     logits = model(**batch).logits
-    other = model(**batch | {"pixel_values": batch["pixel_values"] + 1}).logits
+    other = model(**batch | {"pixel_values": 2 * batch["pixel_values"]}).logits
     assert torch.equal(logits[0], llama_twin(model)(**text).logits[0])
     assert torch.equal(logits[0], other[0]) and not torch.equal(logits[1], other[1])
 
@@ -123,15 +124,11 @@ def test_images_belong_to_the_placeholders_in_order(model: AgeVlmForConditionalG
     assert_close(model(**batch).logits[:, :6], first_only)
 
 
-def test_input_embeddings_see_every_image(model: AgeVlmForConditionalGeneration):
-    batch = tiny_batch(placeholders=((1, 6),))
+def test_input_embeddings_are_the_tokens_that_they_embed(model: AgeVlmForConditionalGeneration):
+    batch = tiny_batch(placeholders=((1, 6), (3,), ()))
     embeddings = model.get_input_embeddings()(batch["input_ids"])
-    logits = model(inputs_embeds=embeddings, pixel_values=batch["pixel_values"]).logits
-    for image in range(2):
-        pixel_values = batch["pixel_values"].clone()
-        pixel_values[:, image] += 1
-        other = model(inputs_embeds=embeddings, pixel_values=pixel_values).logits
-        assert (logits - other).abs().amax(dim=-1).min() > 1e-3
+    found = model(inputs_embeds=embeddings, pixel_values=batch["pixel_values"]).logits
+    assert_close(found, model(**batch).logits)
 
 
 def test_cross_attention_layer_is_equation_2(model: AgeVlmForConditionalGeneration):
@@ -142,7 +139,7 @@ def test_cross_attention_layer_is_equation_2(model: AgeVlmForConditionalGenerati
     inputs = AgeVlmCrossAttentionInputs(
         cross_attention_states=visual,
         cross_attention_positions=None,
-        visible=None,
+        visible_from=torch.zeros(1, 1, dtype=torch.long),
         cross_attention_mask=torch.zeros(1, 1, 5, NUM_CELLS),
         sees_image=torch.ones(1, 5, 1, dtype=torch.bool),
         query_weights=None,
@@ -492,7 +489,7 @@ def test_cache_follows_the_rows(model: AgeVlmForConditionalGeneration):
         model(**batch, cache=cache, use_cache=True)
         before = copy.deepcopy(cache.layers[1])
         change(cache)
-        for name in ("keys", "values", "visible"):
+        for name in ("keys", "values", "visible_from"):
             assert torch.equal(getattr(cache.layers[1], name), getattr(before, name)[rows]), name
         token = torch.full((len(rows), 1), 50)
         full = torch.cat([batch["input_ids"][rows], token], dim=1)
@@ -536,7 +533,7 @@ def test_left_padded_rows_generate_as_alone(model: AgeVlmForConditionalGeneratio
 def test_right_padded_rows_have_the_logits_of_the_row_alone(model: AgeVlmForConditionalGeneration):
     long, short = tiny_batch(((1, 5),), length=12, seed=1), tiny_batch(((2,),), length=7, seed=2)
     batch = {name: torch.zeros(2, 12, dtype=torch.long) for name in ("input_ids", "attention_mask")}
-    batch["pixel_values"] = torch.full((2, 2, 3, 96, 96), 7.0)  # fillers may hold anything
+    batch["pixel_values"] = torch.zeros(2, 2, 3, 96, 96)
     for row, alone in enumerate((long, short)):
         length = alone["input_ids"].shape[1]
         batch["input_ids"][row, :length] = alone["input_ids"]
@@ -633,18 +630,47 @@ def test_query_masks_without_an_image_are_refused(model: AgeVlmForConditionalGen
         model(**tiny_batch(((), ())), query_masks=torch.ones(2, 1, 10, dtype=torch.bool))
 
 
-@pytest.mark.parametrize(("with_images", "count"), [(True, 1), (False, 0)])
-def test_more_placeholders_than_images_are_refused(
-    model: AgeVlmForConditionalGeneration, with_images: bool, count: int
-):
+def test_placeholders_without_images_are_refused(model: AgeVlmForConditionalGeneration):
     batch = tiny_batch(((1,), (2, 5)))
-    batch["pixel_values"] = batch["pixel_values"][:, :1]
-    if not with_images:
-        del batch["pixel_values"]
-    with pytest.raises(
-        ValueError, match=rf"Row 1 has 2 image placeholders .* but `pixel_values` holds {count} images"
-    ):
-        model(**batch)
+    del batch["pixel_values"]
+    for run in (model, partial(model.generate, **NEW_TOKENS)):
+        with pytest.raises(ValueError, match="Row 1 has 2 image placeholders .* but there are no `pixel_values`"):
+            run(**batch)
+
+
+@pytest.mark.parametrize(
+    ("placeholders", "message"),
+    {
+        ((1,), (2,)): None,
+        ((), (2, 5)): r"The rows have \[0, 2\] image placeholders .* holds others",
+        ((1,), (2, 3, 5)): r"The rows have \[1, 3\] image placeholders",
+        ((), ()): r"The rows have \[0, 0\] image placeholders",
+    }.items(),
+)
+def test_images_of_other_placeholders_are_refused(
+    model: AgeVlmForConditionalGeneration, placeholders: tuple, message: str | None
+):
+    """The second row has an image more than its text, which nothing tells but its pixels."""
+    pixel_values = tiny_batch(((1,), (2, 5)))["pixel_values"]
+    if message is None:
+        pixel_values[1, 1] = 0
+    batch = tiny_batch(placeholders) | {"pixel_values": pixel_values}
+    embeddings = {"inputs_embeds": model.get_input_embeddings()(batch["input_ids"]), "pixel_values": pixel_values}
+    for run in (model, partial(model.generate, **NEW_TOKENS)):
+        for inputs in (batch, embeddings):
+            if message is None:
+                run(**inputs)
+            else:
+                with pytest.raises(ValueError, match=message):
+                    run(**inputs)
+
+
+@pytest.mark.parametrize(("rows", "images"), [(4, 2), (1, 2), (2, 1), (3, 2)])
+def test_images_of_another_number_of_rows_are_refused(model: AgeVlmForConditionalGeneration, rows: int, images: int):
+    batch = tiny_batch(((1,),) * rows) | {"pixel_values": torch.randn(images, 1, 3, 96, 96)}
+    for run in (model, partial(model.generate, **NEW_TOKENS)):
+        with pytest.raises(ValueError, match=f"has images of {images} rows, but the text has {rows}"):
+            run(**batch)
 
 
 def test_four_dimensional_pixel_values_are_refused(model: AgeVlmForConditionalGeneration):

@@ -11,6 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
+import json
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +192,26 @@ def test_save_and_load(tmp_path: Path):
     expected = processor.apply_chat_template(messages, **arguments)
     assert found.keys() == expected.keys() and "pixel_attention_mask" in found
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+# Padding
+
+
+def test_pads_on_the_left_whatever_the_tokenizer_says(tmp_path: Path):
+    """LLaMA's tokenizers pad on the right, and so do the checkpoints that were saved with theirs."""
+    processor = tiny_processor()
+    texts = ["<|image|>Is there a red cup on the table?", "A cup"]
+    expected = [processor(images=[[picture()]], text=texts[:1]), processor(text=texts[1:])]
+    processor.tokenizer.padding_side = "right"
+    for name in ("old", "new"):
+        processor.save_pretrained(tmp_path / name)
+        processor = AgeVlmProcessor.from_pretrained(tmp_path / name)
+        batch = processor(images=[[picture()], []], text=texts, padding=True, return_tensors="pt")
+        for row, alone in zip(batch["input_ids"].tolist(), expected, strict=True):
+            ids = alone["input_ids"][0]
+            assert row == [PAD] * (len(row) - len(ids)) + ids
+    settings = [json.loads((tmp_path / name / "tokenizer_config.json").read_text()) for name in ("old", "new")]
+    assert [setting["padding_side"] for setting in settings] == ["right", "left"]
 
 
 QUOTED = [

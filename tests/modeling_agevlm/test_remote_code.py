@@ -14,6 +14,7 @@
 """A checkpoint folder is self-contained: a process that cannot import this project loads it as remote code."""
 
 import os
+import shutil
 import subprocess
 import sys
 from fnmatch import fnmatch
@@ -96,6 +97,24 @@ for auto_class in (AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProce
         assert "trust_remote_code" in str(error), error
     else:
         raise SystemExit(f"{auto_class.__name__} loaded code without being told to")
+"""
+)
+# Two folders of the same name whose code says in each file which of them it is.
+SAME_NAME = (
+    PROLOGUE
+    + """
+def versions(folder):
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+    models = [c.from_pretrained(folder, trust_remote_code=True) for c in (AutoModel, AutoModelForImageTextToText)]
+    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+    reader = sys.modules[type(processor.image_processor).__module__].read_image
+    found = [sys.modules[type(part).__module__].version for part in (config, *models, processor, processor.image_processor)]
+    return [*found, sys.modules[reader.__module__].version]
+
+names = ["configuration", "modeling", "modeling", "processing", "image_processing", "image_reading"]
+for n in (1, 2, 1):
+    found = versions(f"{work}/{n}/age-vlm")
+    assert found == [n if f"{name}_agevlm.py" in CHANGED else 0 for name in names], (n, found)
 """
 )
 # The version is only said to be another, but timm is away.
@@ -212,6 +231,18 @@ def test_what_is_lacking_is_said(checkpoint: Path, tmp_path: Path):
 
 def test_code_does_not_run_without_trust(checkpoint: Path, tmp_path: Path):
     run(REFUSE, checkpoint, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changed", [["modeling_agevlm.py"], ["processing_agevlm.py"], ["image_reading_agevlm.py"], CODE_FILES], ids=str
+)
+def test_folders_of_one_name_run_their_own_code(changed: list[str], checkpoint: Path, tmp_path: Path):
+    for n in (1, 2):
+        folder = shutil.copytree(checkpoint, tmp_path / str(n) / "age-vlm")
+        for name in CODE_FILES:
+            with (folder / name).open("a") as file:
+                file.write(f"\nversion = {n if name in changed else 0}\n")
+    run(SAME_NAME.replace("CHANGED", repr(changed)), checkpoint, tmp_path)
 
 
 @pytest.mark.parametrize("name", CODE_FILES)

@@ -182,7 +182,8 @@ def test_rows_with_phrases_of_their_own():
     texts = ["<|image|>Is there a red cup?", "<|image|>A dog"]
     phrases = [["red cup", "Is there"], ["dog"]]
     for side in ("left", "right"):
-        processor = tiny_processor(padding_side=side)
+        processor = tiny_processor()
+        processor.tokenizer.padding_side = side
         input_ids = tokens(processor, *texts)
         masks = processor.get_query_masks(input_ids, phrases)
         assert masks.shape == (2, 2, input_ids.shape[1]) and masks.dtype == torch.bool
@@ -269,7 +270,7 @@ def test_layers():
 @pytest.mark.parametrize("flags", [{}, {"do_pad": True}, {"do_center_crop": True}])
 def test_two_pictures_and_a_row_with_one(flags: dict[str, bool]):
     """Over a row's pictures the attention of words after both sums to 1; of words between them, over the first."""
-    model, processor = tiny_model(), tiny_processor(padding_side="left", **flags)
+    model, processor = tiny_model(), tiny_processor(**flags)
     sizes = [[(64, 80), (90, 40)], [(50, 50)]]
     images = [[picture(*size, seed=n) for n, size in enumerate(row_sizes)] for row_sizes in sizes]
     text = ["<|image|>A cup<|image|> and a dog", "<|image|>A table"]

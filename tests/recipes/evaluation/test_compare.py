@@ -26,7 +26,8 @@ from recipes.evaluation import sheet
 from recipes.evaluation.comparison import align, bootstrap, choose, counts_table, differences_table, mcnemar
 from recipes.evaluation.metrics import summarize
 from recipes.evaluation.records import mark, write_records
-from recipes.evaluation.sheet import load_picture, save_sheet, wrap
+from recipes.evaluation.sheet import load_picture, save_answers_page, save_sheet, wrap
+from recipes.terminal.tables import markdown
 
 
 def record(number: int, right: bool, benchmark: str = "pope", **columns: Any) -> dict[str, Any]:
@@ -240,6 +241,33 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
         command_line(monkeypatch, *files)
     with pytest.raises(SystemExit, match="2"):
         command_line(monkeypatch, files[0])
+
+
+SCRIPT = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>"
+
+
+def test_nothing_of_a_record_becomes_markup(tmp_path: Path):
+    """Whatever its fields and the runs' names hold, the page has the tags that it has for plain words."""
+    fields = {"question": SCRIPT, "prediction": SCRIPT, "image": f"javascript:alert(1)//{SCRIPT}"}
+    pages = []
+    for words, name in ((SCRIPT, SCRIPT), ("words", "name")):
+        answers = [
+            {**record, **{key: value.replace(SCRIPT, words) for key, value in fields.items()}} for record in run(1)
+        ]
+        save_answers_page(tmp_path / "page.html", [name], [tuple(answers)], words)
+        pages.append((tmp_path / "page.html").read_text())
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in pages[0]
+    assert re.findall("<[^>]*>", pages[0]) == re.findall("<[^>]*>", pages[1])
+    assert "default-src 'none'; img-src data:" in pages[0]
+
+
+def test_half_a_character_is_shown_as_a_question_mark(tmp_path: Path):
+    save_answers_page(tmp_path / "page.html", ["A"], [({**run(1)[0], "question": "a\ud800b"},)], "")
+    assert "a?b" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_cells_of_tables_stay_cells():
+    assert markdown(["a | b", "c"], [["d\ne", "1"]]) == "| a \\| b | c |\n| --- | ---: |\n| d e | 1 |"
 
 
 def test_records_of_ocrbench_and_hallusionbench_say_the_truth_in_words():

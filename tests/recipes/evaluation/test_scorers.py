@@ -316,7 +316,26 @@ GOOD = {"benchmark": "pope", "id": "7", "question": "Is it?", "answer": "yes", "
         ({**GOOD, "benchmark": "vqa"}, "line 3: `benchmark` must be one of hallusionbench, pope,"),
         ({**GOOD, "id": "8", "prediction": None}, "line 3: the record lacks prediction"),
         ({**GOOD, "benchmark": "ocrbench"}, "line 3: the record lacks dataset, question_type"),
-        ({**GOOD, "id": 8}, "line 3: `id` must be a string, got 8"),
+        ({**GOOD, "id": 8}, "line 3: `id` must be a string, got '8'"),
+        ({**GOOD, "id": "8", "question": {"a": 1}}, """line 3: `question` must be a string, got "{'a': 1}\""""),
+        ({**GOOD, "id": "8", "prediction": "\ud800"}, "line 3: 'utf-8' codec can't encode character '\\ud800'"),
+        (
+            {**GOOD, "id": "8", "correct": "x onmouseover=alert(document.location) "},
+            "line 3: `correct` must be true or false, got 'x onmouseover=alert(document.location) '",
+        ),
+        ({**GOOD, "id": "8", "correct": 1}, "line 3: `correct` must be true or false, got '1'"),
+        ({**GOOD, "id": "8", "correct": None}, "line 3: `correct` must be true or false, got 'None'"),
+        ({**GOOD, "id": "8", "judged": "yes"}, "line 3: `judged` must be true or false, got 'yes'"),
+        ({**GOOD, "id": "8", "image": ["a.png"]}, """line 3: `image` must be a string, got "['a.png']\""""),
+        (
+            {**GOOD, "id": "8", "benchmark": "scenes", "kind": ["count"]},
+            """line 3: `kind` must be a string or a number, got "['count']\"""",
+        ),
+        (
+            {**GOOD, "id": "8", "benchmark": "cvbench", "type": "2D", "source": "COCO", "choices": "ab"},
+            "line 3: `choices` must be a list of strings, got 'ab'",
+        ),
+        ("[" * 100_000, "line 3: it is nested too deeply"),
         (
             {**GOOD, "id": "8", "answer": "maybe"},
             "line 3: the answer of a pope question is one of yes, no, got 'maybe'",
@@ -333,6 +352,13 @@ def test_a_bad_line_is_named(tmp_path: Path, line: str | dict, sentence: str):
     with pytest.raises(ValueError) as error:
         read_records(file)
     assert str(error.value).startswith(f"{file}, {sentence}") and "\n" not in str(error.value)
+
+
+def test_a_file_that_is_no_text_is_named(tmp_path: Path):
+    file = tmp_path / "run.jsonl"
+    file.write_bytes(json.dumps(GOOD).encode() + b"\n\xff\xfe\n")
+    with pytest.raises(ValueError, match=rf"^{file}, line 2: 'utf-8' codec can't decode byte 0xff"):
+        read_records(file)
 
 
 def test_command_line(tmp_path: Path):

@@ -40,7 +40,7 @@ from transformers import TrainerCallback
 from modeling_agevlm import AgeVlmForConditionalGeneration, AgeVlmProcessor
 from recipes import push as command
 from recipes.publishing import checkpoint as publishing
-from recipes.publishing.checkpoint import find_metrics, load_problems, push
+from recipes.publishing.checkpoint import find_metrics, load_problems, make_card, push
 from recipes.training.arguments import DataArguments, ModelArguments
 from recipes.training.record import card_template, code_version, public_command, read_record, run_record
 from recipes.training.stage import run_stage
@@ -391,6 +391,38 @@ UNREADABLE = {
 }
 
 
+def lead_out(name: str):
+    def damage(folder: Path) -> None:
+        (folder.parent / "private").write_text("{}")
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to("../private")
+
+    return damage
+
+
+UNREADABLE |= {
+    f"{name}-elsewhere": (lead_out(name), rf"holds links that lead out of it \({name}\), .*`cp -rL`")
+    for name in ("config.json", "LICENSE.txt", "other_agevlm.py", "tokenizer.json", "training.json", "metrics.json")
+}
+
+
+def with_index(text: str):
+    def damage(folder: Path) -> None:
+        (folder / "model.safetensors").unlink()
+        (folder / "model.safetensors.index.json").write_text(text)
+
+    return damage
+
+
+UNREADABLE |= {
+    "index-cut-off": (with_index('{"weight_map"'), r"index.json cannot be read as JSON \(Expecting ':'"),
+    "index-list": (with_index("[]"), "index.json is no JSON object"),
+    "index-without-map": (with_index("{}"), "index.json has no `weight_map` of files"),
+    "index-of-numbers": (with_index('{"weight_map": {"a": 1}}'), "index.json has no `weight_map` of files"),
+    "shard-elsewhere": (with_index('{"weight_map": {"a": "../x.safetensors"}}'), "lacks ../x.safetensors"),
+}
+
+
 @pytest.mark.parametrize("name", UNREADABLE)
 def test_what_is_not_whole_is_refused(name: str, hub: HubServer, folders: Path, tmp_path: Path):
     damage, sentence = UNREADABLE[name]
@@ -401,6 +433,35 @@ def test_what_is_not_whole_is_refused(name: str, hub: HubServer, folders: Path, 
         without_load_check(tmp_path / name, "me/refused")
     assert str(tmp_path / name) in str(error.value) and "\n" not in str(error.value)
     assert hub.requests == requests
+
+
+def test_links_inside_of_the_folder_are_followed(hub: HubServer, folders: Path, tmp_path: Path):
+    shutil.copytree(folders / "model", tmp_path / "model")
+    (tmp_path / "model" / "LICENSE").write_text("text")
+    (tmp_path / "model" / "LICENSE.txt").symlink_to("LICENSE")
+    without_load_check(tmp_path / "model", "me/linked")
+    assert hub.repos["me/linked"].pushed[-1].files["LICENSE.txt"] == b"text"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "sentence"),
+    [
+        ("trainer_state.json", "[]", "trainer_state.json is no JSON object"),
+        ("trainer_state.json", '{"log_history": [1]}', "trainer_state.json has no `log_history` of entries"),
+        ("metrics.json", '{"a"', "metrics.json cannot be read as JSON"),
+        ("training.json", "{", "its training.json is no JSON"),
+        ("training.json", "{}", r"its training.json is no list .* \(look at stage, variant, dataset, "),
+        ("training.json", "[1]", r"its training.json is no list .* \(look at stage, variant, dataset, "),
+        ("training.json", json.dumps([RECORD[0] | {"stage": "1"}]), r"\(look at stage\)"),
+        ("training.json", json.dumps([RECORD[0] | {"base_models": [1]}]), r"\(look at base_models\)"),
+    ],
+)
+def test_what_the_card_cannot_tell_gets_a_sentence(name: str, text: str, sentence: str, folders: Path, tmp_path: Path):
+    shutil.copytree(folders / "model", tmp_path / "model")
+    (tmp_path / "model" / name).write_text(text)
+    with pytest.raises(ValueError, match=sentence) as error:
+        make_card(tmp_path / "model", "me/x", card_template())
+    assert str(tmp_path / "model") in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_lost_shard_an_adapter_and_no_folder_are_refused(hub: HubServer, folders: Path, tmp_path: Path):
@@ -547,6 +608,32 @@ def test_the_card_of_a_llama_says_so():
     assert "No evaluation of this checkpoint was recorded." in text
     assert "**Built with Llama.** Llama 3.2 is licensed under the Llama 3.2 Community License, Copyright" in text
     assert "| learning rate | 1e-05 |" in text and RECORD[0]["command"] in text and "Code: 0123abc." in text
+
+
+FENCED = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
+BREAKOUT = 'x"\ninference: false\nlicense: mit\n---\n<script>alert(1)</script>```\n# `Heading` | y'
+
+
+def test_no_name_of_the_record_becomes_yaml_or_markup():
+    """Every field that is a string holds what would end the header, a line, a cell, a code block, and begin a tag."""
+    hostile = {key: BREAKOUT if isinstance(value, str) else value for key, value in RECORD[0].items()}
+    hostile |= {"base_models": [BREAKOUT, "me/base"], "hyperparameters": {BREAKOUT: BREAKOUT}}
+    counts = dict.fromkeys(("vision_tower", "projector", "cross_attention", "language_model"), 1)
+    config = tiny_model().config.to_dict()
+    told = {"log_history": [{"loss": 1.0, BREAKOUT: 2.0}], "metrics": {BREAKOUT: 1.0}, "metrics_command": BREAKOUT}
+    card = model_card(card_template(), BREAKOUT, config, counts, record=[hostile], **told)
+    plain = model_card(card_template(), "me/x", config, counts, record=RECORD)
+    data, expected = (yaml.safe_load(text.split("---\n")[1]) for text in (card, plain))
+    changed = {"base_model", "datasets", "license", "license_name"}
+    assert {k: v for k, v in data.items() if k not in changed} == {
+        k: v for k, v in expected.items() if k not in changed
+    }
+    assert (data["base_model"], data["license"], data.get("datasets")) == (["me/base"], "other", None)
+    pages = [FENCED.split(text.split("---\n", 2)[2]) for text in (card, plain)]
+    assert len(pages[0]) == len(pages[1])  # as many blocks of code
+    words, expected_words = ("\n".join(page) for page in pages)
+    assert re.findall("^#+ .*", words, re.MULTILINE)[1:] == re.findall("^#+ .*", expected_words, re.MULTILINE)[1:]
+    assert "<script" not in re.sub("`[^`\n]*`", "", words) and "&lt;script" in words
 
 
 @pytest.mark.parametrize(

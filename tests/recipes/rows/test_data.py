@@ -71,6 +71,11 @@ def save_images(folder: Path) -> None:
     (folder / "text.jpg").write_text("this is no picture")
     (folder / "empty.jpg").write_bytes(b"")
     picture(seed=40).save(folder / "evaluated.png")
+    picture(seed=41).save(folder.parent / "private.png")
+    (folder / "link.png").symlink_to(folder.parent / "private.png")
+    (folder / "up").symlink_to("..")
+    (folder / "inside.jpg").symlink_to("7.jpg")
+    (folder / "dangling.png").symlink_to("/nowhere/at/all.png")
 
 
 TEXT_ONLY = {"": "", "None": "None", "nan": "nan", "null": None, "NaN": float("nan"), "list": []}
@@ -125,6 +130,22 @@ DIRTY: list[tuple[Any, str | None, str | None]] = [
     (b"\xff\xfe", None, "not JSON"),
     (record(23, "5.jpg", id="again"), None, "repeats another record"),
     (record(1000, "6.jpg", id="r9"), None, None),  # another row of the same id
+    *(
+        (record(1001 + n, name), None, "image outside of the folder")
+        for n, name in enumerate(
+            ["../private.png", "Sam/../../private.png", "/etc/hostname", "link.png", "LINK.PNG", "up/private.png"]
+            + ["UP/private.png", "../nowhere.png", "..", "/", "dangling.png"]
+        )
+    ),
+    (record(1020, "Sam/../7.jpg"), None, None),
+    (record(1021, "inside.jpg"), None, None),
+    (record(1022, "x" * 300), None, "image missing"),
+    (record(1023, "a\0b.jpg"), None, "image missing"),
+    (record(1024, "\ud800.jpg"), None, "image missing"),
+    (record(1025, "8.jpg", turns("What is \ud800?", "This.")), None, "half a character"),
+    (record(1026, "8.jpg", turns("What is \U0001f600?", "This.")), None, None),
+    (record(1027, "8.jpg", turns("What?", "This."), id="\udfff"), None, "half a character"),
+    (b"[" * 100_000, None, "not JSON"),
 ]
 
 
@@ -152,7 +173,7 @@ def test_every_fault_is_counted_and_stops_nothing(report: Report):
     assert report.num_lines == NUM_RECORDS
     assert report.faults == Counter(fault for _, _, fault in DIRTY if fault)
     assert report.mended == Counter(mended for _, mended, _ in DIRTY if mended) + Counter(
-        {"<image> added": 5, "turns of one speaker joined": 1}
+        {"<image> added": 6, "turns of one speaker joined": 1}
     )
     expected = [n for n in range(NUM_RECORDS) if n >= len(DIRTY) or DIRTY[n][2] is None]
     assert report.kept.tolist() == expected
@@ -299,7 +320,7 @@ def test_placeholders_keep_their_places():
 
 
 def test_command_line(dirty: Source, tmp_path: Path):
-    shutil.copytree(dirty.images, tmp_path / "images")
+    shutil.copytree(dirty.images, tmp_path / "images", symlinks=True)
     shutil.copy(dirty.json, tmp_path / "data.jsonl")
     command = [
         sys.executable,

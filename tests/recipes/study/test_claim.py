@@ -26,7 +26,7 @@ from recipes.scenes.questions import load_questions
 from recipes.study import report, runs, settings
 from recipes.study.rows import exchange_masks, reshape, reshape_mask, training_rows
 from recipes.study.settings import ABLATIONS, LM, LONG_MODELS, MODELS, Setting
-from trainers.data_collator import decode_rle
+from trainers.run_lengths import decode_rle
 
 
 ROOT = Path(__file__).parents[3]

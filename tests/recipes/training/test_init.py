@@ -516,16 +516,42 @@ def test_bad_text_gets_a_sentence(name: str, parts: tuple[Path, Path], tmp_path:
 BAD_TOWERS = {
     "vit": (
         lambda f: change_config(f, architecture="vit_tiny_patch16_224", model_args={}),
-        "is not a ConvNeXt of stride 32",
+        r"has to be the name of a ConvNeXt in timm's registry .* but is 'vit_tiny_patch16_224'\.",
     ),
-    "resnet": (lambda f: change_config(f, architecture="resnet18", model_args={}), "is not a ConvNeXt of stride 32"),
+    "resnet": (lambda f: change_config(f, architecture="resnet18", model_args={}), "a ConvNeXt in timm's registry"),
     # It has four stages and a stride of 32, and other blocks.
     "edgenext": (
         lambda f: change_config(f, architecture="edgenext_small", model_args={}),
-        "is not a ConvNeXt of stride",
+        "a ConvNeXt in timm's registry .* but is 'edgenext_small'",
     ),
     "stride-16": (lambda f: change_config(f, model_args={"output_stride": 16}), "is not a ConvNeXt of stride 32"),
-    "unknown": (lambda f: change_config(f, architecture="convnext_nano_2"), r"Unknown model \(convnext_nano_2\)"),
+    "unknown": (lambda f: change_config(f, architecture="convnext_nano_2"), "timm's registry .* 'convnext_nano_2'"),
+    "another-repository": (
+        lambda f: change_config(f, architecture="hf-hub:somebody/else"),
+        "timm's registry, such as 'convnext_large', but is 'hf-hub:somebody/else'",
+    ),
+    "another-folder": (
+        lambda f: change_config(f, architecture=f"local-dir:{f}"),
+        "timm's registry, such as 'convnext_large', but is 'local-dir:",
+    ),
+    "file-to-open": (
+        lambda f: change_config(f, model_args={"checkpoint_path": "weights.bin"}),
+        r"arguments of timm's ConvNeXt \(.*\), but has 'checkpoint_path'",
+    ),
+    "folder-to-write": (
+        lambda f: change_config(f, model_args={"cache_dir": "elsewhere"}),
+        r"arguments of timm's ConvNeXt \(.*\), but has 'cache_dir'",
+    ),
+    "string-of-arguments": (
+        lambda f: change_config(f, model_args="depths"),
+        "`model_args` in its config.json has to be an object, but is 'depths'",
+    ),
+    "three-stages": (
+        lambda f: change_config(f, model_args={"depths": [1, 1, 1], "dims": [8, 12, 16]}),
+        "timm cannot build `convnext_atto` with `model_args`",
+    ),
+    "list": (lambda f: (f / "config.json").write_text("[]"), "names no timm `architecture`"),
+    "cut-off-config": (cut_off("config.json"), "cannot be loaded: "),
     "no-timm": (
         lambda f: (f / "config.json").write_text('{"model_type": "convnext"}'),
         "names no timm `architecture`",
