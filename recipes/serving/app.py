@@ -20,6 +20,7 @@ import time
 import uuid
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 from starlette.applications import Starlette
@@ -167,10 +168,11 @@ class Answer:
 
     async def fail(self, error: RequestError) -> None:
         """An error, as the status where nothing was sent yet and as the last event otherwise."""
-        if not self._is_started:
-            return await self.whole(error.body, error.status)
-        await self.event(error.body)
-        await self._send({"type": "http.response.body"})
+        with suppress(ClientDisconnect):
+            if not self._is_started:
+                return await self.whole(error.body, error.status)
+            await self.event(error.body)
+            await self._send({"type": "http.response.body"})
 
     async def _start(self, status: int, kind: bytes, headers: list[tuple[bytes, bytes]]) -> None:
         self._is_started = True

@@ -71,8 +71,9 @@ class PromptMaker:
                 return_tensors="pt",
                 sanitize_control_tokens=True,
             )
-        except TemplateError as error:
-            raise RequestError(f"The model's chat template refuses the messages: {error}.", "messages") from error
+        except (TemplateError, ValueError) as error:  # turns in another order, words that cannot be told from a token
+            reason = str(error).splitlines()[0].rstrip(".") if str(error) else "it does not say why"
+            raise RequestError(f"The model cannot take these messages: {reason[:300]}.", "messages") from error
         num_tokens = inputs["input_ids"].shape[1]
         left = self.context - num_tokens
         if left < 1:

@@ -272,10 +272,18 @@ def test_models(served: Served):
         assert refused(served, body, "/load_model")[0] in (400, 413)
 
 
-def test_template_that_refuses(served: Served, monkeypatch: pytest.MonkeyPatch):
+def test_messages_that_the_model_cannot_take(served: Served, monkeypatch: pytest.MonkeyPatch):
     template = "{{ raise_exception('roles have to alternate') }}"
-    monkeypatch.setattr(served.processor, "chat_template", template)
-    assert "roles have to alternate" in refused(served, chat(user("")))[1]
+    with monkeypatch.context() as patch:
+        patch.setattr(served.processor, "chat_template", template)
+        assert refused(served, chat(user("")))[:2] == (
+            400,
+            "The model cannot take these messages: roles have to alternate.",
+        )
+    # as with a tokenizer that makes special tokens of their letters
+    monkeypatch.setattr(type(served.processor.tokenizer), "_encode_without_added_tokens", lambda self, text: [5])
+    status, message, _ = refused(served, chat(user("<|eot_id|>")))
+    assert status == 400 and "Can't sanitize '<|eot_id|>'" in message
 
 
 @pytest.mark.parametrize("is_stream", [False, True])
