@@ -209,10 +209,12 @@ def visual_cache(cache: Cache, config: AgeVlmTextConfig) -> AgeVlmCrossAttention
 
 
 def holds_images(pixel_values: torch.Tensor, num_images: torch.Tensor) -> bool:
-    """Whether each row of `pixel_values` has so many images, `(batch_size,)`, with nothing but zeros behind them."""
+    """Whether each row has so many images, `(batch_size,)`, with nothing but zeros behind them. Neighbors may share theirs."""
     room = pixel_values.shape[1]
     is_unused = torch.arange(room, device=num_images.device) >= num_images.unsqueeze(1)
-    return bool((num_images <= room).all()) and not pixel_values[is_unused].any()
+    rows, images = is_unused.nonzero(as_tuple=True)
+    rows = rows // (len(num_images) // len(pixel_values))
+    return bool((num_images <= room).all()) and not pixel_values[rows, images].any()
 
 
 def sincos_position_code(height: int, width: int, dim: int, device: torch.device) -> torch.Tensor:
@@ -818,7 +820,7 @@ class AgeVlmModel(AgeVlmPreTrainedModel):
             num_sequences = pixel_values.shape[1]
             pixel_values = pixel_values[:, 0]
             pixel_attention_mask = None if pixel_attention_mask is None else pixel_attention_mask[:, 0]
-        self._check_images(is_placeholder[::num_sequences], pixel_values, is_decoding=cache is not None)
+        self._check_images(is_placeholder, pixel_values, num_sequences, is_decoding=cache is not None)
         if pixel_values is None and self._needs_dummy_image(use_cache):
             vision_config = self.config.vision_config
             pixel_values = torch.zeros(
@@ -834,18 +836,18 @@ class AgeVlmModel(AgeVlmPreTrainedModel):
             )
             pixel_attention_mask = pixel_values[:, :, 0]
         if pixel_values is not None:
-            first_tokens = self._first_tokens(is_placeholder[::num_sequences], pixel_values.shape[1])
-            image_outputs, image_hidden_states = self._encode_images(pixel_values, first_tokens != NEVER, **kwargs)
+            first_tokens = self._first_tokens(is_placeholder, pixel_values.shape[1])
+            is_image = first_tokens[::num_sequences] != NEVER
+            image_outputs, image_hidden_states = self._encode_images(pixel_values, is_image, **kwargs)
             visible_from = first_tokens  # (batch_size, 1): all of the picture or none of it
             if pixel_values.shape[1] > 1 or pixel_attention_mask is not None:
-                cells = self._cell_mask(pixel_values, pixel_attention_mask)
+                cells = self._cell_mask(pixel_values, pixel_attention_mask).repeat_interleave(num_sequences, dim=0)
                 # (batch_size, num_images, num_image_tokens) -> all images of a row in one axis
                 visible_from = first_tokens.unsqueeze(-1).masked_fill(~cells, NEVER).flatten(1)
             positions = self._visual_positions(pixel_values, image_hidden_states)
             cross_attention_states = image_hidden_states.flatten(1, 2)
             if num_sequences > 1:
                 cross_attention_states = cross_attention_states.repeat_interleave(num_sequences, dim=0)
-                visible_from = visible_from.repeat_interleave(num_sequences, dim=0)
 
         outputs = self.language_model(
             input_ids=input_ids,
@@ -872,7 +874,7 @@ class AgeVlmModel(AgeVlmPreTrainedModel):
         return (inputs_embeds == self.get_input_embeddings()(placeholder)).all(dim=-1)
 
     def _check_images(
-        self, is_placeholder: torch.Tensor, pixel_values: torch.Tensor | None, is_decoding: bool
+        self, is_placeholder: torch.Tensor, pixel_values: torch.Tensor | None, num_sequences: int, is_decoding: bool
     ) -> None:
         """Raises `ValueError` if the images are not those of the text: one per placeholder."""
         if pixel_values is not None and pixel_values.dim() != 5:
@@ -880,9 +882,9 @@ class AgeVlmModel(AgeVlmPreTrainedModel):
                 "`pixel_values` has to be of shape (batch_size, num_images, num_channels, height, width), but has "
                 f"shape {tuple(pixel_values.shape)}."
             )
-        if pixel_values is not None and pixel_values.shape[0] != is_placeholder.shape[0]:
+        if pixel_values is not None and pixel_values.shape[0] * num_sequences != is_placeholder.shape[0]:
             raise ValueError(
-                f"`pixel_values` has images of {pixel_values.shape[0]} rows, but the text has {is_placeholder.shape[0]}. "
+                f"`pixel_values` has images of {pixel_values.shape[0] * num_sequences} rows, but the text has {is_placeholder.shape[0]}. "
                 "Pass the images of every row, in rows that are filled up where they have fewer."
             )
         # A single token is one that the model wrote, and may be a placeholder that means no image.

@@ -17,8 +17,8 @@ Makes the checkpoint that the repository ships: the demo's AGE-VLM, trained unti
     python recipes/scenes_model.py [--out runs/scenes_model]
 
 The four stages are the demo's with more steps. In the end the model is scored on scenes of the test split, and model,
-processor and `metrics.json` are copied to `recipes/scenes/model/`, where `recipes/ask.py` finds them. A run that was stopped
-goes on from its last checkpoint.
+processor, their code, a card and `metrics.json` are written to `recipes/scenes/model/`, where `recipes/ask.py` finds them. A
+run that was stopped goes on from its last checkpoint.
 """
 
 import argparse
@@ -50,10 +50,12 @@ def main() -> None:
     args = parser.parse_args()
 
     from modeling_agevlm import AgeVlmForConditionalGeneration, AgeVlmProcessor
+    from recipes.publishing.checkpoint import make_card
     from recipes.scenes.evaluation import evaluate_all
     from recipes.study.stages import train_all
     from recipes.terminal.progress import show_own_bars_only
-    from recipes.training.record import public_command
+    from recipes.training.record import card_template, public_command, public_name
+    from trainers.hub import RECORD_NAME
 
     show_own_bars_only()
     start = time.time()
@@ -67,10 +69,12 @@ def main() -> None:
     shutil.rmtree(TRAINED_MODEL, ignore_errors=True)
     model.save_pretrained(TRAINED_MODEL)
     processor.save_pretrained(TRAINED_MODEL)
-    for code in TRAINED_MODEL.glob("*.py"):  # it stands in this repository already
-        code.unlink()
     entry = {"command": public_command(sys.argv), "steps": SCALE.steps, "num_test_images": NUM_IMAGES, **metrics}
     (TRAINED_MODEL / "metrics.json").write_text(json.dumps(entry, indent=2) + "\n")
+    shutil.copy(args.out / "age-vlm" / RECORD_NAME, TRAINED_MODEL)
+    (TRAINED_MODEL / "README.md").write_text(
+        make_card(TRAINED_MODEL, public_name(str(TRAINED_MODEL)), card_template())
+    )
     print(
         f"see {TRAINED_MODEL.relative_to(Path.cwd()) if TRAINED_MODEL.is_relative_to(Path.cwd()) else TRAINED_MODEL}"
     )

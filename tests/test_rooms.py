@@ -23,11 +23,13 @@ from pathlib import Path
 
 import pytest
 
+from recipes.scenes import TRAINED_MODEL
+
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("recipes", "trainers", "modeling_agevlm")
 COMMANDS = sorted(file for file in ROOT.glob("recipes/*.py") if file.name != "__init__.py")
-FILES = sorted(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))
+FILES = sorted(file for package in PACKAGES for file in (ROOT / package).rglob("*.py") if file.parent != TRAINED_MODEL)
 MODULES = {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file for file in FILES}
 
 

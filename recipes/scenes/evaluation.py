@@ -156,12 +156,11 @@ def answer_all(
             parts = [] if is_blind else [{"type": "image"}]
             chats = [[{"role": "user", "content": [*parts, {"type": "text", "text": questions[row]}]}] for row in rows]
             texts = processor.apply_chat_template(chats, add_generation_prompt=True)
-            inputs = processor.tokenizer(
-                texts, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt"
-            )
-            if not is_blind:  # fewer pictures than rows: neighbors share one, as beams do
+            inputs = processor.tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt")
+            if not is_blind:  # each picture once, for its `number` of neighboring rows
                 pictures = [[images[group[0]]] for group in batch]
-                inputs.update(processor.image_processor(pictures, return_tensors="pt"))
+                for name, tensor in processor.image_processor(pictures, return_tensors="pt").items():
+                    inputs[name] = tensor.unsqueeze(1).expand(-1, number, *tensor.shape[1:])
             output = generate(model, inputs, max_new_tokens=max_new_tokens)
             texts = processor.batch_decode(output, skip_special_tokens=True)
             for row, text in zip(rows, texts, strict=True):

@@ -665,6 +665,26 @@ def test_images_of_other_placeholders_are_refused(
                     run(**inputs)
 
 
+def test_rows_that_share_their_images_are_rows_with_copies_of_them(model: AgeVlmForConditionalGeneration):
+    """Each with its placeholders where they are; the tower runs once for both."""
+    batch = tiny_batch(((1, 4), (2, 7), (3,), (5,)))
+    batch["pixel_values"][1::2] = batch["pixel_values"][::2]
+    batch["pixel_attention_mask"] = torch.ones(4, 2, 96, 96, dtype=torch.long)
+    batch["pixel_attention_mask"][:2, :, :32] = 0
+    shared = {
+        name: tensor[::2].unsqueeze(1).expand(-1, 2, *tensor.shape[1:])
+        for name, tensor in batch.items()
+        if "pixel" in name
+    }
+    assert_close(model(**batch | shared).logits, model(**batch).logits)
+    assert torch.equal(
+        *(model.generate(**inputs, **NEW_TOKENS, do_sample=False) for inputs in (batch, batch | shared))
+    )
+    batch["input_ids"][1, 7] = batch["input_ids"][1, 0]
+    with pytest.raises(ValueError, match=r"The rows have \[2, 1, 1, 1\] image placeholders"):
+        model(**batch | shared)
+
+
 @pytest.mark.parametrize(("rows", "images"), [(4, 2), (1, 2), (2, 1), (3, 2)])
 def test_images_of_another_number_of_rows_are_refused(model: AgeVlmForConditionalGeneration, rows: int, images: int):
     batch = tiny_batch(((1,),) * rows) | {"pixel_values": torch.randn(images, 1, 3, 96, 96)}

@@ -14,18 +14,24 @@
 """The checkpoint that the repository ships answers as well as its `metrics.json` says."""
 
 import json
+import re
 import sys
+from pathlib import Path
 
 import pytest
 
+import modeling_agevlm
 from recipes import ask
 from recipes.answering.checkpoint import load_checkpoint
 from recipes.evaluation.metrics import score_pope
+from recipes.publishing.checkpoint import load_problems, make_card
 from recipes.scenes import TRAINED_MODEL
 from recipes.scenes.classes import POPE_KINDS
 from recipes.scenes.evaluation import answer_all, exchanged
 from recipes.scenes.pictures import sample_scene
 from recipes.scenes.questions import load_questions
+from recipes.training.record import card_template
+from trainers.hub import CODE
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +61,18 @@ def test_it_sees(checkpoint, questions):
     assert accuracy(checkpoint, questions, images) == pytest.approx(metrics["pope_accuracy"], abs=0.1)
     assert accuracy(checkpoint, questions, [None] * len(questions)) == 0.5
     assert accuracy(checkpoint, questions, exchanged(images)) < 0.65
+
+
+def test_it_is_a_checkpoint_as_any_other():
+    """It loads where nothing of this project is, and runs what this project runs."""
+    assert load_problems([TRAINED_MODEL]) == [None]
+    for file in Path(modeling_agevlm.__file__).parent.glob(CODE):
+        copy = TRAINED_MODEL / file.name
+        assert copy.read_text() == file.read_text(), f"cp modeling_agevlm/{CODE} {TRAINED_MODEL}"
+    card = (TRAINED_MODEL / "README.md").read_text()
+    expected = make_card(TRAINED_MODEL, "recipes/scenes/model", card_template())
+    assert re.sub("Code: .*", "", card) == re.sub("Code: .*", "", expected)
+    assert "| `pope_accuracy` | 0.8" in card
 
 
 def test_ask_finds_it(tmp_path, monkeypatch, capsys):
