@@ -19,12 +19,14 @@ The rest of this package is copied into every checkpoint, to run without it; thi
 
 import json
 import os
+import textwrap
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import timm
 import torch
-from huggingface_hub.errors import GatedRepoError
+from huggingface_hub.errors import GatedRepoError, StrictDataclassError
+from safetensors import SafetensorError
 from transformers import AutoConfig, GgufConfig, LlamaConfig, LlamaForCausalLM
 from transformers import initialization as init
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME, cached_file
@@ -44,6 +46,18 @@ TEXT_HINT = (
 )
 
 
+# What says in words of its own what is wrong. Others, such as a KeyError, have to be named.
+SENTENCES = (ValueError, OSError, RuntimeError, ImportError, SafetensorError)
+
+
+def in_words(error: Exception) -> str:
+    """What an error says, on one line and without its full stop."""
+    if isinstance(error, StrictDataclassError):  # of a configuration; the sentence is in its cause
+        error = error.__cause__ or error
+    reason = textwrap.shorten(str(error), 500, placeholder=" ...").rstrip(".")
+    return reason if isinstance(error, SENTENCES) and reason else f"{type(error).__name__}: {reason}".rstrip(": ")
+
+
 @contextmanager
 def loading(name: str, hint: str = "") -> Iterator[None]:
     """
@@ -59,7 +73,7 @@ def loading(name: str, hint: str = "") -> Iterator[None]:
     try:
         yield
     except Exception as error:  # readers of files raise all kinds
-        reason = " ".join(str(error).split()).rstrip(".")
+        reason = in_words(error)
         if isinstance(error.__cause__, GatedRepoError):
             reason = "it is gated"
             hint = "Accept its license on its page on the Hub, then log in with `hf auth login` or set `HF_TOKEN`."

@@ -56,7 +56,6 @@ def main() -> None:
     with lasting_imports():
         import numpy as np
         import torch
-        from safetensors import SafetensorError
         from transformers.utils.logging import disable_progress_bar
 
         from modeling_agevlm.image_reading_agevlm import read_image
@@ -72,9 +71,8 @@ def main() -> None:
         sys.exit(f"error: {error}")
     try:
         model, processor = load_checkpoint(args.model)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        sys.exit(f"error: {args.model} cannot be loaded as an AGE-VLM checkpoint: {reason}.")
+    except ValueError as error:
+        sys.exit(f"error: {args.model} cannot be loaded as an AGE-VLM checkpoint: {str(error).rstrip('.')}.")
 
     try:
         answer, inputs, prompt_length = ask(model, processor, picture, args.question, args.max_new_tokens)

@@ -11,29 +11,219 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Loading a checkpoint to ask it."""
+"""Loading a checkpoint: whatever is wrong with one ends in a sentence that says which part it is."""
 
+import json
+import math
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from transformers import PreTrainedModel, ProcessorMixin
+import PIL.Image
+import torch
+from safetensors import safe_open
+from transformers import GenerationConfig
+from transformers import initialization as init
+from transformers.utils import (
+    ADAPTER_CONFIG_NAME,
+    CONFIG_NAME,
+    GENERATION_CONFIG_NAME,
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    cached_file,
+)
 
-from modeling_agevlm import AgeVlmConfig, AgeVlmForConditionalGeneration, AgeVlmProcessor
+from modeling_agevlm import AgeVlmConfig, AgeVlmForConditionalGeneration, AgeVlmImageProcessor, AgeVlmProcessor
+from modeling_agevlm.conversion import check_tensors, loading
+from recipes.answering.answers import one_question, prompts
 
 
-def load_checkpoint(name: str) -> tuple[PreTrainedModel, ProcessorMixin]:
+FLOATS = ("F64", "F32", "F16", "BF16")  # as safetensors names what weights are stored as
+TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "suppress_tokens")  # of a generation_config.json
+
+
+def find_file(name: str, file: str, revision: str) -> str | None:
+    """The path of a checkpoint's file, in its folder or in the Hub's cache, downloaded where needed; None if it has none."""
+    flags = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    return cached_file(name, file, revision=revision, **flags)
+
+
+def entries(value: Any) -> Iterator[tuple[str, Any]]:
+    """All names with their values in a JSON object, however deep."""
+    if isinstance(value, dict):
+        yield from value.items()
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from entries(inner)
+
+
+def read_config(name: str, revision: str) -> AgeVlmConfig:
+    """The configuration. Raises `ValueError` if it is none of an AGE-VLM, or names code to fetch."""
+    if Path(name).is_dir() and not (Path(name) / CONFIG_NAME).exists():
+        raise ValueError("it has no config.json")
+    with loading(f"its {CONFIG_NAME}"):
+        config, _ = AgeVlmConfig.get_config_dict(name, revision=revision)
+        if not isinstance(config, dict):
+            raise ValueError("it is no JSON object")
+    if config.get("model_type") != AgeVlmConfig.model_type:
+        raise ValueError(f"its {CONFIG_NAME} is of model type {config.get('model_type')!r}")
+    with loading(f"its {CONFIG_NAME}"):
+        for key, value in entries(config):
+            if key.endswith("_implementation") and "/" in str(value):
+                raise ValueError(f"`{key}` names a repository of kernels ({value!r}), whose code would run")
+            if key == "num_labels":  # would make as many names
+                raise ValueError("`num_labels` is of a classifier, which this model is not")
+        return AgeVlmConfig.from_pretrained(name, revision=revision)
+
+
+def weight_files(name: str, revision: str) -> list[str]:
     """
-    The model and the processor of a checkpoint folder or Hub id.
+    The files of the weights, as transformers finds them; none where it is to say that there are none.
 
     Raises:
-        ValueError: If it is no whole checkpoint of an AGE-VLM.
-        OSError: If it cannot be found or read.
+        ValueError: If it would take an adapter and the model that it names, or files that do not lie beside the index.
     """
-    if Path(name).is_dir() and not (Path(name) / "config.json").exists():
-        raise ValueError("it has no config.json")
-    config, _ = AgeVlmConfig.get_config_dict(name)
-    if config.get("model_type") != AgeVlmConfig.model_type:
-        raise ValueError(f"its config.json is of model type {config.get('model_type')!r}")
-    model, report = AgeVlmForConditionalGeneration.from_pretrained(name, output_loading_info=True)
-    if report["missing_keys"]:
-        raise ValueError(f"{len(report['missing_keys'])} of its tensors are missing ({min(report['missing_keys'])})")
-    return model.eval(), AgeVlmProcessor.from_pretrained(name)
+    if find_file(name, ADAPTER_CONFIG_NAME, revision) is not None:
+        raise ValueError(
+            f"it holds an adapter ({ADAPTER_CONFIG_NAME}), which has to be merged and saved as a whole model"
+        )
+    file = find_file(name, SAFE_WEIGHTS_NAME, revision)
+    if file is not None:
+        return [file]
+    index = find_file(name, SAFE_WEIGHTS_INDEX_NAME, revision)
+    if index is None:
+        return []
+    with loading(f"its {SAFE_WEIGHTS_INDEX_NAME}"):
+        content = json.loads(Path(index).read_text(encoding="utf-8"))
+        shards = content.get("weight_map") if isinstance(content, dict) else None
+        if not isinstance(shards, dict) or not shards or not isinstance(content.get("metadata"), dict):
+            raise ValueError("it has no `weight_map` of files with `metadata`")
+        shards = sorted(set(map(str, shards.values())))
+        wrong = [shard for shard in shards if Path(shard).name != shard or not shard.endswith(".safetensors")]
+        if wrong:
+            raise ValueError(f"it names {wrong[0]}, which is no safetensors file beside it")
+        found = [find_file(name, shard, revision) for shard in shards]
+        if None in found:
+            raise ValueError(f"there is no {shards[found.index(None)]}")
+    return found
+
+
+def is_quantized(config: AgeVlmConfig) -> bool:
+    return getattr(config, "quantization_config", None) is not None
+
+
+def check_weights(files: list[str], config: AgeVlmConfig) -> None:
+    """
+    Raises `ValueError` unless the weights' headers fit the configuration: before anything of the size that either says is
+    made. Quantized weights have shapes of their own.
+    """
+    if not files or is_quantized(config):
+        return
+    with loading(f"its {CONFIG_NAME}"), torch.device("meta"), init.no_init_weights():
+        model = AgeVlmForConditionalGeneration(config)
+    expected = {key: list(tensor.shape) for key, tensor in model.state_dict().items()}
+    kinds = {}
+    with loading("its weights"):
+        for file in files:
+            with safe_open(file, framework="pt") as tensors:
+                for key in tensors.keys():
+                    tensor = tensors.get_slice(key)
+                    kinds[key] = (tensor.get_shape(), tensor.get_dtype())
+    check_tensors(
+        "the checkpoint",
+        missing=expected.keys() - kinds.keys() - model.all_tied_weights_keys.keys(),
+        of_another_shape=[key for key in expected.keys() & kinds.keys() if kinds[key][0] != expected[key]],
+        of_another_type_than_floats=[key for key, (_, dtype) in kinds.items() if dtype not in FLOATS],
+    )
+
+
+def check_generation_config(file: str | None, generation_config: GenerationConfig, vocab_size: int) -> None:
+    """
+    Raises `ValueError` unless its tokens are in the vocabulary and its counts are counts. transformers goes on without a
+    file that it cannot read: an answer would have no end.
+    """
+    if file is not None and not isinstance(json.loads(Path(file).read_text(encoding="utf-8")), dict):
+        raise ValueError("it is no JSON object")
+    for key in TOKENS:
+        value = getattr(generation_config, key, None)
+        for token in value if isinstance(value, list) else [value]:
+            if token is not None and not (type(token) is int and 0 <= token < vocab_size):
+                raise ValueError(f"`{key}` holds {str(token)[:60]!r}, which is no token of the vocabulary")
+    for key in ("num_beams", "num_return_sequences"):
+        value = getattr(generation_config, key, None)
+        if value is not None and not (type(value) is int and value > 0):
+            raise ValueError(f"`{key}` has to be a number from 1 on, but is {str(value)[:60]!r}")
+
+
+def check_image_processor(image_processor: Any, config: AgeVlmConfig) -> None:
+    """Raises `ValueError` unless it makes what the model's tower takes, of a size that fits into memory."""
+    if not isinstance(image_processor, AgeVlmImageProcessor):
+        raise ValueError(f"its pictures are for a {type(image_processor).__name__}")
+    patch_size = config.vision_config.patch_size
+    if image_processor.patch_size != patch_size:
+        raise ValueError(f"its `patch_size` is {image_processor.patch_size}, but the model's is {patch_size}")
+    sides = [image_processor.size.get("height"), image_processor.size.get("width")]
+    if not all(type(side) is int and side > 0 and side % patch_size == 0 for side in sides):
+        raise ValueError(f"its `size` has to be of multiples of {patch_size} pixels, but is {image_processor.size}")
+    if math.prod(sides) > PIL.Image.MAX_IMAGE_PIXELS:
+        raise ValueError(f"its `size` is {image_processor.size}, more pixels than a picture has")
+    for key in ("image_mean", "image_std"):
+        values = getattr(image_processor, key)
+        if not (isinstance(values, (list, tuple)) and len(values) == config.vision_config.num_channels):
+            raise ValueError(f"its `{key}` has to hold a number for each channel, but is {values!r}")
+        if not all(type(value) in (int, float) and math.isfinite(value) for value in values):
+            raise ValueError(f"its `{key}` has to hold numbers, but is {values!r}")
+    if not all(value > 0 for value in image_processor.image_std):
+        raise ValueError(f"its `image_std` has to be above 0, but is {image_processor.image_std!r}")
+
+
+def check_processor(processor: AgeVlmProcessor, config: AgeVlmConfig) -> None:
+    """Raises whatever is raised when one asks, and `ValueError` if what comes out is not for the model."""
+    check_image_processor(processor.image_processor, config)
+    if processor.image_token_id != config.image_token_id:
+        raise ValueError(
+            f"its placeholder {processor.image_token!r} is token {processor.image_token_id}, but the model's is "
+            f"{config.image_token_id}"
+        )
+    inputs = prompts(processor, [one_question("What is it?", PIL.Image.new("RGB", (32, 32)))])
+    token = inputs["input_ids"].max().item()
+    if token >= config.text_config.vocab_size:
+        raise ValueError(f"its token {token} is not in the model's vocabulary of {config.text_config.vocab_size}")
+    if not inputs["pixel_values"].isfinite().all():
+        raise ValueError("its pictures hold NaN or infinity")
+
+
+def load_checkpoint(
+    name: str, revision: str = "main", **arguments: Any
+) -> tuple[AgeVlmForConditionalGeneration, AgeVlmProcessor]:
+    """
+    The model, in evaluation mode, and the processor of a checkpoint folder or Hub id. No code of the checkpoint runs.
+
+    Args:
+        name (`str`): The checkpoint.
+        revision (`str`, *optional*, defaults to `"main"`): Branch, tag or commit on the Hub.
+        arguments: More of `from_pretrained`, such as `dtype` and `attn_implementation`.
+
+    Raises:
+        ValueError: If it is no whole checkpoint of an AGE-VLM, cannot be found or cannot be read. The sentence is about
+            "its" parts; whose they are is the caller's to say.
+    """
+    config = read_config(name, revision)
+    check_weights(weight_files(name, revision), config)
+    with loading("its processor"):
+        processor = AgeVlmProcessor.from_pretrained(name, revision=revision, trust_remote_code=False)
+        check_processor(processor, config)
+    with loading("its model"):
+        model, report = AgeVlmForConditionalGeneration.from_pretrained(
+            name,
+            revision=revision,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+            **arguments,
+        )
+    if is_quantized(config):
+        check_tensors("the checkpoint", missing=report["missing_keys"])
+    with loading(f"its {GENERATION_CONFIG_NAME}"):
+        file = find_file(name, GENERATION_CONFIG_NAME, revision)
+        check_generation_config(file, model.generation_config, config.text_config.vocab_size)
+    return model.eval(), processor

@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, TorchAoConfig
 
-from modeling_agevlm import AgeVlmForConditionalGeneration, AgeVlmProcessor
+from modeling_agevlm.conversion import loading
+from recipes.answering.checkpoint import load_checkpoint
 from recipes.benchmarks.timing import ratio, seconds_in_turns
 from recipes.scenes.rows import load_scenes
 from trainers import DataCollatorForGuidedVisionLanguageModeling
@@ -45,13 +46,10 @@ def int8(model: str, rounds: int, num_scenes: int) -> dict[str, Any]:
     """
     from torchao.quantization import Int8WeightOnlyConfig
 
-    processor = AgeVlmProcessor.from_pretrained(model)
-    models = {
-        "float32": AgeVlmForConditionalGeneration.from_pretrained(model, dtype="float32"),
-        "int8": AgeVlmForConditionalGeneration.from_pretrained(
-            model, dtype="float32", quantization_config=TorchAoConfig(Int8WeightOnlyConfig())
-        ),
-    }
+    rounded_to = TorchAoConfig(Int8WeightOnlyConfig())
+    with loading(model):
+        exact, processor = load_checkpoint(model, dtype="float32")
+        models = {"float32": exact, "int8": load_checkpoint(model, dtype="float32", quantization_config=rounded_to)[0]}
     device = "cuda" if torch.cuda.is_available() else "cpu"
     models = {name: m.to(device).eval() for name, m in models.items()}
     image_size = models["float32"].config.vision_config.image_size

@@ -46,20 +46,23 @@ def judge(records: Sequence[Record], name: str, batch_size: int = 16) -> None:
         batch_size (`int`, *optional*, defaults to 16): Questions at a time.
 
     Raises:
-        ValueError: If the model has no chat template.
+        ValueError: If the model cannot be loaded, or has no chat template.
     """
     import torch  # Only the judge needs them, and they take seconds.
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from modeling_agevlm.conversion import loading
     from recipes.answering.answers import generate
 
-    tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left")
+    with loading(name, "`--judge` is an instruct model."):
+        tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left")
     if tokenizer.chat_template is None:
         raise ValueError(f"{name} has no chat template: the judge must be an instruct model.")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(name, dtype="auto" if device == "cuda" else torch.float32)
+    with loading(name, "`--judge` is an instruct model."):
+        model = AutoModelForCausalLM.from_pretrained(name, dtype="auto" if device == "cuda" else torch.float32)
     model = model.to(device).eval()
     chosen = [record for record in records if record["benchmark"] in JUDGED]
     for record in chosen:

@@ -30,7 +30,6 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
-from safetensors import SafetensorError
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
@@ -41,6 +40,7 @@ from transformers import (
 )
 
 from modeling_agevlm import AgeVlmConfig, AgeVlmImageProcessor, AgeVlmProcessor
+from modeling_agevlm.conversion import in_words
 from recipes.answering.answers import generate, one_question, prompts
 from recipes.answering.checkpoint import load_checkpoint
 
@@ -295,8 +295,8 @@ def load_vlm(name: str) -> Vlm:
             raise ValueError(f"the configuration of a {model_type!r} model names no image token")
         if processor.chat_template is None:
             raise ValueError("its processor has no chat template")
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error)).rstrip(".")
+    except Exception as error:  # readers of files raise all kinds
+        reason = in_words(error)
         raise ValueError(f"{name} cannot be loaded as a vision-language model: {reason}.") from error
     if hasattr(processor.image_processor, "do_image_splitting"):
         processor.image_processor.do_image_splitting = False

@@ -57,7 +57,12 @@ class Source:
 
     @cached_property
     def encoder(self):
-        return None if self.tokenizer is None else AutoTokenizer.from_pretrained(self.tokenizer)
+        if self.tokenizer is None:
+            return None
+        from modeling_agevlm.conversion import loading  # brings timm, which only this needs
+
+        with loading(self.tokenizer, "`--tokenizer` is the folder or Hub id of a checkpoint."):
+            return AutoTokenizer.from_pretrained(self.tokenizer)
 
     def length(self, row: dict[str, Any]) -> int:
         """Of the row's words: in tokens if there is a tokenizer, otherwise in characters."""

@@ -17,15 +17,15 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from modeling_agevlm import AgeVlmForConditionalGeneration, AgeVlmProcessor
+from modeling_agevlm.conversion import loading
+from recipes.answering.checkpoint import load_checkpoint
 from recipes.scenes.evaluation import Judged, judge
 
 
 def evaluate(out: Path, variant: str, questions: list[dict]) -> list[Judged]:
     """The answers of a variant, and where its words look."""
-    model = AgeVlmForConditionalGeneration.from_pretrained(out / variant)
-    processor = AgeVlmProcessor.from_pretrained(out / variant)
-
+    with loading(str(out / variant)):
+        model, processor = load_checkpoint(str(out / variant))
     with tqdm(total=len(questions), desc=f"{variant:<18}", unit=" questions") as bar:
         return judge(model, processor, questions, progress=lambda done: bar.update(done - bar.n))
 

@@ -20,8 +20,9 @@ from peft import LoraConfig
 from transformers import PreTrainedModel, PrinterCallback, ProcessorMixin, ProgressCallback, TrainerCallback, set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from modeling_agevlm import AgeVlmConfig, AgeVlmForConditionalGeneration, AgeVlmProcessor
+from modeling_agevlm import AgeVlmConfig
 from modeling_agevlm.conversion import loading
+from recipes.answering.checkpoint import load_checkpoint
 from recipes.training.arguments import DataArguments, ModelArguments
 from recipes.training.data_sets import check_regions, load_rows
 from recipes.training.parts import build
@@ -48,16 +49,16 @@ def load_model(arguments: ModelArguments, stage: Stage) -> tuple[PreTrainedModel
         raise ValueError(f"{name} is not a checkpoint folder: it has no config.json.")
     with loading(name):
         config, _ = AgeVlmConfig.get_config_dict(name, revision=arguments.model_revision)
-    if config.get("model_type") != AgeVlmConfig.model_type:
+        model_type = config.get("model_type")
+    if model_type != AgeVlmConfig.model_type:
         raise ValueError(
-            f"{name} is a {config.get('model_type')!r} checkpoint, but a stage starts from an AGE-VLM ('agevlm'). Build one "
-            "around it with `recipes/init.py --text`."
+            f"{name} is a {model_type!r} checkpoint, but a stage starts from an AGE-VLM ('agevlm'). Build one around it with "
+            "`recipes/init.py --text`."
         )
     with loading(name):
-        model = AgeVlmForConditionalGeneration.from_pretrained(
-            name, revision=arguments.model_revision, attn_implementation=arguments.attn_implementation, dtype="float32"
+        model, processor = load_checkpoint(
+            name, arguments.model_revision, attn_implementation=arguments.attn_implementation, dtype="float32"
         )
-        processor = AgeVlmProcessor.from_pretrained(name, revision=arguments.model_revision)
     if model.config.training_stage != stage.number - 1:
         raise ValueError(
             f"Stage {stage.number} starts from a checkpoint of stage {stage.number - 1}, but {name} is one of stage "

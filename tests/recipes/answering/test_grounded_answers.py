@@ -434,6 +434,10 @@ def test_ask_reads_pictures_of_all_kinds(run):
         ({"model": "."}, "error: . cannot be loaded as an AGE-VLM checkpoint: it has no config.json."),
         ({"model": "llama"}, "error: llama cannot be loaded .*: its config.json is of model type 'llama'."),
         ({"model": "half"}, "error: half cannot be loaded as an AGE-VLM checkpoint: "),
+        (
+            {"model": "broken"},
+            "error: broken cannot be loaded .*: its processor cannot be loaded: AttributeError: 'list'",
+        ),
         ({"model": "me/nothing"}, "error: me/nothing cannot be loaded as an AGE-VLM checkpoint: "),
         ({"model": "runs/nothing"}, "error: runs/nothing cannot be loaded as an AGE-VLM checkpoint: "),
         ({"out": "out/ask.jpg"}, "error: `--out` has to end in .png"),
@@ -445,6 +449,8 @@ def test_ask_says_what_is_wrong(run, checkpoint: Path, options: dict[str, Any], 
     Path("cut.png").write_bytes(Path("picture.png").read_bytes()[:-200])
     Path("llama").mkdir()
     Path("llama/config.json").write_text('{"model_type": "llama"}')
+    shutil.copytree(checkpoint, "broken")
+    Path("broken/processor_config.json").write_text("[]")
     shutil.copytree(checkpoint, "half")
     weights = (checkpoint / "model.safetensors").read_bytes()
     Path("half/model.safetensors").write_bytes(weights[: len(weights) // 2])
