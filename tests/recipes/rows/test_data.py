@@ -371,7 +371,7 @@ def test_command_line(dirty: Source, tmp_path: Path):
         (["--out", "rows", "--subset", "2"], "error: `--subset` is a share of the rows between 0 and 1, but is 2.0"),
         (["--check", "--drop_hashes", __file__], "error: .*test_data.py is not a file of picture hashes"),
         (
-            ["--tokenizer", "nowhere/at-all"],
+            ["--check", "--tokenizer", "nowhere/at-all"],
             "error: nowhere/at-all cannot be loaded: .* `--tokenizer` is the folder or",
         ),
     ],

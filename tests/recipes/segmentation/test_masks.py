@@ -61,7 +61,7 @@ def test_outlines_end_at_the_picture():
     found = {"polygons": [[[1, 2, 10**12, 3, 4, 10**12], [1, 2, 3, 4]]]}
     locator.task = "task"
     locator.processor = SimpleNamespace(post_process_generation=lambda *arguments, **more: {"task": found})
-    (finding,) = locator.read(Query(0, 0, 0, "a cup"), "", picture(40, 60))
+    (finding,) = locator.read(Query(0, 0, "a cup"), "", picture(40, 60))
     assert finding.instances[0].outline == [[1, 2, 60, 3, 4, 40]]
 
 
@@ -355,7 +355,6 @@ def test_one_sentence_on_the_command_line(
 @pytest.mark.parametrize(("sam", "level"), [("sam2", "message"), ("sam", "phrase"), ("sam2", "phrase")])
 def test_real_classes(networks: Path, tmp_path: Path, sam: str, level: str):
     """What random weights find makes no sense, but it is found without an error and fits the pictures."""
-    from recipes.segmentation.florence import Locator
     from recipes.segmentation.sam import Segmenter
 
     rows = data_set(tmp_path / "data", 4)
