@@ -103,7 +103,12 @@ def as_lines(path: Path) -> Path:
     try:
         with aside.open("w", encoding="utf-8") as out:
             for record in list_items(path):
-                out.write(json.dumps(record, ensure_ascii=False) + "\n")
+                line = json.dumps(record, ensure_ascii=False)
+                try:
+                    line.encode()
+                except UnicodeEncodeError:  # half a character, which is its record's fault and not the file's
+                    line = json.dumps(record)
+                out.write(f"{line}\n")
         aside.replace(lines)
     finally:
         aside.unlink(missing_ok=True)
@@ -111,9 +116,14 @@ def as_lines(path: Path) -> Path:
 
 
 def list_items(path: Path, chunk_size: int = 1 << 22) -> Iterator[Any]:
-    """The items of a JSON list, decoded one by one."""
+    """
+    The items of a JSON list, decoded one by one.
+
+    Raises:
+        ValueError: If it is cut off or damaged.
+    """
     decoder, separator = json.JSONDecoder(), re.compile(r"[\s,]*")
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8", errors="surrogateescape") as file:
         text, ended = file.read(chunk_size).lstrip()[1:], False
         while True:
             text = text[separator.match(text).end() :]
@@ -129,6 +139,8 @@ def list_items(path: Path, chunk_size: int = 1 << 22) -> Iterator[Any]:
                         f"{path} is a JSON list that is cut off or damaged ({error.msg}): fetch it again."
                     ) from error
                 complete = False
+            except RecursionError:
+                raise ValueError(f"{path} is a JSON list with an item that is nested too deeply.") from None
             if complete:
                 yield item
                 text = text[end:]
