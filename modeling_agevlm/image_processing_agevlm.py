@@ -40,6 +40,9 @@ from transformers.utils import TensorType, auto_docstring
 from .image_reading_agevlm import read_image
 
 
+MAX_CROP = 100  # times the side that is seen, to which a side is enlarged before it is cut
+
+
 class AgeVlmImageProcessorKwargs(ImagesKwargs, total=False):
     r"""
     patch_size (`int`, *optional*, defaults to `self.patch_size`):
@@ -121,6 +124,11 @@ class AgeVlmImageProcessor(TorchvisionBackend):
         if not (do_pad or do_center_crop):
             return size.height, size.width, 0, 0
         scales = (size.height / height, size.width / width)
+        if do_center_crop and max(scales) > MAX_CROP * min(scales):
+            raise ValueError(
+                f"`do_center_crop` would cut all but a {MAX_CROP}th of a picture of {height} x {width} pixels. Pad or stretch "
+                "it instead."
+            )
         scale = min(scales) if do_pad else max(scales)
         resized_height, resized_width = max(1, round(height * scale)), max(1, round(width * scale))
         return (
@@ -159,12 +167,13 @@ class AgeVlmImageProcessor(TorchvisionBackend):
                     f"`do_resize=False` needs pictures that already fit `size` ({size.height} x {size.width}), but one "
                     f"has {stack.shape[-2]} x {stack.shape[-1]} pixels."
                 )
+            source = (slice(max(0, -top), size.height - top), slice(max(0, -left), size.width - left))
+            stack = stack[..., source[0], source[1]]
             stack = self.rescale_and_normalize(stack, do_rescale, rescale_factor, do_normalize, image_mean, image_std)
             # Padding comes after the normalization: a padded pixel has the mean color.
-            source = (slice(max(0, -top), size.height - top), slice(max(0, -left), size.width - left))
             target = (slice(max(0, top), top + height), slice(max(0, left), left + width))
             canvases[shape] = stack.new_zeros((*stack.shape[:2], size.height, size.width))
-            canvases[shape][..., target[0], target[1]] = stack[..., source[0], source[1]]
+            canvases[shape][..., target[0], target[1]] = stack
             masks[shape] = torch.zeros((stack.shape[0], size.height, size.width), dtype=torch.long)
             masks[shape][..., target[0], target[1]] = 1
 

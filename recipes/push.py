@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--model_card", type=Path, help="template of the model card; default: model_card.md")
     args = parser.parse_args()
 
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.utils import httpx
 
     from recipes.publishing.checkpoint import push
     from recipes.training.record import MODEL_CARD, read_record
@@ -56,7 +56,7 @@ def main() -> None:
             args.metrics_command,
             template,
         )
-    except (ValueError, HfHubHTTPError) as error:
+    except (ValueError, OSError, httpx.HTTPError) as error:  # the last two: the Hub says no, or cannot be reached
         sys.exit(f"Not pushed: {error}")
     record = read_record(args.checkpoint)
     text = next((run["text"] for run in record if run.get("text")), None)

@@ -224,6 +224,30 @@ MUTANTS = [
         {'if normalization == "sum" else maps.amax(dim=-1)': 'if normalization == "max" else maps.amax(dim=-1)'},
         "test_guidance_loss.py",
     ),
+    Mutant(
+        "answers outlive their clients",
+        "recipes/serving/generation.py",
+        {"is_over = self.is_cancelled or self.text.is_stopped": "is_over = self.text.is_stopped"},
+        "test_app.py",
+    ),
+    Mutant(
+        "a checked host is looked up again",
+        "recipes/serving/addresses.py",
+        {"connect_tcp(addresses[-1], port": "connect_tcp(host, port"},
+        "test_addresses.py",
+    ),
+    Mutant(
+        "redirects lead anywhere",
+        "recipes/serving/addresses.py",
+        {"url = urljoin(url, location)\n": "self.domains |= {urlsplit(url := urljoin(url, location)).hostname}\n"},
+        "test_addresses.py",
+    ),
+    Mutant(
+        "quoted special tokens are tokens",
+        "recipes/serving/prompts.py",
+        {"sanitize_control_tokens=True": "sanitize_control_tokens=False"},
+        "test_app.py",
+    ),
 ]
 
 

@@ -23,7 +23,8 @@ PAGES = {
     for path in sorted(
         [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("recipes/**/*.md")],
     )
-    if path.name != "model_card.md"  # a template
+    if path.name != "model_card.md"
+    and not (path.parent / "config.json").exists()  # a template, and what is made of it
 }
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 SERVER = "localhost:8000"  # what a block that needs `recipes/serve.py` to run talks to

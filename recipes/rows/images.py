@@ -94,7 +94,7 @@ def write_hashes(images: Path, out: Path) -> int:
     files = sorted(file for file in images.rglob("*") if file.suffix.lower() in suffixes)
     if not files:
         raise ValueError(f"There are no pictures in {images}.")
-    with out.open("w") as lines:
+    with out.open("w", encoding="utf-8", errors="replace") as lines:  # names are for people, and can be any bytes
         for file in tqdm(files, unit=" images"):
             lines.write(f"{picture_hash(read_image(file)).tobytes().hex()} {file.relative_to(images)}\n")
     return len(files)

@@ -120,7 +120,7 @@ def list_items(path: Path, chunk_size: int = 1 << 22) -> Iterator[Any]:
     """
     decoder, separator = json.JSONDecoder(), re.compile(r"[\s,]*")
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8", errors="surrogateescape") as file:
             text, ended = file.read(chunk_size).lstrip()[1:], False
             while True:
                 text = text[separator.match(text).end() :]
@@ -140,6 +140,6 @@ def list_items(path: Path, chunk_size: int = 1 << 22) -> Iterator[Any]:
                 else:
                     more = file.read(max(chunk_size, len(text)))
                     text, ended = text + more, not more
-    except (ValueError, RecursionError) as error:  # no UTF-8, numbers of thousands of digits, thousands of brackets
-        reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+    except (ValueError, RecursionError) as error:  # of numbers of thousands of digits, for example
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else error
         raise ValueError(f"{path} is a JSON list that is cut off or damaged ({reason}): fetch it again.") from error

@@ -201,7 +201,7 @@ def read_record(line: bytes, number: int, folder: Path) -> tuple[dict[str, Any],
         raise Fault("not JSON", "it is no object")
     found = [find_image(folder, name) for name in image_names(record)]
     messages, mended = read_messages(record, len(found))
-    if b"\\u" in line or b"\xed" in line:  # an escape, or what half a character's bytes begin with
+    if b"\\u" in line or b"\xed" in line:  # as JSON writes it, or as it is
         try:
             json.dumps([record.get("id"), found, messages], ensure_ascii=False).encode()
         except UnicodeEncodeError as error:

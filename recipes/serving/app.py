@@ -20,6 +20,7 @@ import time
 import uuid
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 from starlette.applications import Starlette
@@ -27,7 +28,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 from transformers import PreTrainedModel, ProcessorMixin
 
 from recipes.serving.chat_request import ChatRequest, parse
@@ -39,6 +40,8 @@ from recipes.serving.prompts import PromptMaker
 
 
 logger = logging.getLogger(__name__)
+
+SEND_SECONDS = 60.0  # in which a client has to take what was sent before
 
 FAILED = RequestError("The server failed. Its log says why.", status=500)
 
@@ -132,10 +135,20 @@ class ChatCompletions:
 
 
 class Answer:
-    """What goes to the client: a whole answer, or events one after the other."""
+    """
+    What goes to the client: a whole answer, or events one after the other. A client that takes nothing for
+    `SEND_SECONDS` has left (`ClientDisconnect`).
+    """
 
     def __init__(self, send: Send) -> None:
-        self._send, self._is_started = send, False
+        self._to_client, self._is_started = send, False
+
+    async def _send(self, message: Message) -> None:
+        try:
+            async with asyncio.timeout(SEND_SECONDS):
+                await self._to_client(message)
+        except TimeoutError as error:
+            raise ClientDisconnect from error
 
     async def whole(self, content: dict[str, Any] | bytes, status: int = 200) -> None:
         body = content if isinstance(content, bytes) else json.dumps(content).encode()
@@ -155,10 +168,11 @@ class Answer:
 
     async def fail(self, error: RequestError) -> None:
         """An error, as the status where nothing was sent yet and as the last event otherwise."""
-        if not self._is_started:
-            return await self.whole(error.body, error.status)
-        await self.event(error.body)
-        await self._send({"type": "http.response.body"})
+        with suppress(ClientDisconnect):
+            if not self._is_started:
+                return await self.whole(error.body, error.status)
+            await self.event(error.body)
+            await self._send({"type": "http.response.body"})
 
     async def _start(self, status: int, kind: bytes, headers: list[tuple[bytes, bytes]]) -> None:
         self._is_started = True

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 
 import pydantic_core
 from annotated_types import Ge, Gt, Le, MaxLen, MinLen
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError, model_validator
 
 from recipes.serving.errors import RequestError
 
@@ -49,12 +49,16 @@ UNSUPPORTED = {
 MAX_STOPS = 4
 MAX_STOP_LENGTH = 256  # characters
 MIN_TEMPERATURE = 0.01
+# Of a body. Parts of objects and lists have one between them, base64 has none, and words that a model has room for fewer.
+# Each part takes far more memory than its bytes.
+MAX_COMMAS = 100_000
 # Of pydantic's sentences those that speak of Python.
 SENTENCES = {
     "missing": "it is missing",
     "extra_forbidden": "this server knows no such field",
     "dict_type": "it has to be an object",
     "model_type": "it has to be an object",
+    "model_attributes_type": "it has to be an object",
     "union_tag_not_found": "{discriminator} is missing",
     "union_tag_invalid": "{discriminator} is {tag!r}, and this server knows {expected_tags}",
 }
@@ -107,7 +111,7 @@ class Message(Part):
     """Of those who show no pictures."""
 
     role: Literal["system", "developer", "assistant"]
-    content: Annotated[list[Text], MinLen(1)]
+    content: Annotated[list[Text], MinLen(1), FailFast()]
 
     @model_validator(mode="before")
     @classmethod
@@ -122,7 +126,7 @@ class Message(Part):
 
 class UserMessage(Message):
     role: Literal["user"]
-    content: Annotated[list[Annotated[Text | Image, Field(discriminator="type")]], MinLen(1)]
+    content: Annotated[list[Annotated[Text | Image, Field(discriminator="type")]], MinLen(1), FailFast()]
 
 
 class StreamOptions(Part):
@@ -156,7 +160,7 @@ class ChatRequest(Part):
     """
 
     model: str | None = None
-    messages: Annotated[list[Annotated[Message | UserMessage, Field(discriminator="role")]], MinLen(1)]
+    messages: Annotated[list[Annotated[Message | UserMessage, Field(discriminator="role")]], MinLen(1), FailFast()]
     max_tokens: Count | None = None
     max_completion_tokens: Count | None = None
     temperature: Temperature | None = None
@@ -223,6 +227,8 @@ class ChatRequest(Part):
 
 def parse(body: bytes) -> ChatRequest:
     """Raises a [`RequestError`] that says what is wrong with the first thing that is."""
+    if body.count(b",") > MAX_COMMAS:
+        raise RequestError(f"The body of the request has more than {MAX_COMMAS:,} commas, and so too many parts.")
     try:
         fields = pydantic_core.from_json(body, allow_inf_nan=False)
     except ValueError as error:

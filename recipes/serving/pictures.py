@@ -29,8 +29,11 @@ from recipes.serving.errors import RequestError
 from recipes.serving.limits import Limits
 
 
-# What browsers show, and what scanners write. Pillow reads more, with readers that few have tried.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "AVIF", "BMP", "TIFF")
+# What browsers show. Pillow reads more, with readers that few have tried.
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "AVIF", "BMP")
+# A progressive JPEG file has about ten, each of which is a pass over all pixels, however few bytes it has.
+MAX_SCANS = 50
+START_OF_SCAN = b"\xff\xda"
 
 
 class PictureSources:
@@ -98,6 +101,7 @@ def decode(files: list[bytes], fields: list[str], max_pixels: int) -> list[PIL.I
     Raises:
         RequestError: If one is no picture, or they are too large.
     """
+    max_pixels = min(max_pixels, 2 * PIL.Image.MAX_IMAGE_PIXELS)  # what Pillow takes
     too_large = RequestError(
         f"The pictures have more than {max_pixels:,} pixels together. Send smaller ones.", status=413
     )
@@ -110,6 +114,8 @@ def decode(files: list[bytes], fields: list[str], max_pixels: int) -> list[PIL.I
                 raise too_large from error
             raise no_picture(field) from error
         if image.format not in FORMATS:
+            raise no_picture(field)
+        if image.format in ("JPEG", "MPO") and file.count(START_OF_SCAN) > MAX_SCANS:
             raise no_picture(field)
         pixels += image.width * image.height
         if pixels > max_pixels:

@@ -25,8 +25,8 @@ from recipes.serving.pictures import decode
 
 
 DEFAULT_TOKENS = 1024  # of an answer, where the request and the context leave it open
-# No text has fewer tokens than that, so one that is longer need not be tokenized to be refused.
-MOST_CHARACTERS_PER_TOKEN = 64
+# Words have four or five. A text with more than this many for each token that there is room for is not tokenized at all.
+MOST_CHARACTERS_PER_TOKEN = 16
 
 
 class PromptMaker:
@@ -71,8 +71,9 @@ class PromptMaker:
                 return_tensors="pt",
                 sanitize_control_tokens=True,
             )
-        except TemplateError as error:
-            raise RequestError(f"The model's chat template refuses the messages: {error}.", "messages") from error
+        except (TemplateError, ValueError) as error:  # turns in another order, words that cannot be told from a token
+            reason = str(error).splitlines()[0].rstrip(".") if str(error) else "it does not say why"
+            raise RequestError(f"The model cannot take these messages: {reason[:300]}.", "messages") from error
         num_tokens = inputs["input_ids"].shape[1]
         left = self.context - num_tokens
         if left < 1:

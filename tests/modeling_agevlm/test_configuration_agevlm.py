@@ -211,7 +211,15 @@ def test_what_is_set_later_is_looked_at_as_well(tmp_path: Path):
         ({"depths": [1, 1, 1, 0]}, r"a number of blocks for each stage, from 1 to 1024, but is \[1, 1, 1, 0\]"),
         ({"depths": 3}, "a number of blocks for each stage, from 1 to 1024, but is 3"),
         ({"dims": [8, 12, 16]}, "timm cannot build `convnext_atto` with `model_args` .*'dims'"),
-        ({"dims": ["8", "12", "16", "24"]}, "timm cannot build `convnext_atto` with `model_args` .*'dims'"),
+        ({"dims": ["8", "12", "16", "24"]}, "a number of channels for each stage, from 1 to 16777216, but is "),
+        (
+            {"dims": [8, 12, 16, 0]},
+            r"a number of channels for each stage, from 1 to 16777216, but is \[8, 12, 16, 0\]",
+        ),
+        ({"dims": [-1, 12, 16, 24]}, "a number of channels for each stage, from 1 to 16777216, but is "),
+        ({"dims": [8, 12, 16, 2**70]}, "a number of channels for each stage, from 1 to 16777216, but is "),
+        ({"kernel_sizes": -3}, "timm cannot build `convnext_atto` with `model_args` .*'kernel_sizes': -3"),
+        ({"patch_size": -4}, "timm cannot build `convnext_atto` with `model_args` .*'patch_size': -4"),
         ({"stem_type": "none"}, "timm cannot build `convnext_atto` with `model_args` .*'stem_type': 'none'"),
         ({"act_layer": "none"}, "timm cannot build `convnext_atto` with `model_args` .*'act_layer': 'none'"),
     ],
@@ -236,9 +244,25 @@ def test_towers_that_cannot_be_built_get_a_sentence(change: dict[str, Any], sent
         ),
         ("num_key_value_heads", 3, r"`num_attention_heads` \(4\) has to be a multiple of `num_key_value_heads` \(3\)"),
         ("head_dim", 7, "`head_dim` has to be even, .* but is 7"),
+        *(
+            (name, 2**63, f"`{name}` can be 16777216 at the most, but is {2**63}")
+            for name in ("hidden_size", "vocab_size")
+        ),
+        ("head_dim", 2**23, r"`num_attention_heads` \(4\) heads of `head_dim` \(8388608\) channels are more than"),
+        ("pad_token_id", 320, r"`pad_token_id` \(320\) is not in the vocabulary \(`vocab_size` 320\)"),
+        (
+            "rope_parameters",
+            {"rope_theta": [1]},
+            r"`rope_theta` in `rope_parameters` has to be a number above 0, but is '\[1\]'",
+        ),
+        (
+            "rope_parameters",
+            {"rope_theta": -1.0},
+            "`rope_theta` in `rope_parameters` has to be a number above 0, but is '-1.0'",
+        ),
     ],
 )
-def test_sizes_that_no_llm_has_are_refused(field: str, value: int, sentence: str):
+def test_what_no_llm_has_is_refused(field: str, value: Any, sentence: str):
     with pytest.raises(Exception, match=sentence):
         tiny_config({field: value})
 

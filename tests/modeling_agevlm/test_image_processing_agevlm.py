@@ -220,3 +220,25 @@ def test_sixteen_bits_are_scaled(tmp_path):
     processor = tiny_processor().image_processor
     found, expected = (processor([[image]], return_tensors="pt") for image in (deep, PIL.Image.fromarray(gray)))
     assert torch.equal(found["pixel_values"], expected["pixel_values"])
+
+
+@GEOMETRIES
+@pytest.mark.parametrize("size", [(1, 60), (60, 1), (1, 1)])
+def test_thin_pictures(flags: dict, size: tuple[int, int]):
+    image_processor = processor(**flags)
+    height, width = size
+    coverage = image_processor.mask_coverage(np.ones(size, dtype=bool))
+    drawn = drawn_coverage(image_processor, PIL.Image.new("RGB", (width, height), "white"))
+    torch.testing.assert_close(drawn, coverage, atol=0.02, rtol=0)
+    assert coverage.sum() > 0
+
+
+@pytest.mark.parametrize("size", [(1, 4000), (4000, 1)])
+def test_a_crop_that_would_enlarge_a_picture_beyond_all_measure_is_refused(size: tuple[int, int]):
+    for flags in ({}, {"do_pad": True}):
+        processor(**flags)(PIL.Image.new("RGB", size), return_tensors="pt")
+    image_processor = processor(do_center_crop=True)
+    with pytest.raises(ValueError, match="would cut all but a 100th of a picture of .* Pad or stretch it"):
+        image_processor(PIL.Image.new("RGB", size))
+    with pytest.raises(ValueError, match="would cut all but a 100th"):
+        image_processor.mask_coverage(np.ones(size, dtype=bool))

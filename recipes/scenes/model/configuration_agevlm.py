@@ -23,7 +23,9 @@ from transformers.utils.versions import require_version
 
 require_version("transformers>=5.24", "AGE-VLM needs it: pip install --upgrade transformers")
 
+from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.configuration_llama import LlamaConfig
 from transformers.utils import auto_docstring
 
@@ -56,6 +58,12 @@ def check_at_least_one(config: PreTrainedConfig, *names: str) -> None:
         value = getattr(config, name)
         if value < 1:
             raise ValueError(f"`{name}` has to be at least 1, but is {value}.")
+
+
+def check_activation(name: str, activation: str) -> None:
+    """Raises `ValueError` unless transformers has an activation of this name."""
+    if activation not in ACT2FN:
+        raise ValueError(f"`{name}` has to be one of {', '.join(sorted(ACT2FN))}, but is {activation!r}.")
 
 
 def is_plain(value: Any) -> bool:
@@ -151,6 +159,12 @@ class AgeVlmTextConfig(LlamaConfig):
             raise ValueError(
                 f"`num_attention_heads` ({self.num_attention_heads}) has to be a multiple of `num_key_value_heads` "
                 f"({self.num_key_value_heads})."
+            )
+        check_activation("hidden_act", self.hidden_act)
+        rope_type = self.rope_parameters.get("rope_type", "default")
+        if rope_type not in ("default", *ROPE_INIT_FUNCTIONS):
+            raise ValueError(
+                f"`rope_type` has to be one of default, {', '.join(sorted(ROPE_INIT_FUNCTIONS))}, but is {rope_type!r}."
             )
         if self.head_dim % 2 != 0:
             raise ValueError(
@@ -289,7 +303,8 @@ class AgeVlmConfig(PreTrainedConfig):
         }
 
     def validate_architecture(self):
-        """Part of `@strict`-powered validation: the placeholder is a token of the LLM's vocabulary."""
+        """Part of `@strict`-powered validation: the placeholder is a token of the LLM's vocabulary, the activation is one."""
+        check_activation("projector_hidden_act", self.projector_hidden_act)
         if not 0 <= self.image_token_id < self.text_config.vocab_size:
             raise ValueError(
                 f"`image_token_id` ({self.image_token_id}) is not in the vocabulary of `text_config` "

@@ -813,6 +813,8 @@ class AgeVlmModel(AgeVlmPreTrainedModel):
             `region_attention` says how much of the query's attention lies there, at next to no cost, and there are no
             `grounding_maps`.
         """
+        if (input_ids is None) ^ (inputs_embeds is not None):
+            raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
         image_outputs = cross_attention_states = positions = visible_from = None
         is_placeholder = self._placeholders(input_ids, inputs_embeds)
         num_sequences = 1

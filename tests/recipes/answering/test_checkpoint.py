@@ -145,7 +145,7 @@ CONFIG = {
         "`cross_attention_layers` has to hold distinct indices",
     ),
     "image token": (change("config.json", image_token_id=10**6), "is not in the vocabulary"),
-    "pad token": (text(pad_token_id=10**6), "Padding_idx must be within num_embeddings"),
+    "pad token": (text(pad_token_id=10**6), "`pad_token_id` .* is not in the vocabulary"),
     "no object of arguments": (vision(model_args="x"), "Field 'model_args'"),
     "pretrained": (model_args(pretrained=True), "arguments of timm's ConvNeXt .* but has 'pretrained'"),
     "checkpoint_path": (model_args(checkpoint_path="x.dat"), "but has 'checkpoint_path'"),
@@ -156,7 +156,7 @@ CONFIG = {
     "labels": (change("config.json", num_labels=10**12), "`num_labels` is of a classifier"),
     "no text_config": (change("config.json", text_config=[]), "Field 'text_config'"),
     "dtype": (change("config.json", dtype="nope"), "no attribute 'nope'"),
-    "sizes that overflow": (text(hidden_size=2**40), "Storage size calculation overflowed"),
+    "sizes that overflow": (text(hidden_size=2**40), "`hidden_size` can be 16777216 at the most"),
 }
 MODEL = {
     "quantized": (

@@ -410,6 +410,8 @@ def test_judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     tokenizer.save_pretrained(tmp_path / "base")
     with pytest.raises(ValueError, match="has no chat template: the judge must be an instruct model"):
         judge(rows, str(tmp_path / "base"))
+    with pytest.raises(ValueError, match="nowhere/at-all cannot be loaded: .* `--judge` is an instruct model"):
+        judge(rows, "nowhere/at-all")
 
 
 def test_judge_prompt_tells_the_truth_in_words():

@@ -293,6 +293,21 @@ def test_json_list_is_read_record_by_record(tmp_path: Path):
     assert not list(tmp_path.glob("cut.json.*"))
 
 
+def test_half_a_character_in_a_list_is_the_fault_of_its_record(tmp_path: Path):
+    records = [
+        record(0, "", turns("Why?", "So.")),
+        record(1, "", turns("\ud800", "So.")),
+        record(2, "", turns("\ud55c", "So.")),
+    ]
+    (tmp_path / "list.json").write_text(json.dumps(records))
+    assert survey(Source(tmp_path / "list.json", tmp_path)).faults == {"half a character": 1}
+    (tmp_path / "bytes.json").write_bytes(json.dumps(records).encode().replace(b"So.", b"S\xff"))
+    assert survey(Source(tmp_path / "bytes.json", tmp_path)).faults == {"half a character": 3}
+    raw = b"\n".join(json.dumps(r, ensure_ascii=False).encode(errors="surrogatepass") for r in records)
+    (tmp_path / "raw.jsonl").write_bytes(raw)
+    assert survey(Source(tmp_path / "raw.jsonl", tmp_path)).faults == {"half a character": 1}
+
+
 @pytest.mark.parametrize("damage", [b"\xff", b"[" * 100_000, b"9" * 5000, b'"\x01"'])
 def test_damaged_json_list_ends_in_a_sentence(tmp_path: Path, damage: bytes):
     (tmp_path / "list.json").write_bytes(b'[{"id": 1}, ' + damage + b"]")
@@ -300,12 +315,6 @@ def test_damaged_json_list_ends_in_a_sentence(tmp_path: Path, damage: bytes):
         ValueError, match="list.json is a JSON list that is cut off or damaged \\(.*\\): fetch it again"
     ):
         as_lines(tmp_path / "list.json")
-
-
-def test_half_a_character_in_a_json_list_is_a_fault_of_its_record(tmp_path: Path):
-    (tmp_path / "list.json").write_text(json.dumps([record(0, None, turns("\ud800?", "This.")), record(1, None)]))
-    report = survey(Source(tmp_path / "list.json", tmp_path))
-    assert report.kept.tolist() == [1] and dict(report.faults) == {"half a character": 1}
 
 
 @pytest.mark.parametrize("end", [b"\n", b""])
@@ -379,6 +388,10 @@ def test_command_line(dirty: Source, tmp_path: Path):
         ([], "error: Pass `--check` to see what there is"),
         (["--out", "rows", "--subset", "2"], "error: `--subset` is a share of the rows between 0 and 1, but is 2.0"),
         (["--check", "--drop_hashes", __file__], "error: .*test_data.py is not a file of picture hashes"),
+        (
+            ["--check", "--tokenizer", "nowhere/at-all"],
+            "error: nowhere/at-all cannot be loaded: .* `--tokenizer` is the folder or",
+        ),
     ],
 )
 def test_one_sentence_on_the_command_line(

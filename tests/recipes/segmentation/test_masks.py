@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ from testing_utils import picture, tiny_processor
 from recipes import masks
 from recipes.rows.records import FEATURES
 from recipes.segmentation.arguments import MaskArguments
+from recipes.segmentation.florence import Locator
 from recipes.segmentation.maker import MaskMaker, file_names, make_masks, start_folder, summary
 from recipes.segmentation.queries import Query, find_queries, prepare
 from recipes.training.arguments import DataArguments
@@ -51,6 +53,16 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_sam(folder / "sam")
     save_sam2(folder / "sam2")
     return folder
+
+
+def test_outlines_end_at_the_picture():
+    """A text may quote any place. pycocotools walks along an outline pixel by pixel, wherever it leads."""
+    locator = Locator.__new__(Locator)
+    found = {"polygons": [[[1, 2, 10**12, 3, 4, 10**12], [1, 2, 3, 4]]]}
+    locator.task = "task"
+    locator.processor = SimpleNamespace(post_process_generation=lambda *arguments, **more: {"task": found})
+    (finding,) = locator.read(Query(0, 0, "a cup"), "", picture(40, 60))
+    assert finding.instances[0].outline == [[1, 2, 60, 3, 4, 40]]
 
 
 # Geometry, with exact raw outputs
@@ -343,7 +355,6 @@ def test_one_sentence_on_the_command_line(
 @pytest.mark.parametrize(("sam", "level"), [("sam2", "message"), ("sam", "phrase"), ("sam2", "phrase")])
 def test_real_classes(networks: Path, tmp_path: Path, sam: str, level: str):
     """What random weights find makes no sense, but it is found without an error and fits the pictures."""
-    from recipes.segmentation.florence import Locator
     from recipes.segmentation.sam import Segmenter
 
     rows = data_set(tmp_path / "data", 4)

@@ -43,10 +43,12 @@ from clients import (
     user,
 )
 from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect
 from transformers import PreTrainedModel, ProcessorMixin
 
 from recipes.answering.checkpoint import load_checkpoint
 from recipes.scenes import TRAINED_MODEL
+from recipes.serving import app as app_module
 from recipes.serving import prompts
 from recipes.serving.app import ChatCompletions, build_app
 from recipes.serving.generation import Job
@@ -227,7 +229,7 @@ def test_quoted_special_tokens_are_words(served: Served, role: str, words: str, 
         (chat(user("", *[data_url(png(PIL.Image.new("RGB", (600, 400))))] * 2)), 413, "more than 300,000 pixels"),
         (b'{"a": "' + b"a" * 1_000_000 + b'"}', 413, "has 1,000,009 bytes, and this server takes 1,000,000"),
         (chat(user("word " * 2000)), 400, "room for 1,024 tokens"),
-        (chat(user("a" * 100_000)), 400, "100,000 characters"),
+        (chat(user("a" * 20_000)), 400, "20,000 characters"),
         (chat(user("")) | {"max_tokens": 951}, 400, "950 at the most"),
         (chat(user("word " * 200)) | {"max_tokens": 900}, 400, "the model has room for"),
     ],
@@ -238,7 +240,7 @@ def test_what_a_client_does_wrong(served: Served, body: Any, status: int, messag
 
 
 def test_codes_of_errors(served: Served):
-    assert refused(served, chat(user("a" * 100_000)))[2] == "context_length_exceeded"
+    assert refused(served, chat(user("a" * 20_000)))[2] == "context_length_exceeded"
     assert refused(served, chat(user("")) | {"model": "another"})[2] == "model_not_found"
 
 
@@ -270,10 +272,18 @@ def test_models(served: Served):
         assert refused(served, body, "/load_model")[0] in (400, 413)
 
 
-def test_template_that_refuses(served: Served, monkeypatch: pytest.MonkeyPatch):
+def test_messages_that_the_model_cannot_take(served: Served, monkeypatch: pytest.MonkeyPatch):
     template = "{{ raise_exception('roles have to alternate') }}"
-    monkeypatch.setattr(served.processor, "chat_template", template)
-    assert "roles have to alternate" in refused(served, chat(user("")))[1]
+    with monkeypatch.context() as patch:
+        patch.setattr(served.processor, "chat_template", template)
+        assert refused(served, chat(user("")))[:2] == (
+            400,
+            "The model cannot take these messages: roles have to alternate.",
+        )
+    # as with a tokenizer that makes special tokens of their letters
+    monkeypatch.setattr(type(served.processor.tokenizer), "_encode_without_added_tokens", lambda self, text: [5])
+    status, message, _ = refused(served, chat(user("<|eot_id|>")))
+    assert status == 400 and "Can't sanitize '<|eot_id|>'" in message
 
 
 @pytest.mark.parametrize("is_stream", [False, True])
@@ -407,6 +417,16 @@ def test_body_that_does_not_come(served: Served, monkeypatch: pytest.MonkeyPatch
         assert connection.recv(1000).startswith(b"HTTP/1.1 408")
     while served.chats._in_work:
         assert is_healthy(served)
+
+
+def test_client_that_takes_nothing(served: Served, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(app_module, "SEND_SECONDS", 0.01)
+
+    async def full(message: Body) -> None:
+        await asyncio.Event().wait()
+
+    with pytest.raises(ClientDisconnect):
+        asyncio.run(app_module.Answer(full).event({}))
 
 
 def test_temperature_near_0_is_greedy(served: Served):

@@ -119,6 +119,22 @@ def test_wrong_request_is_one_sentence(body: bytes):
     assert set(json.loads(error.body)["error"]) == {"message", "type", "param", "code"}
 
 
+@pytest.mark.parametrize("part", [b"[]", b"{}", b"1", b'{"role": "user", "content": 1}', b'"a"'])
+@pytest.mark.parametrize("is_inner", [False, True])
+def test_only_the_first_of_many_faults_is_looked_at(part: bytes, is_inner: bool):
+    """Each would be told of, in some KB."""
+    wrong = b",".join([part] * 20_000)
+    wrong = b'[{"role": "user", "content": [' + wrong + b"]}]" if is_inner else b"[" + wrong + b"]"
+    with pytest.raises(RequestError) as caught:
+        parse(b'{"messages": ' + wrong + b"}")
+    assert caught.value.__cause__.error_count() == 1
+
+
+def test_parts_are_counted_before_they_are_made():
+    with pytest.raises(RequestError, match="commas"):
+        parse(b'{"messages": [' + b"[]," * 100_001 + b"1]}")
+
+
 def test_fields_that_change_nothing_are_taken():
     harmless = {"n": 1, "user": "me", "frequency_penalty": 0.0, "presence_penalty": 0, "logit_bias": {}, "tools": []}
     harmless |= {"response_format": {"type": "text"}, "logprobs": False, "store": True, "stop": None, "stream": None}

@@ -29,7 +29,7 @@ from testing_utils import picture
 from modeling_agevlm import read_image
 from recipes.serving.errors import RequestError
 from recipes.serving.limits import Limits
-from recipes.serving.pictures import PictureSources, decode
+from recipes.serving.pictures import MAX_SCANS, START_OF_SCAN, PictureSources, decode
 
 
 def encoded(image: PIL.Image.Image, format: str) -> bytes:
@@ -133,7 +133,7 @@ def test_folder_has_to_be_there(tmp_path: Path):
         PictureSources(Limits(media_path=tmp_path / "no"))
 
 
-@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP"])
 def test_pictures_are_as_the_reader_has_them(format: str):
     file = encoded(picture(), format)
     (image,) = decode([file], ["field"], 10**6)
@@ -141,7 +141,7 @@ def test_pictures_are_as_the_reader_has_them(format: str):
 
 
 @pytest.mark.parametrize(
-    "file", [b"", b"no picture", PNG[:60], PNG[:-30], encoded(picture(), "EPS"), encoded(picture(), "PPM")]
+    "file", [b"", b"no picture", PNG[:60], PNG[:-30], encoded(picture(), "EPS"), encoded(picture(), "TIFF")]
 )
 def test_file_that_is_no_picture(file: bytes):
     with pytest.raises(RequestError, match="cannot be decoded") as caught:
@@ -164,3 +164,15 @@ def test_pixels_are_counted_before_they_are_decoded(side: int, monkeypatch: pyte
     with pytest.raises(RequestError, match="more than 999,999 pixels together") as caught:
         decode([bomb(side)], ["field"], 10**6 - 1)
     assert caught.value.status == 413
+
+
+def test_scans_are_counted_before_they_are_decoded():
+    """A thousand scans of 50 bytes each are a thousand passes over all pixels."""
+    file = io.BytesIO()
+    picture().save(file, "JPEG", progressive=True)
+    whole = file.getvalue()
+    assert 1 < whole.count(START_OF_SCAN) < MAX_SCANS / 3
+    last = whole[whole.rindex(b"\xff\xc4") : -2]  # with its table
+    assert decode([whole[:-2] + last * 5 + whole[-2:]], ["field"], 10**6)
+    with pytest.raises(RequestError, match="cannot be decoded"):
+        decode([whole[:-2] + last * MAX_SCANS + whole[-2:]], ["field"], 10**6)
