@@ -54,7 +54,8 @@ def in_words(error: Exception) -> str:
     """What an error says, on one line and without its full stop."""
     if isinstance(error, StrictDataclassError):  # of a configuration; the sentence is in its cause
         error = error.__cause__ or error
-    reason = textwrap.shorten(str(error), 500, placeholder=" ...").rstrip(".")
+    text = str(error).encode(errors="backslashreplace").decode()  # JSON can hold half a character
+    reason = textwrap.shorten(text, 500, placeholder=" ...").rstrip(".")
     return reason if isinstance(error, SENTENCES) and reason else f"{type(error).__name__}: {reason}".rstrip(": ")
 
 

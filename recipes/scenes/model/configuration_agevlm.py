@@ -43,6 +43,7 @@ CROSS_ATTENTION_PERIOD = 5
 
 # Far above every model that there is: what counts more would keep whoever reads it busy for hours.
 MAX_LAYERS = 1024
+MAX_SIZE = 2**24  # of channels, tokens and pixels: the product of two, in bytes, is a number that PyTorch counts with
 # A name in timm's registry, with or without the tag of its pretrained weights: neither a path nor a repository.
 TIMM_NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?")
 # Of timm's ConvNeXt. `timm.create_model` itself takes others, which open files, ask repositories or write into folders.
@@ -52,12 +53,14 @@ TIMM_ARGUMENTS = frozenset(
 )
 
 
-def check_at_least_one(config: PreTrainedConfig, *names: str) -> None:
-    """Raises `ValueError` unless the fields of these names are positive."""
+def check_sizes(config: PreTrainedConfig, *names: str, most: int = MAX_SIZE) -> None:
+    """Raises `ValueError` unless the fields of these names are from 1 to `most`."""
     for name in names:
         value = getattr(config, name)
         if value < 1:
             raise ValueError(f"`{name}` has to be at least 1, but is {value}.")
+        if value > most:
+            raise ValueError(f"`{name}` can be {most} at the most, but is {value}.")
 
 
 def check_activation(name: str, activation: str) -> None:
@@ -123,9 +126,8 @@ class AgeVlmTextConfig(LlamaConfig):
 
     def __post_init__(self, **kwargs):
         # Before they are divided by and counted to.
-        check_at_least_one(self, "hidden_size", "num_attention_heads", "num_hidden_layers")
-        if self.num_hidden_layers > MAX_LAYERS:
-            raise ValueError(f"`num_hidden_layers` can be {MAX_LAYERS} at the most, but is {self.num_hidden_layers}.")
+        check_sizes(self, "hidden_size", "num_attention_heads")
+        check_sizes(self, "num_hidden_layers", most=MAX_LAYERS)
         if self.cross_attention_layers is None:
             self.cross_attention_layers = list(
                 range(FIRST_CROSS_ATTENTION_LAYER, self.num_hidden_layers, CROSS_ATTENTION_PERIOD)
@@ -149,7 +151,7 @@ class AgeVlmTextConfig(LlamaConfig):
         stack, each once.
         """
         super().validate_architecture()
-        check_at_least_one(self, "vocab_size", "intermediate_size", "num_key_value_heads", "head_dim")
+        check_sizes(self, "vocab_size", "intermediate_size", "num_key_value_heads", "head_dim")
         if self.cross_attention_intermediate_size < 0:
             raise ValueError(
                 "`cross_attention_intermediate_size` cannot be negative (0 leaves the MLP out), but is "
@@ -160,7 +162,20 @@ class AgeVlmTextConfig(LlamaConfig):
                 f"`num_attention_heads` ({self.num_attention_heads}) has to be a multiple of `num_key_value_heads` "
                 f"({self.num_key_value_heads})."
             )
+        if self.num_attention_heads * self.head_dim > MAX_SIZE:
+            raise ValueError(
+                f"`num_attention_heads` ({self.num_attention_heads}) heads of `head_dim` ({self.head_dim}) channels are more "
+                f"than {MAX_SIZE}."
+            )
+        padding = self.pad_token_id
+        if padding is not None and not -self.vocab_size <= padding < self.vocab_size:  # LLaMA's own was -1
+            raise ValueError(f"`pad_token_id` ({padding}) is not in the vocabulary (`vocab_size` {self.vocab_size}).")
         check_activation("hidden_act", self.hidden_act)
+        theta = self.rope_parameters.get("rope_theta")
+        if type(theta) not in (int, float) or not (theta > 0 and math.isfinite(theta)):
+            raise ValueError(
+                f"`rope_theta` in `rope_parameters` has to be a number above 0, but is {str(theta)[:80]!r}."
+            )
         rope_type = self.rope_parameters.get("rope_type", "default")
         if rope_type not in ("default", *ROPE_INIT_FUNCTIONS):
             raise ValueError(
@@ -218,7 +233,7 @@ class AgeVlmVisionConfig(PreTrainedConfig):
         Part of `@strict`-powered validation: a name and arguments of timm's that open, fetch and write nothing, and whole
         visual tokens only.
         """
-        check_at_least_one(self, "hidden_size", "num_channels", "image_size", "patch_size")
+        check_sizes(self, "hidden_size", "num_channels", "image_size", "patch_size")
         if not TIMM_NAME.fullmatch(self.architecture):
             raise ValueError(
                 "`architecture` has to be the name of a ConvNeXt in timm's registry, such as 'convnext_large', but is "
@@ -232,12 +247,13 @@ class AgeVlmVisionConfig(PreTrainedConfig):
                 )
             if not is_plain(value):
                 raise ValueError(f"`model_args` has to hold plain values, but {name!r} is {str(value)[:80]!r}.")
-        depths = (self.model_args or {}).get("depths", (1,))
-        if not isinstance(depths, (list, tuple)) or not all(type(n) is int and 0 < n <= MAX_LAYERS for n in depths):
-            raise ValueError(
-                f"`depths` in `model_args` has to hold a number of blocks for each stage, from 1 to {MAX_LAYERS}, but is "
-                f"{str(depths)[:80]}."
-            )
+        for name, what, most in (("depths", "blocks", MAX_LAYERS), ("dims", "channels", MAX_SIZE)):
+            counts = (self.model_args or {}).get(name, (1,))
+            if not isinstance(counts, (list, tuple)) or not all(type(n) is int and 0 < n <= most for n in counts):
+                raise ValueError(
+                    f"`{name}` in `model_args` has to hold a number of {what} for each stage, from 1 to {most}, but is "
+                    f"{str(counts)[:80]}."
+                )
         if self.image_size % self.patch_size != 0:
             raise ValueError(
                 f"`image_size` ({self.image_size}) has to be a multiple of `patch_size` ({self.patch_size})."

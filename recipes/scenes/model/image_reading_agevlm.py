@@ -173,8 +173,12 @@ def image_of_array(array: np.ndarray | torch.Tensor, input_data_format: str | No
     name = f"An array of shape {tuple(array.shape)} and type {array.dtype}"
     values = array
     if isinstance(values, torch.Tensor):
-        values = values.detach().cpu()
-        values = (values.float() if values.dtype is torch.bfloat16 else values).numpy()
+        try:
+            values = values.detach().cpu()
+            is_small = values.is_floating_point() and values.dtype not in (torch.float16, torch.float64)
+            values = (values.float() if is_small else values).numpy()
+        except (TypeError, RuntimeError) as error:  # sparse ones, for example, and those that have no values
+            raise ValueError(f"{name} is no picture: {' '.join(str(error).split())[:200].rstrip('.')}.") from error
     if values.ndim == 3:
         layouts = {"channels_last": -1, "channels_first": 0}
         fitting = [layout for layout, axis in layouts.items() if values.shape[axis] in CHANNELS]
