@@ -156,13 +156,9 @@ CONFIG = {
     "labels": (change("config.json", num_labels=10**12), "`num_labels` is of a classifier"),
     "no text_config": (change("config.json", text_config=[]), "Field 'text_config'"),
     "dtype": (change("config.json", dtype="nope"), "no attribute 'nope'"),
-<<<<<<< HEAD
-    "sizes that overflow": (text(hidden_size=2**40), "`hidden_size` can be 16777216 at the most"),
-=======
     "half a character": (vision(architecture="\ud800"), r"in timm's registry, .*'\\ud800'"),
     "half a name": (change("config.json", "vision_config", "model_args", **{"\ud800": 1}), r"but has '\\ud800'"),
-    "sizes that overflow": (text(hidden_size=2**40), "Storage size calculation overflowed"),
->>>>>>> c73ae67deb0423c875b1945b656e1bed39d5ba35
+    "sizes that overflow": (text(hidden_size=2**40), "`hidden_size` can be 16777216 at the most"),
 }
 MODEL = {
     "quantized": (
