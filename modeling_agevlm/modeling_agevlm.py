@@ -1016,6 +1016,11 @@ class AgeVlmForConditionalGeneration(AgeVlmPreTrainedModel, GenerationMixin):
             is_first_iteration=is_first_iteration,
             **kwargs,
         )
+        if next_sequence_length is not None and next_sequence_length < 1:
+            raise ValueError(
+                f"The cache holds {cache.get_seq_length()} tokens, and the text no more than {input_ids.shape[1]}. Pass the "
+                "whole chat as it was generated, or a new cache."
+            )
         attention_mask = kwargs.get("attention_mask")
         if (
             is_first_iteration

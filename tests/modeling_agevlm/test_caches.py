@@ -250,6 +250,16 @@ def test_other_pictures_than_the_chat_has_are_refused(model: AgeVlmForConditiona
         model.generate(**inputs, **GREEDY, cache=cache)
 
 
+def test_a_text_that_ends_within_the_cache_is_refused(model: AgeVlmForConditionalGeneration):
+    batch = tiny_batch(((2,),))
+    cache = DynamicCache(config=model.config)
+    model(input_ids=batch["input_ids"], pixel_values=batch["pixel_values"], cache=cache, use_cache=True)
+    for length in (8, 10):
+        ids = batch["input_ids"][:, :length]
+        with pytest.raises(ValueError, match=f"The cache holds 10 tokens, and the text no more than {length}"):
+            model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **GREEDY, cache=cache)
+
+
 @pytest.mark.parametrize("name", ["dynamic", "static", "sliding"])
 def test_a_turn_that_is_taken_back_takes_its_picture_along(model: AgeVlmForConditionalGeneration, name: str):
     """What comes in its place sees what it brings, also at the place where the forgotten picture stood."""
