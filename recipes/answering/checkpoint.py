@@ -166,6 +166,8 @@ def check_generation_config(file: str | None, generation_config: GenerationConfi
             raise ValueError(f"`{key}` has to be a number from {COUNTS[key]} on, {shown}")
         if key in NUMBERS and not (type(value) in (int, float) and math.isfinite(value)):
             raise ValueError(f"`{key}` has to be a number, {shown}")
+        if key == "repetition_penalty" and value <= 0:
+            raise ValueError(f"`{key}` has to be above 0, {shown}")
 
 
 def check_image_processor(image_processor: Any, config: AgeVlmConfig) -> None:

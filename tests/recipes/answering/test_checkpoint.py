@@ -214,6 +214,7 @@ MODEL = {
         change("generation_config.json", repetition_penalty="much"),
         "`repetition_penalty` has to be a number, but is 'much'",
     ),
+    "no penalty": (change("generation_config.json", repetition_penalty=0), "`repetition_penalty` has to be above 0"),
     "beams": (change("generation_config.json", num_beams=0), "`num_beams` has to be a number from 1 on, but is '0'"),
     "cache": (change("generation_config.json", cache_implementation="nope"), "Invalid `cache_implementation`"),
 }
