@@ -39,7 +39,15 @@ from recipes.answering.answers import one_question, prompts
 
 
 FLOATS = ("F64", "F32", "F16", "BF16")  # as safetensors names what weights are stored as
-TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "suppress_tokens")  # of a generation_config.json
+# Of a generation_config.json
+TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "suppress_tokens")
+FLAGS = (
+    "do_sample", "use_cache", "output_attentions", "output_hidden_states", "output_scores", "output_logits",
+    "return_dict_in_generate", "renormalize_logits", "remove_invalid_values",
+)  # fmt: skip
+COUNTS = {"num_beams": 1, "num_return_sequences": 1, "max_length": 1, "max_new_tokens": 1}  # with the smallest
+COUNTS |= dict.fromkeys(("min_length", "min_new_tokens", "top_k", "no_repeat_ngram_size"), 0)
+NUMBERS = ("temperature", "top_p", "min_p", "typical_p", "repetition_penalty", "length_penalty")
 
 
 def find_file(name: str, file: str, revision: str) -> str | None:
@@ -138,7 +146,7 @@ def check_weights(files: list[str], config: AgeVlmConfig) -> None:
 
 def check_generation_config(file: str | None, generation_config: GenerationConfig, vocab_size: int) -> None:
     """
-    Raises `ValueError` unless its tokens are in the vocabulary and its counts are counts. transformers goes on without a
+    Raises `ValueError` unless its tokens are in the vocabulary and its values are of their types. transformers goes on without a
     file that it cannot read: an answer would have no end.
     """
     if file is not None and not isinstance(json.loads(Path(file).read_text(encoding="utf-8")), dict):
@@ -148,10 +156,18 @@ def check_generation_config(file: str | None, generation_config: GenerationConfi
         for token in value if isinstance(value, list) else [value]:
             if token is not None and not (type(token) is int and 0 <= token < vocab_size):
                 raise ValueError(f"`{key}` holds {str(token)[:60]!r}, which is no token of the vocabulary")
-    for key in ("num_beams", "num_return_sequences"):
-        value = getattr(generation_config, key, None)
-        if value is not None and not (type(value) is int and value > 0):
-            raise ValueError(f"`{key}` has to be a number from 1 on, but is {str(value)[:60]!r}")
+    for key, value in generation_config.to_dict().items():
+        shown = f"but is {str(value)[:60]!r}"
+        if value is None:
+            continue
+        if key in FLAGS and type(value) is not bool:
+            raise ValueError(f"`{key}` has to be true or false, {shown}")
+        if key in COUNTS and not (type(value) is int and value >= COUNTS[key]):
+            raise ValueError(f"`{key}` has to be a number from {COUNTS[key]} on, {shown}")
+        if key in NUMBERS and not (type(value) in (int, float) and math.isfinite(value)):
+            raise ValueError(f"`{key}` has to be a number, {shown}")
+        if key == "repetition_penalty" and value <= 0:
+            raise ValueError(f"`{key}` has to be above 0, {shown}")
 
 
 def check_image_processor(image_processor: Any, config: AgeVlmConfig) -> None:

@@ -246,7 +246,13 @@ def parse(body: bytes) -> ChatRequest:
             elif not isinstance(before, int):  # after a number it is which kind of message or part it was taken for
                 path += f".{name}"
         path = path.lstrip(".")[:200]
-        said = first["msg"].removeprefix("Value error, ")
-        message = SENTENCES.get(first["type"], said).format_map(first.get("ctx", {})).rstrip(".")
+        sentence = SENTENCES.get(first["type"])
+        # What others say can hold what the client wrote, braces too.
+        said = (
+            first["msg"].removeprefix("Value error, ")
+            if sentence is None
+            else sentence.format_map(first.get("ctx", {}))
+        )
+        message = said.rstrip(".")
         message = f"`{path}`: {message}." if path else f"{message}."
         raise RequestError(message if len(message) < 400 else f"{message[:400]}...", path or None) from error

@@ -46,13 +46,12 @@ def main() -> None:
     parser.add_argument("--kind", choices=KINDS, action="append", help="only this one; may be repeated")
     parser.add_argument("--input", type=Path, help="one input, with its traceback; needs --kind")
     args = parser.parse_args()
-    kinds = args.kind or KINDS
+    kinds = args.kind or list(KINDS)
     if args.input is not None:
         print(kind_module(kinds[0]).run(args.input.read_bytes()))
         return
-    tallies = {
-        name: fuzz(kind_module(name), args.seed, args.seconds / len(kinds), ROOT / "runs/fuzz") for name in kinds
-    }
+    each = args.seconds / sum(KINDS[name] for name in kinds)
+    tallies = {name: fuzz(kind_module(name), args.seed, each * KINDS[name], ROOT / "runs/fuzz") for name in kinds}
     print(f"{'kind':18}{'inputs':>9}{'results':>9}{'sentences':>11}{'failures':>10}{'MB more':>9}")
     for name, tally in tallies.items():
         counts = [tally.ends[end] for end in ("result", "sentence", "failure")]

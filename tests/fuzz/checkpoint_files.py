@@ -38,10 +38,17 @@ FILES = (
 WEIGHTS = (7, 4, 3, 3, 1, 1)  # how often each is damaged
 
 
+# Of many a generation_config.json
+OPTIONS = {"do_sample": True, "temperature": 0.7, "top_k": 20, "top_p": 0.9, "min_p": 0.1, "repetition_penalty": 1.1}
+OPTIONS |= {"max_new_tokens": 8, "max_length": 100, "min_length": 0, "num_beams": 1, "length_penalty": 1.0}
+
+
 @cache
 def seeds() -> list[bytes]:
     """The name of the file, a line break, what it holds."""
-    return [file.encode() + b"\n" + (TRAINED_MODEL / file).read_bytes() for file in FILES]
+    files = {file: (TRAINED_MODEL / file).read_bytes() for file in FILES}
+    files["generation_config.json"] = json.dumps(json.loads(files["generation_config.json"]) | OPTIONS).encode()
+    return [file.encode() + b"\n" + content for file, content in files.items()]
 
 
 def mutated(rng: random.Random, seeds: list[bytes]) -> bytes:

@@ -13,6 +13,7 @@
 # limitations under the License.
 """Configurations with other values, and the model that is built of them on the meta device, where it takes no memory."""
 
+import copy
 import json
 import random
 from functools import cache
@@ -38,7 +39,7 @@ def mutated(rng: random.Random, seeds: list[bytes]) -> bytes:
 
 def run(data: bytes) -> str:
     try:
-        fields = json.loads(data)
+        fields = copy.deepcopy(json.loads(data))  # which transformers does: of thousands of brackets it cannot
     except (ValueError, RecursionError):
         return "no JSON"
     if not isinstance(fields, dict):

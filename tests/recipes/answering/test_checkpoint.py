@@ -206,6 +206,15 @@ MODEL = {
         "`eos_token_id` holds 'x', which is no token",
     ),
     "suppressed": (change("generation_config.json", suppress_tokens=[10**9]), "`suppress_tokens` holds '1000000000'"),
+    "hidden states": (
+        change("generation_config.json", output_hidden_states=[None]),
+        r"`output_hidden_states` has to be true or false, but is '\[None\]'",
+    ),
+    "penalty": (
+        change("generation_config.json", repetition_penalty="much"),
+        "`repetition_penalty` has to be a number, but is 'much'",
+    ),
+    "no penalty": (change("generation_config.json", repetition_penalty=0), "`repetition_penalty` has to be above 0"),
     "beams": (change("generation_config.json", num_beams=0), "`num_beams` has to be a number from 1 on, but is '0'"),
     "cache": (change("generation_config.json", cache_implementation="nope"), "Invalid `cache_implementation`"),
 }

@@ -104,6 +104,10 @@ WRONG = {
     request(frequency_penalty=0.5): None,
     request(logit_bias={"5": 100}): None,
     request(modalities=["text", "audio"]): None,
+    request(generation_config='{"top_k":0 5}'): None,
+    request(generation_config="{% for"): None,
+    request(**{"{0}": 1}): "{0}",
+    message(role="{}", content="1"): "messages[0]",
     request(chat_template_kwargs={"images": []}): "chat_template_kwargs",
     request(**{"a" * 10_000: 1}): "a" * 200,
 }
