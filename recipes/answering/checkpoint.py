@@ -47,7 +47,8 @@ FLAGS = (
 )  # fmt: skip
 COUNTS = {"num_beams": 1, "num_return_sequences": 1, "max_length": 1, "max_new_tokens": 1}  # with the smallest
 COUNTS |= dict.fromkeys(("min_length", "min_new_tokens", "top_k", "no_repeat_ngram_size"), 0)
-NUMBERS = ("temperature", "top_p", "min_p", "typical_p", "repetition_penalty", "length_penalty")
+NUMBERS = {"temperature": (0, math.inf), "top_p": (0, 1), "min_p": (0, 1), "typical_p": (0.001, 1)}
+NUMBERS |= {"repetition_penalty": (0.001, math.inf), "length_penalty": (-math.inf, math.inf)}
 
 
 def find_file(name: str, file: str, revision: str) -> str | None:
@@ -146,8 +147,8 @@ def check_weights(files: list[str], config: AgeVlmConfig) -> None:
 
 def check_generation_config(file: str | None, generation_config: GenerationConfig, vocab_size: int) -> None:
     """
-    Raises `ValueError` unless its tokens are in the vocabulary and its values are of their types. transformers goes on without a
-    file that it cannot read: an answer would have no end.
+    Raises `ValueError` unless its tokens are in the vocabulary and its values are of their types. Whole numbers become the
+    floats that transformers asks for. It goes on without a file that it cannot read: an answer would have no end.
     """
     if file is not None and not isinstance(json.loads(Path(file).read_text(encoding="utf-8")), dict):
         raise ValueError("it is no JSON object")
@@ -164,10 +165,13 @@ def check_generation_config(file: str | None, generation_config: GenerationConfi
             raise ValueError(f"`{key}` has to be true or false, {shown}")
         if key in COUNTS and not (type(value) is int and value >= COUNTS[key]):
             raise ValueError(f"`{key}` has to be a number from {COUNTS[key]} on, {shown}")
-        if key in NUMBERS and not (type(value) in (int, float) and math.isfinite(value)):
-            raise ValueError(f"`{key}` has to be a number, {shown}")
-        if key == "repetition_penalty" and value <= 0:
-            raise ValueError(f"`{key}` has to be above 0, {shown}")
+        if key in NUMBERS:
+            low, high = NUMBERS[key]
+            if type(value) not in (int, float) or not (low <= value <= high and math.isfinite(value)):
+                raise ValueError(f"`{key}` has to be a number from {low} to {high}, {shown}")
+            setattr(generation_config, key, float(value))
+    if generation_config.do_sample and generation_config.temperature == 0:
+        raise ValueError("`temperature` is 0, but `do_sample` asks for a draw")
 
 
 def check_image_processor(image_processor: Any, config: AgeVlmConfig) -> None:

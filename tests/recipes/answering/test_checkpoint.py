@@ -212,9 +212,14 @@ MODEL = {
     ),
     "penalty": (
         change("generation_config.json", repetition_penalty="much"),
-        "`repetition_penalty` has to be a number, but is 'much'",
+        "`repetition_penalty` has to be a number from 0.001 to inf, but is 'much'",
     ),
-    "no penalty": (change("generation_config.json", repetition_penalty=0), "`repetition_penalty` has to be above 0"),
+    "share": (change("generation_config.json", top_p=2), "`top_p` has to be a number from 0 to 1, but is '2'"),
+    "draw": (change("generation_config.json", do_sample=True, temperature=0), "`do_sample` asks for a draw"),
+    "no penalty": (
+        change("generation_config.json", repetition_penalty=0),
+        "`repetition_penalty` has to be a number from 0.001",
+    ),
     "beams": (change("generation_config.json", num_beams=0), "`num_beams` has to be a number from 1 on, but is '0'"),
     "cache": (change("generation_config.json", cache_implementation="nope"), "Invalid `cache_implementation`"),
 }
@@ -264,6 +269,12 @@ PROCESSOR = {
     "rescale_factor": (pictures(rescale_factor="x"), "."),
 }
 PARTS = {"its config.json": CONFIG, "": MODEL, "its processor": PROCESSOR}
+
+
+def test_whole_numbers_of_a_generation_config_are_numbers(folder: Path):
+    change("generation_config.json", repetition_penalty=2, temperature=1)(folder)
+    model, _ = load_checkpoint(str(folder))
+    assert type(model.generation_config.repetition_penalty) is type(model.generation_config.temperature) is float
 
 
 @pytest.mark.parametrize(("part", "name"), [(part, name) for part, names in PARTS.items() for name in names])
