@@ -172,9 +172,9 @@ class AgeVlmTextConfig(LlamaConfig):
             raise ValueError(f"`pad_token_id` ({padding}) is not in the vocabulary (`vocab_size` {self.vocab_size}).")
         check_activation("hidden_act", self.hidden_act)
         theta = self.rope_parameters.get("rope_theta")
-        if type(theta) not in (int, float) or not (theta > 0 and math.isfinite(theta)):
+        if type(theta) not in (int, float) or not 0 < theta < 2**63:
             raise ValueError(
-                f"`rope_theta` in `rope_parameters` has to be a number above 0, but is {str(theta)[:80]!r}."
+                f"`rope_theta` in `rope_parameters` has to be a number above 0 and below 2^63, but is {str(theta)[:80]!r}."
             )
         rope_type = self.rope_parameters.get("rope_type", "default")
         if rope_type not in ("default", *ROPE_INIT_FUNCTIONS):

@@ -250,15 +250,23 @@ def test_towers_that_cannot_be_built_get_a_sentence(change: dict[str, Any], sent
         ),
         ("head_dim", 2**23, r"`num_attention_heads` \(4\) heads of `head_dim` \(8388608\) channels are more than"),
         ("pad_token_id", 320, r"`pad_token_id` \(320\) is not in the vocabulary \(`vocab_size` 320\)"),
+        *(
+            (
+                "rope_parameters",
+                {"rope_theta": theta},
+                f"`rope_theta` in `rope_parameters` .* below .*, but is '{theta}'",
+            )
+            for theta in (2**64, float("nan"), "10000")
+        ),
         (
             "rope_parameters",
             {"rope_theta": [1]},
-            r"`rope_theta` in `rope_parameters` has to be a number above 0, but is '\[1\]'",
+            r"`rope_theta` in `rope_parameters` has to be a number above 0 and below .*, but is '\[1\]'",
         ),
         (
             "rope_parameters",
             {"rope_theta": -1.0},
-            "`rope_theta` in `rope_parameters` has to be a number above 0, but is '-1.0'",
+            "`rope_theta` in `rope_parameters` has to be a number above 0 and below .*, but is '-1.0'",
         ),
     ],
 )
