@@ -74,7 +74,8 @@ def written(image: PIL.Image.Image, **details: object) -> bytes | None:
     exif[0x0112] = 6
     file = io.BytesIO()
     try:
-        image.save(file, **({"exif": exif} | details))
+        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # of formats that Pillow gives up
+            image.save(file, **({"exif": exif} | details))
     except Exception:  # formats refuse modes and details each in its way
         return None
     return file.getvalue()
