@@ -133,6 +133,13 @@ def test_placeholder_outside_the_vocabulary_is_refused(token: int):
         tiny_config(image_token_id=token)
 
 
+def test_padding_outside_the_vocabulary_is_refused_by_the_model():
+    """The configuration takes it: the default is LLaMA-3's, and those of other LLMs are set one after the other."""
+    with pytest.raises(ValueError, match=r"`pad_token_id` \(128004\) is not in the vocabulary \(`vocab_size` 320\)"):
+        AgeVlmForConditionalGeneration(tiny_config(text_config={"pad_token_id": 128004}))
+    AgeVlmForConditionalGeneration(tiny_config(text_config={"pad_token_id": -1}))
+
+
 def test_channels_that_the_architecture_does_not_have_are_refused():
     with pytest.raises(ValueError, match="24 channels at stride 32, but `vision_config` says hidden_size=48"):
         AgeVlmForConditionalGeneration(tiny_config(vision_config={"hidden_size": 48}))
@@ -249,7 +256,6 @@ def test_towers_that_cannot_be_built_get_a_sentence(change: dict[str, Any], sent
             for name in ("hidden_size", "vocab_size")
         ),
         ("head_dim", 2**23, r"`num_attention_heads` \(4\) heads of `head_dim` \(8388608\) channels are more than"),
-        ("pad_token_id", 320, r"`pad_token_id` \(320\) is not in the vocabulary \(`vocab_size` 320\)"),
         *(
             (
                 "rope_parameters",

@@ -167,9 +167,6 @@ class AgeVlmTextConfig(LlamaConfig):
                 f"`num_attention_heads` ({self.num_attention_heads}) heads of `head_dim` ({self.head_dim}) channels are more "
                 f"than {MAX_SIZE}."
             )
-        padding = self.pad_token_id
-        if padding is not None and not -self.vocab_size <= padding < self.vocab_size:  # LLaMA's own was -1
-            raise ValueError(f"`pad_token_id` ({padding}) is not in the vocabulary (`vocab_size` {self.vocab_size}).")
         check_activation("hidden_act", self.hidden_act)
         theta = self.rope_parameters.get("rope_theta")
         if type(theta) not in (int, float) or not 0 < theta < 2**63:

@@ -561,7 +561,12 @@ class AgeVlmTextModel(AgeVlmPreTrainedModel):
 
     def __init__(self, config: AgeVlmTextConfig) -> None:
         super().__init__(config)
-        self.padding_idx = config.pad_token_id
+        padding = config.pad_token_id  # may be -1, as LLaMA's own was
+        if padding is not None and not -config.vocab_size <= padding < config.vocab_size:
+            raise ValueError(
+                f"`pad_token_id` ({padding}) is not in the vocabulary (`vocab_size` {config.vocab_size})."
+            )
+        self.padding_idx = padding
         self.vocab_size = config.vocab_size
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
         layer_classes = dict.fromkeys(range(config.num_hidden_layers), LlamaDecoderLayer)
