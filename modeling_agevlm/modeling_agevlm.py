@@ -713,9 +713,8 @@ class AgeVlmTextModel(AgeVlmPreTrainedModel):
                     "out of batches without images."
                 )
             return None, None
-        mask = visible_from.unsqueeze(1) <= places.unsqueeze(
-            -1
-        )  # (batch_size, sequence_length, num_image_tokens or 1)
+        # (batch_size, sequence_length, num_image_tokens or 1)
+        mask = visible_from.unsqueeze(1) <= places.unsqueeze(-1)
         sees_image = mask.any(dim=-1, keepdim=True)
         query_weights = None
         if query_masks is not None:

@@ -50,8 +50,10 @@ MUTANTS = [
         "causal cross-attention",
         MODEL,
         {
-            "        mask = torch.cat(masks, dim=-1)\n": "        mask = torch.cat(masks, dim=-1)\n"
-            "        mask = mask & torch.ones_like(mask[0]).tril()\n"
+            "        sees_image = mask.any(dim=-1, keepdim=True)\n": (
+                "        mask = mask & torch.ones(mask.shape[-2:], dtype=torch.bool).tril()\n"
+                "        sees_image = mask.any(dim=-1, keepdim=True)\n"
+            )
         },
         "test_modeling_agevlm.py",
     ),
