@@ -110,8 +110,8 @@ class AgeVlmImageProcessor(TorchvisionBackend):
             return super().process_image(image, do_convert_rgb=do_convert_rgb, **kwargs)
         pixels = torch.from_numpy(np.array(read_image(image, kwargs.get("input_data_format")))).permute(2, 0, 1)
         # Who asks for no rescaling of floats has them in [0, 1], and `read_image` brings everything to 0 to 255.
-        is_float = "float" in str(getattr(image, "dtype", None))
-        return (pixels / 255 if is_float and not do_rescale else pixels).to(kwargs.get("device"))
+        is_unit = not do_rescale and "float" in str(getattr(image, "dtype", None)) and image.max() <= 1
+        return (pixels / 255 if is_unit else pixels).to(kwargs.get("device"))
 
     @staticmethod
     def placement(

@@ -161,7 +161,7 @@ class AgeVlmProcessor(ProcessorMixin):
         """Messages whose neighboring texts are one: a special token in two halves would be found in neither."""
         if isinstance(messages, (list, tuple)):
             return [self._join_words(message) for message in messages]
-        content = messages["content"] if isinstance(messages, dict) else None
+        content = messages.get("content") if isinstance(messages, dict) else None
         if not isinstance(content, (list, tuple)):
             return messages
         joined = []

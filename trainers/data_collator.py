@@ -251,8 +251,9 @@ class DataCollatorForGuidedVisionLanguageModeling:
         # Cut here: the tokenizer would keep its own truncation as a setting, and save it with the checkpoint.
         kept = slice(self.max_length)
         labels = np.where(is_label, input_ids, -100)[kept]
-        example = Example(input_ids[kept].tolist(), labels.tolist(), images, [], [], dropped_regions=0)
         placeholders = np.flatnonzero(input_ids == self.processor.image_token_id)
+        seen = images[: (input_ids[kept] == self.processor.image_token_id).sum()]  # one per placeholder that is left
+        example = Example(input_ids[kept].tolist(), labels.tolist(), seen, [], [], dropped_regions=0)
         located, cells_of = None, {}  # several texts of a row often share a mask
         for n, region in enumerate(row.get("regions") or []):
             check_region(n, region)

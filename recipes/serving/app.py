@@ -277,6 +277,9 @@ def build_app(name: str, model: PreTrainedModel, processor: ProcessorMixin, limi
         ready = json.dumps({"status": "ready", "model": name, "cached": True})
         return Response(f"data: {ready}\n\n", media_type="text/event-stream")
 
+    async def left(request: Request, error: Exception) -> Response:
+        return Response(status_code=499)  # nobody reads it
+
     async def refused(request: Request, error: Exception) -> Response:
         if isinstance(error, HTTPException):
             error = RequestError(
@@ -292,5 +295,5 @@ def build_app(name: str, model: PreTrainedModel, processor: ProcessorMixin, limi
             Route("/load_model", load_model, methods=["POST"]),
             Route("/health", health),
         ],
-        exception_handlers={HTTPException: refused, RequestError: refused},
+        exception_handlers={HTTPException: refused, RequestError: refused, ClientDisconnect: left},
     )

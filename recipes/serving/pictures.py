@@ -78,7 +78,7 @@ class PictureSources:
             if not path.is_relative_to(self.media_path):
                 raise OSError("it is outside")
             # What is no file, such as a pipe, would be waited for.
-            with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW), "rb") as file:
+            with open(path, "rb", opener=open_at_once) as file:
                 if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                     raise OSError("it is no file")
                 content = file.read(self.max_bytes + 1)
@@ -87,6 +87,10 @@ class PictureSources:
         if len(content) > self.max_bytes:
             raise RequestError(f"The picture has more than {self.max_bytes:,} bytes.", status=413)
         return content
+
+
+def open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOFOLLOW)
 
 
 def decode(files: list[bytes], fields: list[str], max_pixels: int) -> list[PIL.Image.Image]:

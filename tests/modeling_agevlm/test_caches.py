@@ -236,6 +236,28 @@ def test_a_chat_may_go_on_with_the_new_pictures_alone(model: AgeVlmForConditiona
         assert torch.equal(found, expected)
 
 
+def test_embeddings_go_on_with_a_kept_cache(model: AgeVlmForConditionalGeneration):
+    batch = tiny_batch(((2, 8), (3,)), length=LENGTH)
+    embeddings = model.get_input_embeddings()(batch.pop("input_ids"))
+    expected = model.generate(inputs_embeds=embeddings, **batch, **GREEDY)
+    cache = DynamicCache(config=model.config)
+    first = images_of(batch, [0, 0], [1, 1])
+    model(inputs_embeds=embeddings[:, :6], pixel_values=first, cache=cache, use_cache=True)
+    assert torch.equal(model.generate(inputs_embeds=embeddings, **batch, **GREEDY, cache=cache), expected)
+
+
+def test_an_image_of_zeros_is_not_taken_for_room(model: AgeVlmForConditionalGeneration):
+    """A black picture that nothing normalized: "all of the chat's" and "the new one" look alike."""
+    batch = tiny_batch(((2, 8),), length=LENGTH)
+    batch["pixel_values"][:, 1] = 0
+    cache = DynamicCache(config=model.config)
+    model(input_ids=batch["input_ids"][:, :6], pixel_values=batch["pixel_values"][:, :1], cache=cache, use_cache=True)
+    with pytest.raises(ValueError, match="an image cannot be told from room that is left"):
+        model.generate(**batch, **GREEDY, cache=cache)
+    found = model.generate(**batch | {"pixel_values": batch["pixel_values"][:, 1:]}, **GREEDY, cache=cache)
+    assert torch.equal(found, model.generate(**batch, **GREEDY))
+
+
 @pytest.mark.parametrize("num_images", [0, 3, 4])
 def test_other_pictures_than_the_chat_has_are_refused(model: AgeVlmForConditionalGeneration, num_images: int):
     batch = tiny_batch(((2, 8),), length=LENGTH)

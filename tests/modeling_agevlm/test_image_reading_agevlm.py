@@ -244,6 +244,9 @@ def test_floats_without_rescaling_are_the_same_picture():
     expected = processor(colors, return_tensors="pt")["pixel_values"]
     found = processor((colors / 255).astype(np.float32), do_rescale=False, return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(found, expected)
+    bright = {"do_rescale": False, "do_normalize": False, "return_tensors": "pt"}
+    found = processor(colors.astype(np.float32), **bright)["pixel_values"]
+    assert torch.equal(found, processor(colors, **bright)["pixel_values"])
 
 
 ARRAYS = {
@@ -274,6 +277,18 @@ def test_arrays_are_pictures(name: str):
     array, expected = ARRAYS[name]
     pixels = np.asarray(read_image(array)).astype(int)
     assert pixels.shape == expected.shape and np.abs(pixels - expected).max() <= (1 if "alpha" in name else 0)
+
+
+def test_a_deep_gray_that_is_transparent_lies_on_white():
+    """tRNS of a PNG file of 16 bits: one of its 65,536 values."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    row = b"\0" + np.array([[0, 256, 30000, 60000]], dtype=">u2").tobytes()
+    body = chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 1, 16, 0, 0, 0, 0)) + chunk(b"tRNS", struct.pack(">H", 0))
+    content = b"\x89PNG\r\n\x1a\n" + body + chunk(b"IDAT", zlib.compress(row)) + chunk(b"IEND", b"")
+    assert np.asarray(read_image(content))[0, :, 0].tolist() == [255, 1, 117, 234]
 
 
 def test_the_layout_can_be_told():

@@ -665,6 +665,11 @@ def test_images_of_other_placeholders_are_refused(
                     run(**inputs)
 
 
+def test_room_for_no_image_is_no_image(model: AgeVlmForConditionalGeneration):
+    batch = tiny_batch(((), ()))
+    assert torch.equal(model(**batch, pixel_values=torch.zeros(2, 0, 3, 96, 96)).logits, model(**batch).logits)
+
+
 def test_rows_that_share_their_images_are_rows_with_copies_of_them(model: AgeVlmForConditionalGeneration):
     """Each with its placeholders where they are; the tower runs once for both."""
     batch = tiny_batch(((1, 4), (2, 7), (3,), (5,)))

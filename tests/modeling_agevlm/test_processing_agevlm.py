@@ -254,3 +254,10 @@ def test_sanitized_words_without_special_tokens_are_as_before(processor: AgeVlmP
     sanitized = processor.apply_chat_template(messages, sanitize_control_tokens=True, **arguments)
     assert plain.keys() == sanitized.keys()
     assert all(torch.equal(plain[name], sanitized[name]) for name in plain)
+
+
+def test_a_message_without_content_is_sanitized_as_it_is(processor: AgeVlmProcessor):
+    messages = [message("user", "a"), {"role": "assistant", "tool_calls": []}]
+    arguments = {"tokenize": True, "return_dict": True}
+    plain = processor.apply_chat_template(messages, **arguments)
+    assert processor.apply_chat_template(messages, **arguments, sanitize_control_tokens=True) == plain

@@ -319,6 +319,22 @@ def test_length_is_a_multiple():
     assert {batch[name].shape[-1] % 16 for name in ("input_ids", "labels", "attention_mask", "query_masks")} == {0}
 
 
+def test_pictures_whose_placeholder_is_cut_go_with_it():
+    image = {"type": "image"}
+    messages = [
+        {"role": "user", "content": [image, {"type": "text", "text": "Is there a cup?"}]},
+        {"role": "assistant", "content": "Yes."},
+        {"role": "user", "content": [image, {"type": "text", "text": "And here?"}]},
+        {"role": "assistant", "content": "No."},
+    ]
+    rows = [{"images": [picture(), picture(seed=1)], "messages": messages, "regions": []}]
+    whole = collator()(rows)
+    second = (whole["input_ids"][0] == IMAGE).nonzero()[1].item()
+    batch = collator(max_length=second)(rows)
+    assert batch["pixel_values"].shape[1] == 1 and torch.equal(batch["pixel_values"], whole["pixel_values"][:, :1])
+    tiny_model()(**{name: batch[name] for name in ("input_ids", "attention_mask", "pixel_values", "labels")})
+
+
 def test_truncation_drops_and_counts_what_is_cut():
     the_row = row(regions=[region(text="Yes"), region(text="red cup"), region()])
     whole = collator()([the_row])

@@ -133,7 +133,10 @@ def shown(image: PIL.Image.Image) -> PIL.Image.Image:
     if image.mode == "RGB" and turn is None and not image.has_transparency_data:
         return image
     if image.mode.startswith("I") or image.mode == "F":
-        image = PIL.Image.fromarray(eight_bits(np.asarray(image)))
+        values, clear = np.asarray(image), image.info.get("transparency")
+        gray = eight_bits(values)
+        # A single value of gray that is transparent has lost its name among 8 bits.
+        image = PIL.Image.fromarray(np.where(values == clear, np.uint8(255), gray) if isinstance(clear, int) else gray)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image)

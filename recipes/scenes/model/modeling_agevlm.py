@@ -696,12 +696,13 @@ class AgeVlmTextModel(AgeVlmPreTrainedModel):
             num_image_tokens = cross_attention_states.shape[1]
             if visible_from is None:
                 visible_from = places.new_zeros(inputs_embeds.shape[0], 1)
+            visible_from = visible_from.to(places.device)
             visible_from = visible_from + (visible_from != NEVER) * places[0]
         # CODEPATH: an empty list is the plain LLM; all AGE-VLM checkpoints have cross-attention layers
         if cache is not None and self.config.cross_attention_layers:
             cache_layer = visual_cache(cache, self.config)
             if cache_layer.is_initialized:
-                num_cached, cached = cache_layer.get_seq_length(), cache_layer.visible_from
+                num_cached, cached = cache_layer.get_seq_length(), cache_layer.visible_from.to(places.device)
                 if visible_from is not None:
                     both = cached.expand(-1, num_cached), visible_from.expand(-1, num_image_tokens)
                     cached = torch.cat(both, dim=-1)
@@ -822,6 +823,8 @@ class AgeVlmModel(AgeVlmPreTrainedModel):
         image_outputs = cross_attention_states = positions = visible_from = None
         is_placeholder = self._placeholders(input_ids, inputs_embeds)
         num_sequences = 1
+        if pixel_values is not None and pixel_values.numel() == 0:  # room for no image
+            pixel_values = pixel_attention_mask = None
         if pixel_values is not None and pixel_values.dim() == 6:
             num_sequences = pixel_values.shape[1]
             pixel_values = pixel_values[:, 0]
@@ -1049,14 +1052,19 @@ class AgeVlmForConditionalGeneration(AgeVlmPreTrainedModel, GenerationMixin):
         images = {name: model_inputs.pop(name) for name in names}
         if images["pixel_values"].dim() == 6:  # rows of several sequences
             images = {name: tensor.flatten(0, 1) for name, tensor in images.items()}
-        num_cached = cache_layer.num_images()
-        num_new = (model_inputs["input_ids"] == self.config.image_token_id).sum(dim=1)
-        if not holds_images(images["pixel_values"], num_new):
-            if not holds_images(images["pixel_values"], num_cached + num_new):
-                raise ValueError(
-                    f"`pixel_values` holds other images than the chat, whose rows have {num_cached.tolist()} in the cache and "
-                    f"{num_new.tolist()} placeholders behind them. Pass the images of the whole chat, row by row."
-                )
+        is_placeholder = self.model._placeholders(model_inputs.get("input_ids"), model_inputs.get("inputs_embeds"))
+        num_new = is_placeholder.sum(dim=1)
+        num_cached = cache_layer.num_images().to(num_new.device)
+        are_new = holds_images(images["pixel_values"], num_new)
+        are_all = holds_images(images["pixel_values"], num_cached + num_new)
+        differ = bool(((num_cached > 0) & (num_new > 0)).any())
+        if are_new == are_all and (differ or not are_new):
+            raise ValueError(
+                f"`pixel_values` holds other images than the chat, whose rows have {num_cached.tolist()} in the cache and "
+                f"{num_new.tolist()} placeholders behind them. Pass the images of the whole chat, row by row (with nothing but "
+                "zeros, an image cannot be told from room that is left)."
+            )
+        if not are_new:
             new = num_cached.unsqueeze(1) + torch.arange(int(num_new.max()), device=num_cached.device)
             is_new = torch.arange(new.shape[1], device=new.device) < num_new.unsqueeze(1)
             chosen = torch.arange(len(new), device=new.device).unsqueeze(1), new.where(is_new, 0)

@@ -176,3 +176,11 @@ def test_scans_are_counted_before_they_are_decoded():
     assert decode([whole[:-2] + last * 5 + whole[-2:]], ["field"], 10**6)
     with pytest.raises(RequestError, match="cannot be decoded"):
         decode([whole[:-2] + last * MAX_SCANS + whole[-2:]], ["field"], 10**6)
+
+
+def test_a_folder_takes_no_descriptor_along(tmp_path: Path):
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        with pytest.raises(RequestError, match="not a file in the folder"):
+            read(f"file://{tmp_path}", media_path=tmp_path)
+    assert len(os.listdir("/proc/self/fd")) == before
