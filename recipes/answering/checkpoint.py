@@ -51,7 +51,7 @@ NUMBERS = {"temperature": (0, math.inf), "top_p": (0, 1), "min_p": (0, 1), "typi
 NUMBERS |= {"repetition_penalty": (0.001, math.inf), "length_penalty": (-math.inf, math.inf)}
 
 
-def find_file(name: str, file: str, revision: str) -> str | None:
+def find_file(name: str, file: str, revision: str | None) -> str | None:
     """The path of a checkpoint's file, in its folder or in the Hub's cache, downloaded where needed; None if it has none."""
     flags = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     return cached_file(name, file, revision=revision, **flags)

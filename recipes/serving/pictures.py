@@ -14,16 +14,14 @@
 """The pictures of a request: their bytes from wherever they may come, their pixels within limits."""
 
 import asyncio
-import base64
-import binascii
 import os
 import stat
 from pathlib import Path
-from urllib.parse import unquote, unquote_to_bytes, urlsplit
+from urllib.parse import unquote, urlsplit
 
 import PIL.Image
 
-from modeling_agevlm.image_reading_agevlm import open_image, read_image
+from modeling_agevlm.image_reading_agevlm import inline_bytes, open_image, read_image
 from recipes.serving.addresses import Fetcher
 from recipes.serving.errors import RequestError
 from recipes.serving.limits import Limits
@@ -55,14 +53,9 @@ class PictureSources:
         return await asyncio.to_thread(self._read_file if scheme == "file" else self._read_inline, url)
 
     def _read_inline(self, url: str) -> bytes:
-        header, comma, data = url.partition(",")
-        if header[:5].lower() != "data:" or not comma:
-            header, data = ";base64", url
         try:
-            if header.endswith(";base64"):
-                return base64.b64decode("".join(unquote(data).split()), validate=True)
-            return unquote_to_bytes(data)
-        except (binascii.Error, ValueError) as error:
+            return inline_bytes(url)
+        except ValueError as error:
             raise RequestError(
                 "The picture is not a data URL or its base64 is damaged. Send data:image/png;base64,... of a PNG, JPEG or "
                 "WebP file."

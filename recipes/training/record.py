@@ -23,8 +23,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from transformers.utils import cached_file
-
+from recipes.answering.checkpoint import find_file
 from trainers import GuidedSFTConfig
 from trainers.hub import RECORD_NAME
 
@@ -105,13 +104,7 @@ def read_record(checkpoint: str | None, revision: str | None = None) -> list[dic
     """
     if checkpoint is None:
         return []
-    file = cached_file(
-        checkpoint,
-        RECORD_NAME,
-        revision=revision,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
+    file = find_file(checkpoint, RECORD_NAME, revision)
     if file is None:
         return []
     try:

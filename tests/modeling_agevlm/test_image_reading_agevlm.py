@@ -195,6 +195,8 @@ def test_a_file_is_one_picture_by_every_way(name: str, tmp_path: Path, address: 
         base64.encodebytes(content).decode(),  # in lines
         f"data:image/png;base64,{text}",
         f"data:image/png;base64,{text.replace('+', '%2B').replace('=', '%3D')}",
+        f"DATA:image/png;charset=x;base64,{text}",
+        "data:image/png," + "".join(f"%{byte:02x}" for byte in content),
         {"bytes": content, "path": None},
         {"bytes": None, "path": str(path)},
         f"{address}/{list(FILES).index(name)}",

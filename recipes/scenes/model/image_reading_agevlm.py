@@ -110,9 +110,17 @@ def file_of(source: Any) -> Any:
         return io.BytesIO(fetch(source))
     if os.path.isfile(source):
         return source
-    header, _, data = source.partition(",") if source.startswith("data:") else ("", "", source)
-    content = base64.b64decode("".join((urllib.parse.unquote(data) if header else data).split()), validate=True)
-    return io.BytesIO(content)
+    return io.BytesIO(inline_bytes(source))
+
+
+def inline_bytes(text: str) -> bytes:
+    """The bytes that a data URL or base64 alone holds. Raises `ValueError` where it is neither."""
+    header, comma, data = text.partition(",")
+    if header[:5].lower() != "data:" or not comma:
+        header, data = ";base64", text
+    if header.endswith(";base64"):
+        return base64.b64decode("".join(urllib.parse.unquote(data).split()), validate=True)
+    return urllib.parse.unquote_to_bytes(data)
 
 
 def fetch(url: str) -> bytes:
@@ -238,7 +246,9 @@ def unreadable(source: Any, error: Exception) -> ValueError:
     """The sentence for whatever went wrong."""
     reason = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, (PIL.UnidentifiedImageError, binascii.Error)):
-        is_name = isinstance(source, str) and not source.startswith(("http", "data:")) and not os.path.isfile(source)
+        is_name = (
+            isinstance(source, str) and not source.lower().startswith(("http", "data:")) and not os.path.isfile(source)
+        )
         reason = "there is no such file" if is_name else "it is of no kind that Pillow knows"
     return ValueError(
         f"{named(source)} cannot be read as a picture: {reason[:200].rstrip('.')}. Pass the path or URL of a JPEG, PNG, WebP "

@@ -18,6 +18,7 @@ import http.client
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -270,6 +271,18 @@ def test_models(served: Served):
     assert refused(served, {"model": "another/model"}, "/load_model")[0] == 404
     for body in (b"{", [], {}, b"[" * 5000, {"model": "a" * 20_000}):
         assert refused(served, body, "/load_model")[0] in (400, 413)
+
+
+def test_a_client_that_leaves_while_it_asks_for_the_model_is_no_fault(
+    served: Served, caplog: pytest.LogCaptureFixture
+):
+    with socket.create_connection(("localhost", served.port)) as connection:
+        head = "POST /load_model HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
+        connection.sendall(head.encode())
+        time.sleep(0.2)  # until it is being read
+    assert is_healthy(served)
+    time.sleep(0.2)
+    assert "Exception in ASGI application" not in caplog.text
 
 
 def test_messages_that_the_model_cannot_take(served: Served, monkeypatch: pytest.MonkeyPatch):
