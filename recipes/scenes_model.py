@@ -62,7 +62,7 @@ def main() -> None:
     train_all(args.out, "llama", SCALE, plan(("age-vlm",)))
     model = AgeVlmForConditionalGeneration.from_pretrained(args.out / "age-vlm")
     processor = AgeVlmProcessor.from_pretrained(args.out / "age-vlm")
-    metrics, _ = evaluate_all(model, processor, num_images=NUM_IMAGES, image_size=IMAGE_SIZE)
+    metrics, _, _ = evaluate_all(model, processor, num_images=NUM_IMAGES, image_size=IMAGE_SIZE)
     print(f"\n{plain_table({'age-vlm': metrics})}\n\n{time.time() - start:.0f} s")
     if metrics["pope_accuracy"] < GOOD:
         sys.exit(f"error: {metrics['pope_accuracy']:.3f} of the answers about existence are right, {GOOD} should be.")
