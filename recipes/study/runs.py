@@ -42,6 +42,7 @@ from recipes.study.report import report
 from recipes.study.rows import dialogs, reshaped, test_questions, training_rows
 from recipes.study.settings import (
     ABLATIONS,
+    HEAD_ABLATIONS,
     HEADS,
     LONG_MODELS,
     MODELS,
@@ -226,6 +227,8 @@ def planned(only: str | None, seeds: int) -> list[tuple[str, Setting]]:
     models = []
     if only in (None, "heads"):
         models += [(name, replace(setting, seed=seed)) for seed in range(seeds) for name, setting in HEADS.items()]
+    if only in (None, "head ablations"):
+        models += HEAD_ABLATIONS.items()
     if only in (None, "2x2"):
         models += [(name, replace(setting, seed=seed)) for seed in range(seeds) for name, setting in MODELS.items()]
     if only in (None, "ablations"):
