@@ -33,6 +33,7 @@ from recipes.scenes.texts import (
     with_article,
 )
 
+
 # An edited plan, the kind of the question, the class it asks for and, for a relation, side (in the unedited plan) and class.
 _Edit = tuple[Plan, str, str, str | None, str | None]
 # Of another color they may be taken for something else.
