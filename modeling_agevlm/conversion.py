@@ -285,6 +285,7 @@ def from_vision_text_pretrained(
     cross_attention_layers: list[int] | None = None,
     cross_attention_intermediate_size: int | None = None,
     use_visual_positions: bool = False,
+    attention_sink: bool = False,
     text_revision: str = "main",
     dtype: torch.dtype = torch.float32,
     attn_implementation: str | None = None,
@@ -311,6 +312,8 @@ def from_vision_text_pretrained(
             Width of the MLP in the cross-attention layers; 0 leaves it out. Defaults to the LLM's.
         use_visual_positions (`bool`, *optional*, defaults to `False`):
             Whether the keys get a 2-D position code.
+        attention_sink (`bool`, *optional*, defaults to `False`):
+            Whether the cross-attention layers have a place for nothing, see [`AgeVlmTextConfig`].
         text_revision (`str`, *optional*, defaults to `"main"`):
             Branch, tag or commit of `text` on the Hub.
         dtype (`torch.dtype`, *optional*, defaults to `torch.float32`):
@@ -331,6 +334,7 @@ def from_vision_text_pretrained(
         "num_hidden_layers": llama_config.num_hidden_layers + len(cross_attention_layers),
         "cross_attention_layers": cross_attention_layers,
         "cross_attention_intermediate_size": cross_attention_intermediate_size,
+        "attention_sink": attention_sink,
     }
     config = AgeVlmConfig(
         text_config={key: value for key, value in text_config.items() if not key.endswith("name_or_path")},

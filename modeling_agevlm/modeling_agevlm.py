@@ -79,21 +79,26 @@ class AgeVlmModelOutputWithPast(MultimodalBaseModelOutputWithPast):
         What [`~AgeVlmModel.get_image_features`] returns for the images that this call ran, row after row: the projected
         visual tokens are its `pooler_output` of shape `(num_images, num_image_tokens, hidden_size)`.
     grounding_maps (`tuple(torch.FloatTensor)`, *optional*, returned when `query_masks` is passed):
-        One tensor of shape `(batch_size, num_regions, num_images * num_image_tokens)` per cross-attention layer, in
-        float32: the layer's attention averaged over its heads and over the tokens of each query. Each map sums to 1,
-        or is 0 throughout for a query without a token that sees an image.
+        One tensor of shape `(batch_size, num_regions, num_images * num_image_tokens)` per guided layer, in float32: the
+        attention averaged over the layer's guided heads and over the tokens of each query. With `attention_sink` one
+        column more, the last, is what lies on the sink. Each map sums to 1, or is 0 throughout for a query without a token
+        that sees an image.
     region_attention (`tuple(torch.FloatTensor)`, *optional*, returned when `region_masks` is passed):
-        One tensor of shape `(batch_size, num_regions)` per cross-attention layer, in float32: how much of each query's
-        attention lies in its region, which is the sum of mask times grounding map without the map. Where the masks hold
-        other values than 0 and 1, it is the values' mean under the attention.
+        One tensor of shape `(batch_size, num_regions)` per guided layer, in float32: how much of each query's attention
+        lies in its region, which is the sum of mask times grounding map without the map. Where the masks hold other values
+        than 0 and 1, it is the values' mean under the attention.
     uniform_region_attention (`torch.FloatTensor` of shape `(batch_size, num_regions)`, *optional*, returned when `region_masks` is passed):
-        The same if the attention were even over all visual tokens that any word of the query sees.
+        The same if the attention were even over all visual tokens that any word of the query sees, and the sink.
+    head_region_attention (`tuple(torch.FloatTensor)`, *optional*, returned when `region_masks` and `output_head_region_attention=True` are passed):
+        One tensor of shape `(batch_size, num_heads, num_regions)` per cross-attention layer, guided or not: the same of
+        every head by itself.
     """
 
     cross_attentions: tuple[torch.FloatTensor, ...] | None = None
     grounding_maps: tuple[torch.FloatTensor, ...] | None = None
     region_attention: tuple[torch.FloatTensor, ...] | None = None
     uniform_region_attention: torch.FloatTensor | None = None
+    head_region_attention: tuple[torch.FloatTensor, ...] | None = None
 
 
 @auto_docstring(custom_intro="Output of the model with its language modeling head.")
@@ -108,17 +113,20 @@ class AgeVlmCausalLMOutputWithPast(MultimodalCausalLMOutputWithPast):
         What [`~AgeVlmModel.get_image_features`] returns for the images that this call ran, row after row: the projected
         visual tokens are its `pooler_output` of shape `(num_images, num_image_tokens, hidden_size)`.
     grounding_maps (`tuple(torch.FloatTensor)`, *optional*, returned when `query_masks` is passed):
-        One map per cross-attention layer, see [`AgeVlmModelOutputWithPast`].
+        One map per guided layer, see [`AgeVlmModelOutputWithPast`].
     region_attention (`tuple(torch.FloatTensor)`, *optional*, returned when `region_masks` is passed):
         How much of each query's attention lies in its region, layer by layer, see [`AgeVlmModelOutputWithPast`].
     uniform_region_attention (`torch.FloatTensor` of shape `(batch_size, num_regions)`, *optional*, returned when `region_masks` is passed):
         The same for even attention, see [`AgeVlmModelOutputWithPast`].
+    head_region_attention (`tuple(torch.FloatTensor)`, *optional*, returned when `region_masks` and `output_head_region_attention=True` are passed):
+        The same for every head of every cross-attention layer, see [`AgeVlmModelOutputWithPast`].
     """
 
     cross_attentions: tuple[torch.FloatTensor, ...] | None = None
     grounding_maps: tuple[torch.FloatTensor, ...] | None = None
     region_attention: tuple[torch.FloatTensor, ...] | None = None
     uniform_region_attention: torch.FloatTensor | None = None
+    head_region_attention: tuple[torch.FloatTensor, ...] | None = None
 
 
 class AgeVlmCrossAttentionCacheLayer(DummyLayer, CacheLayerMixin):
@@ -252,14 +260,14 @@ class AgeVlmOutputProjection(nn.Linear):
 class AgeVlmCrossAttentionInputs(NamedTuple):
     """
     What all cross-attention layers get in one call, besides the text and the cache. `num_image_tokens` counts the visual
-    tokens that the text may see, first the cached ones, then those of this call.
+    tokens that the text may see, first the cached ones, then those of this call; `num_keys` is one more with the sink.
 
     `cross_attention_states` of shape `(batch_size, num_new_image_tokens, hidden_size)` and
     `cross_attention_positions` of shape `(num_new_image_tokens, hidden_size)` are those of this call, `visible_from` of shape
     `(batch_size, num_image_tokens)` is what the cache keeps of all. The additive `cross_attention_mask` of shape
-    `(batch_size, 1, sequence_length, num_image_tokens)` is None if each text token sees all or none. `sees_image` is of shape
+    `(batch_size, 1, sequence_length, num_keys)` is None if each text token sees all or none. `sees_image` is of shape
     `(batch_size, sequence_length, 1)`. The `query_weights` of shape `(batch_size, num_regions, sequence_length)` sum to 1
-    for each query that sees an image, the `region_channels` of shape `(batch_size, 1, num_image_tokens, num_channels)` are
+    for each query that sees an image, the `region_channels` of shape `(batch_size, 1, num_keys, num_channels)` are
     the region masks, filled up to a multiple of 8 channels as attention kernels like them.
     """
 
@@ -293,6 +301,10 @@ class AgeVlmCrossAttention(nn.Module):
         )
         self.q_norm = LlamaRMSNorm(self.head_dim, eps=config.rms_norm_eps)
         self.k_norm = LlamaRMSNorm(self.head_dim, eps=config.rms_norm_eps)
+        # CODEPATH: False for the paper's checkpoints, True for those whose words may look at nothing
+        self.sink_key = None
+        if config.attention_sink:
+            self.sink_key = nn.Parameter(torch.zeros(config.num_key_value_heads, 1, self.head_dim))
 
     def forward(
         self,
@@ -306,6 +318,10 @@ class AgeVlmCrossAttention(nn.Module):
         key_states, value_states = self.project_visual_tokens(
             inputs.cross_attention_states, inputs.cross_attention_positions, inputs.visible_from, cache
         )
+        if self.sink_key is not None:
+            sink_key = self.sink_key.to(key_states.dtype).expand(len(key_states), -1, -1, -1)
+            key_states = torch.cat([key_states, sink_key], dim=2)
+            value_states = nn.functional.pad(value_states, (0, 0, 0, 1))
         states = query_states, key_states, value_states
         if region_channels is not None:
             states = self.append_region_masks(*states, region_channels)
@@ -324,9 +340,8 @@ class AgeVlmCrossAttention(nn.Module):
         grounding = None
         if region_channels is not None:
             attn_output, inside = attn_output.split([self.head_dim, region_channels.shape[-1]], dim=-1)
-            inside = inside[..., : query_weights.shape[1]].float().mean(dim=2)  # over heads
-            grounding = (query_weights.transpose(1, 2) * inside).sum(dim=1)
-        elif query_weights is not None:
+            grounding = torch.einsum("bkt,bthk->bhk", query_weights, inside[..., : query_weights.shape[1]].float())
+        elif query_weights is not None and self.layer_idx in self.config.guided_layers:
             # The scores of all heads and tokens are worth computing twice, not keeping.
             grounding = checkpoint(
                 self.grounding_map,
@@ -344,7 +359,7 @@ class AgeVlmCrossAttention(nn.Module):
         query_states: torch.Tensor, key_states: torch.Tensor, value_states: torch.Tensor, region_channels: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """
-        Region masks `(batch_size, 1, num_image_tokens, num_channels)` as further channels of the values: what the attention
+        Region masks `(batch_size, 1, num_keys, num_channels)` as further channels of the values: what the attention
         makes of them is how much of it lies in each region. Queries and keys get zeros, for backends want all three alike.
         """
         num_channels = region_channels.shape[-1]
@@ -380,14 +395,17 @@ class AgeVlmCrossAttention(nn.Module):
         query_weights: torch.Tensor,
     ) -> torch.Tensor:
         """
-        The softmax of `forward` averaged over heads and over each query's tokens, in float32 and differentiable,
-        whichever backend computes `forward`. Shape `(batch_size, num_regions, num_image_tokens)`.
+        The softmax of `forward` averaged over the guided heads and over each query's tokens, in float32 and differentiable,
+        whichever backend computes `forward`. Shape `(batch_size, num_regions, num_keys)`.
         """
         key_states = repeat_kv(key_states, self.num_key_value_groups)
+        heads = self.config.guidance_heads
+        if heads is not None:
+            query_states, key_states = query_states[:, heads], key_states[:, heads]
         scores = torch.matmul(query_states, key_states.transpose(2, 3)).float() * self.scaling
         if cross_attention_mask is not None:
             scores = scores + cross_attention_mask
-        weights = scores.softmax(dim=-1).mean(dim=1)  # (batch_size, sequence_length, num_image_tokens)
+        weights = scores.softmax(dim=-1).mean(dim=1)  # (batch_size, sequence_length, num_keys)
         return torch.matmul(query_weights, weights)
 
 
@@ -455,6 +473,7 @@ class AgeVlmPreTrainedModel(PreTrainedModel):
         "hidden_states": GradientCheckpointingLayer,  # the layers of both kinds
         "attentions": LlamaAttention,
         "cross_attentions": OutputRecorder(AgeVlmCrossAttention, index=1),
+        "head_region_attention": OutputRecorder(AgeVlmCrossAttention, index=2),
     }
 
     @torch.no_grad()
@@ -462,6 +481,8 @@ class AgeVlmPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, AgeVlmOutputProjection):
             init.zeros_(module.weight)
+        elif isinstance(module, AgeVlmCrossAttention) and module.sink_key is not None:
+            init.zeros_(module.sink_key)
         elif isinstance(getattr(module, "gamma", None), nn.Parameter):  # timm's ConvNeXtBlock
             init.constant_(module.gamma, LAYER_SCALE_INIT)
 
@@ -608,9 +629,9 @@ class AgeVlmTextModel(AgeVlmPreTrainedModel):
         query_masks (`torch.BoolTensor` of shape `(batch_size, num_regions, sequence_length)`, *optional*):
             True for the tokens whose attention `grounding_maps` averages, one query per region.
         region_masks (`torch.FloatTensor` of shape `(batch_size, num_regions, num_images * num_image_tokens)`, *optional*):
-            1 for the visual tokens of each query's region, 0 for the others (or any values to average). With them
-            `region_attention` says how much of the query's attention lies there, at next to no cost, and there are no
-            `grounding_maps`.
+            1 for the visual tokens of each query's region, 0 for the others (or any values to average); with
+            `attention_sink` one column more, the last, for the sink. With them `region_attention` says how much of the
+            query's attention lies there, at next to no cost, and there are no `grounding_maps`.
         """
         if (input_ids is None) ^ (inputs_embeds is not None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
@@ -644,7 +665,7 @@ class AgeVlmTextModel(AgeVlmPreTrainedModel):
 
         hidden_states = inputs_embeds
         grounding = []
-        for decoder_layer in self.layers:
+        for layer_idx, decoder_layer in enumerate(self.layers):
             if isinstance(decoder_layer, LlamaDecoderLayer):
                 hidden_states = decoder_layer(
                     hidden_states,
@@ -659,7 +680,11 @@ class AgeVlmTextModel(AgeVlmPreTrainedModel):
                 hidden_states, layer_grounding = decoder_layer(
                     hidden_states, inputs=cross_attention_inputs, cache=cache
                 )
-                grounding.append(layer_grounding)
+                if layer_idx in self.config.guided_layers:
+                    grounding.append(layer_grounding)
+        if region_masks is not None:
+            heads = slice(None) if self.config.guidance_heads is None else self.config.guidance_heads
+            grounding = [by_head[:, heads].mean(dim=1) for by_head in grounding]
 
         return AgeVlmModelOutputWithPast(
             last_hidden_state=self.norm(hidden_states),
@@ -691,6 +716,7 @@ class AgeVlmTextModel(AgeVlmPreTrainedModel):
                 f"`region_masks` of shape {tuple(region_masks.shape)} need `query_masks` of as many rows and regions, but "
                 f"they are {'None' if query_masks is None else tuple(query_masks.shape)}."
             )
+        num_sinks = int(self.config.attention_sink)
         num_image_tokens = 0
         if cross_attention_states is not None:
             num_image_tokens = cross_attention_states.shape[1]
@@ -727,20 +753,21 @@ class AgeVlmTextModel(AgeVlmPreTrainedModel):
             query_weights = query_weights / query_weights.sum(dim=-1, keepdim=True).clamp(min=1)
         region_channels = uniform_region_attention = None
         if region_masks is not None:
-            if region_masks.shape[-1] != num_image_tokens:
+            if region_masks.shape[-1] != num_image_tokens + num_sinks:
                 raise ValueError(
                     f"`region_masks` holds values of {region_masks.shape[-1]} visual tokens, but the text sees up to "
-                    f"{num_image_tokens}, cached ones included."
+                    f"{num_image_tokens}, cached ones included{' (and the sink, last)' * num_sinks}."
                 )
             seen = (torch.matmul(query_weights, mask.float()) > 0).float()  # by any word of the query
             seen = seen.expand(-1, -1, num_image_tokens)
+            seen = torch.cat([seen, seen.amax(dim=-1, keepdim=True).expand(-1, -1, num_sinks)], dim=-1)
             uniform_region_attention = (seen * region_masks).sum(dim=-1) / seen.sum(dim=-1).clamp(min=1)
             region_channels = nn.functional.pad(region_masks.transpose(1, 2), (0, -region_masks.shape[1] % 8))
             region_channels = region_channels.to(dtype).unsqueeze(1)
         # A token that sees nothing attends to everything, which keeps the softmax finite; its output is dropped.
         additive_mask = None
         if mask.shape[-1] > 1:
-            hidden = ~(mask | ~sees_image).unsqueeze(1)
+            hidden = nn.functional.pad(~(mask | ~sees_image), (0, num_sinks)).unsqueeze(1)
             additive_mask = torch.zeros_like(hidden, dtype=dtype).masked_fill_(hidden, torch.finfo(dtype).min)
         inputs = AgeVlmCrossAttentionInputs(
             cross_attention_states=cross_attention_states,
@@ -814,9 +841,9 @@ class AgeVlmModel(AgeVlmPreTrainedModel):
         query_masks (`torch.BoolTensor` of shape `(batch_size, num_regions, sequence_length)`, *optional*):
             True for the tokens whose attention `grounding_maps` averages, one query per region.
         region_masks (`torch.FloatTensor` of shape `(batch_size, num_regions, num_images * num_image_tokens)`, *optional*):
-            1 for the visual tokens of each query's region, 0 for the others (or any values to average). With them
-            `region_attention` says how much of the query's attention lies there, at next to no cost, and there are no
-            `grounding_maps`.
+            1 for the visual tokens of each query's region, 0 for the others (or any values to average); with
+            `attention_sink` one column more, the last, for the sink. With them `region_attention` says how much of the
+            query's attention lies there, at next to no cost, and there are no `grounding_maps`.
         """
         if (input_ids is None) ^ (inputs_embeds is not None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
@@ -1112,9 +1139,9 @@ class AgeVlmForConditionalGeneration(AgeVlmPreTrainedModel, GenerationMixin):
         query_masks (`torch.BoolTensor` of shape `(batch_size, num_regions, sequence_length)`, *optional*):
             True for the tokens whose attention `grounding_maps` averages, one query per region.
         region_masks (`torch.FloatTensor` of shape `(batch_size, num_regions, num_images * num_image_tokens)`, *optional*):
-            1 for the visual tokens of each query's region, 0 for the others (or any values to average). With them
-            `region_attention` says how much of the query's attention lies there, at next to no cost, and there are no
-            `grounding_maps`.
+            1 for the visual tokens of each query's region, 0 for the others (or any values to average); with
+            `attention_sink` one column more, the last, for the sink. With them `region_attention` says how much of the
+            query's attention lies there, at next to no cost, and there are no `grounding_maps`.
 
         Example:
 
@@ -1165,6 +1192,7 @@ class AgeVlmForConditionalGeneration(AgeVlmPreTrainedModel, GenerationMixin):
             grounding_maps=outputs.grounding_maps,
             region_attention=outputs.region_attention,
             uniform_region_attention=outputs.uniform_region_attention,
+            head_region_attention=outputs.head_region_attention,
         )
 
 

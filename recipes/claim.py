@@ -31,7 +31,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/claim"), help="folder of the stages")
     parser.add_argument("--results", type=Path, help="folder of the results and their page; default: that of --out")
-    parser.add_argument("--only", choices=("2x2", "ablations", "long"), help="part of the study; default: all of it")
+    parser.add_argument(
+        "--only", choices=("heads", "2x2", "ablations", "long"), help="part of the study; default: all of it"
+    )
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="models trained at the same time")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of the 2x2")
     args = parser.parse_args()

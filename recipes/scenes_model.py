@@ -64,7 +64,7 @@ def main() -> None:
     model = AgeVlmForConditionalGeneration.from_pretrained(args.out / "age-vlm")
     processor = AgeVlmProcessor.from_pretrained(args.out / "age-vlm")
     metrics, transfer = (
-        evaluate_all(model, processor, split, NUM_IMAGES, IMAGE_SIZE)[0] for split in ("test", "transfer")
+        evaluate_all(model, processor, split, NUM_IMAGES, IMAGE_SIZE).metrics for split in ("test", "transfer")
     )
     print(f"\n{plain_table({'test': metrics, 'transfer': transfer})}\n\n{time.time() - start:.0f} s")
     if metrics["pope_accuracy"] < GOOD:

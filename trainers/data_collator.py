@@ -14,6 +14,7 @@
 """From rows of `images`, `messages` and `regions` to the tensors of a training step."""
 
 import functools
+import math
 import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -91,7 +92,7 @@ def message_text(message: dict[str, Any]) -> str:
 def check_region(n: int, region: dict[str, Any]) -> None:
     """Raises `ValueError` if region `n` lacks a field, or has one of another type."""
     whole, nothing = numbers.Integral, type(None)
-    types = {"mask": dict, "image": whole, "text": (str, nothing), "message": (whole, nothing)}
+    types = {"mask": (dict, nothing), "image": whole, "text": (str, nothing), "message": (whole, nothing)}
     if not isinstance(region, dict):
         raise ValueError(f"region {n}: it is of type {type(region).__name__}, not a dictionary")
     for name, kind in types.items():
@@ -129,7 +130,7 @@ class Example:
     labels: list[int]
     images: list[PIL.Image.Image]
     query_masks: list[np.ndarray]  # K x (T,) bool
-    region_masks: list[tuple[int, torch.Tensor]]  # K x (image index, (h, w) cells)
+    region_masks: list[tuple[int, torch.Tensor | None]]  # K x (image index, (h, w) cells or None for nowhere in it)
     dropped_regions: int
 
 
@@ -139,13 +140,14 @@ class DataCollatorForGuidedVisionLanguageModeling:
     Collates rows `{"images": [...], "messages": [...], "regions": [...]}` into the inputs of
     [`AgeVlmForConditionalGeneration`] and the masks of the guidance loss.
 
-    A region is `{"mask": {"size": [height, width], "counts": rle}, "image": index, "text": phrase or None, "span":
-    [start, end] or None, "message": index or None}`, the mask in the pixels of the picture as it is shown. Its query
-    is the phrase (its first occurrence, or the character span) in its message, or the whole message, or without a
-    message the turns that `guidance_query` names. Special tokens are never part of a query.
+    A region is `{"mask": {"size": [height, width], "counts": rle} or None, "image": index, "text": phrase or None, "span":
+    [start, end] or None, "message": index or None}`, the mask in the pixels of the picture as it is shown. Without a mask
+    it says that its words mean nothing in the picture, as those of a denied object do. Its query is the phrase (its first
+    occurrence, or the character span) in its message, or the whole message, or without a message the turns that
+    `guidance_query` names. Special tokens are never part of a query.
 
     Regions whose mask is empty on the visual tokens' grid, whose words are cut off by `max_length` or stand before
-    their image are dropped and counted.
+    their image are dropped and counted; so are those without a mask, unless the model has an attention sink.
 
     Args:
         processor ([`AgeVlmProcessor`]):
@@ -154,11 +156,13 @@ class DataCollatorForGuidedVisionLanguageModeling:
             Tokens per row; longer rows are cut at the end.
         guidance_query, guidance_level, mask_downsampling, broken_rows, pad_to_multiple_of:
             See [`GuidedSFTConfig`].
+        attention_sink (`bool`, *optional*, defaults to `False`):
+            Whether the model has one: `text_config.attention_sink` of its config.
 
     Returns a batch of B rows with N images and K regions at the most, and S visual tokens per image:
         `input_ids`, `attention_mask`, `labels` (B, T), `pixel_values` (B, N, 3, H, W), with padded pictures
-        `pixel_attention_mask` (B, N, H, W), `query_masks` (B, K, T) and `region_masks` (B, K, N * S) if any row has a
-        region, and the counts `dropped_regions` and `skipped_rows`, each (B,).
+        `pixel_attention_mask` (B, N, H, W), `query_masks` (B, K, T) and `region_masks` (B, K, N * S), or (B, K, N * S + 1)
+        with the sink, if any row has a region, and the counts `dropped_regions` and `skipped_rows`, each (B,).
 
     Raises:
         BrokenRowError: For a row that cannot be read, unless `broken_rows` is `"skip"`; also if all rows are broken or
@@ -172,6 +176,7 @@ class DataCollatorForGuidedVisionLanguageModeling:
     mask_downsampling: Literal["any", "area"] = "any"
     broken_rows: Literal["stop", "skip"] = "stop"
     pad_to_multiple_of: int | None = None
+    attention_sink: bool = False
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         examples, skipped_rows = [], 0
@@ -265,6 +270,7 @@ class DataCollatorForGuidedVisionLanguageModeling:
                 if mask not in cells_of:
                     cells_of[mask] = self._region_cells(region, images)
                 cells = cells_of[mask]
+                is_somewhere = self.attention_sink if cells is None else bool(cells.any())
                 spans = self._query_spans(region, messages, located)
             except ValueError as error:
                 raise ValueError(f"region {n}: {error}") from error
@@ -274,7 +280,7 @@ class DataCollatorForGuidedVisionLanguageModeling:
             query &= ~special
             query[: placeholders[region["image"]]] = False  # only words at and after its placeholder see an image
             is_cut = query[len(labels) :].any()
-            if cells.any() and query.any() and not is_cut:
+            if is_somewhere and query.any() and not is_cut:
                 example.query_masks.append(query[kept])
                 example.region_masks.append((region["image"], cells))
             else:
@@ -357,10 +363,12 @@ class DataCollatorForGuidedVisionLanguageModeling:
                     return [(first + shifts[0], last + shifts[0])]
         raise ValueError(f"its phrase {region['text']!r} does not stand in its message")
 
-    def _region_cells(self, region: dict[str, Any], images: list[PIL.Image.Image]) -> torch.Tensor:
-        """The region on the grid of the visual tokens: `(h, w)`, 1 inside."""
+    def _region_cells(self, region: dict[str, Any], images: list[PIL.Image.Image]) -> torch.Tensor | None:
+        """The region on the grid of the visual tokens: `(h, w)`, 1 inside; None if it is nowhere in its picture."""
         if not 0 <= region["image"] < len(images):
             raise ValueError(f"it belongs to image {region['image']}, but there are {len(images)} images")
+        if region["mask"] is None:
+            return None
         size = images[region["image"]].height, images[region["image"]].width
         height, width = mask_size(region["mask"])
         if (height, width) != size:
@@ -397,14 +405,20 @@ class DataCollatorForGuidedVisionLanguageModeling:
         num_regions = max(len(e.query_masks) for e in examples)
         if num_regions > 0:
             num_images = batch["pixel_values"].shape[1]
-            num_cells = next(cells.numel() for e in examples for _, cells in e.region_masks)
+            patch_size = self.processor.image_processor.patch_size
+            num_cells = math.prod(side // patch_size for side in batch["pixel_values"].shape[-2:])
             query_masks = torch.zeros((len(examples), num_regions, length), dtype=torch.bool)
             region_masks = torch.zeros((len(examples), num_regions, num_images, num_cells))
+            is_nowhere = torch.zeros((len(examples), num_regions, 1))
             for row, example in enumerate(examples):
                 for k, query in enumerate(example.query_masks):
                     query_masks[row, k] = padded(query.tolist(), False)
                     image, cells = example.region_masks[k]
-                    region_masks[row, k, image] = cells.flatten()
+                    if cells is None:  # anywhere but in this picture
+                        region_masks[row, k, : len(example.images)] = 1
+                        is_nowhere[row, k] = 1
+                    region_masks[row, k, image] = 0 if cells is None else cells.flatten()
             batch["query_masks"] = query_masks
-            batch["region_masks"] = region_masks.flatten(2)
+            columns = [region_masks.flatten(2), is_nowhere]
+            batch["region_masks"] = torch.cat(columns[: 1 + self.attention_sink], dim=-1)
         return batch

@@ -19,18 +19,16 @@ import torch
 
 
 class GuidanceLoss(NamedTuple):
-    """
-    What `guidance_loss` returns: scalars, each a mean over the guided regions (and, but for the baseline, the layers).
-    """
+    """What `guidance_loss` returns: the loss, and of each region what it is made of."""
 
     loss: torch.Tensor
-    """The guidance loss in nats; differentiable."""
+    """The guidance loss in nats, a mean over the guided regions and the layers; differentiable."""
+    is_guided: torch.Tensor
+    """Which regions were guided, `(batch_size, num_regions)`: those with a mask and with a query that sees an image."""
     in_mask_mass: torch.Tensor
-    """Share of the attention that falls inside the mask, in [0, 1]."""
+    """Share of the attention that falls inside the mask, in [0, 1], a mean over the layers: `(batch_size, num_regions)`."""
     uniform_mass: torch.Tensor
-    """The same share if the attention were even over all cells that it may fall on."""
-    num_regions: torch.Tensor
-    """How many regions were guided: those with a mask and with a query that sees an image."""
+    """The same share if the attention were even over all that it may fall on."""
 
 
 def guidance_loss(
@@ -48,8 +46,9 @@ def guidance_loss(
 
     Args:
         grounding_maps (`tuple[torch.Tensor]`):
-            One tensor of shape `(batch_size, num_regions, num_image_tokens)` per cross-attention layer: the attention
-            averaged over heads and query tokens, float32. A map that is 0 throughout has no query and is not guided.
+            One tensor of shape `(batch_size, num_regions, num_image_tokens)` per guided layer: the attention averaged over
+            guided heads and query tokens, float32; with an attention sink, which is one column more here and in the masks,
+            "nowhere in the picture" is one more place to look at. A map that is 0 throughout has no query and is not guided.
         region_masks (`torch.Tensor` of shape `(batch_size, num_regions, num_image_tokens)`):
             1 inside the region, 0 outside. A mask that is 0 throughout is not guided.
         normalization (`"sum"` or `"max"`, *optional*, defaults to `"sum"`):
@@ -81,9 +80,9 @@ def guidance_loss(
     dice = 2 * (overlap / scale) / (masks.sum(dim=-1) + attention_mass / scale)
     return GuidanceLoss(
         loss=_mean(_negative_log(dice), guided),
-        in_mask_mass=_mean((overlap / attention_mass).detach(), guided),
-        uniform_mass=_mean((masks * reachable).sum(dim=-1) / reachable.sum(dim=-1).clamp(min=1), guided),
-        num_regions=guided.sum(),
+        is_guided=guided,
+        in_mask_mass=(overlap / attention_mass).detach().mean(dim=0),
+        uniform_mass=(masks * reachable).sum(dim=-1) / reachable.sum(dim=-1).clamp(min=1),
     )
 
 
@@ -95,8 +94,8 @@ def guidance_loss_from_mass(
 
     Args:
         masses (`tuple[torch.Tensor]`):
-            One tensor of shape `(batch_size, num_regions)` per cross-attention layer: the share of the query's attention
-            inside its region, float32. It is what the model returns as `region_attention` for `region_masks`.
+            One tensor of shape `(batch_size, num_regions)` per guided layer: the share of the query's attention inside its
+            region, float32. It is what the model returns as `region_attention` for `region_masks`.
         region_masks (`torch.Tensor` of shape `(batch_size, num_regions, num_image_tokens)`):
             1 inside the region, 0 outside. A mask that is 0 throughout is not guided.
         uniform_mass (`torch.Tensor` of shape `(batch_size, num_regions)`):
@@ -118,9 +117,9 @@ def guidance_loss_from_mass(
     dice = 2 * mass / (region_masks.float().sum(dim=-1) + 1)
     return GuidanceLoss(
         loss=_mean(_negative_log(dice), guided),
-        in_mask_mass=_mean(mass.detach(), guided),
-        uniform_mass=_mean(uniform_mass, guided),
-        num_regions=guided.sum(),
+        is_guided=guided,
+        in_mask_mass=mass.detach().mean(dim=0),
+        uniform_mass=uniform_mass,
     )
 
 

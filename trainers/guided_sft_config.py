@@ -36,6 +36,12 @@ class GuidedSFTConfig(SFTConfig):
         (all assistant turns; a caption is one) or `"both"`.
     guidance_level (`str`, *optional*, defaults to `"all"`):
         Which regions guide: those of whole `"message"`s (as in the paper), those of `"phrase"`s, or `"all"`.
+    guidance_layers (`list[int]`, *optional*):
+        Which cross-attention layers are guided, by their indices in the combined stack. Kept in the model's config.
+        Defaults to what that says, which is all of them unless a training before chose some.
+    guidance_heads (`list[int]`, *optional*):
+        Which attention heads of these layers are guided. Kept in the model's config, and defaults to what that says: all
+        of them unless a training before chose some.
     mask_downsampling (`str`, *optional*, defaults to `"any"`):
         When a visual token's cell belongs to a mask: if `"any"` of it is covered (small objects survive), or if more
         than half of its `"area"` is.
@@ -97,6 +103,12 @@ class GuidedSFTConfig(SFTConfig):
             "help": "Which regions guide: those of whole messages (as in the paper), those of phrases, or all.",
             "choices": ["message", "phrase", "all"],
         },
+    )
+    guidance_layers: list[int] | None = field(
+        default=None, metadata={"help": "Cross-attention layers that are guided; default: the checkpoint's, or all."}
+    )
+    guidance_heads: list[int] | None = field(
+        default=None, metadata={"help": "Attention heads of them that are guided; default: the checkpoint's, or all."}
     )
     mask_downsampling: str = field(
         default="any",

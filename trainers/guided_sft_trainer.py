@@ -40,7 +40,9 @@ SUMS = (
     "guidance_loss",
     "in_mask_mass",
     "uniform_mass",
-    "regions",
+    "sink_mass",
+    "shown_regions",
+    "absent_regions",
     "guided_rows",
     "dropped_regions",
     "skipped_rows",
@@ -55,11 +57,12 @@ class GuidedSFTTrainer(CheckpointMixin, HubMixin, SFTTrainer):
     The changes with respect to [`trl.SFTTrainer`] are the collator, which keeps the rows' regions, and `compute_loss`,
     which adds the guidance loss; besides, checkpoints are complete ([`CheckpointMixin`]), and so is what goes to the Hub
     ([`HubMixin`]). Both losses are means over everything that one optimizer step sees, on all processes and over all
-    accumulated batches: the language modeling loss over label tokens, the guidance loss over regions (and layers).
+    accumulated batches: the language modeling loss over label tokens, the guidance loss over regions (and guided layers).
 
-    Logged besides TRL's metrics: `lm_loss` and `guidance_loss` in nats, `in_mask_mass` (share of the attention inside
-    the masks), `uniform_mass` (that share for even attention), and per optimizer step `guided_rows`,
-    `dropped_regions` and `skipped_rows`.
+    Logged besides TRL's metrics: `lm_loss` and `guidance_loss` in nats, `in_mask_mass` (share of the guided heads' attention
+    inside the masks), `uniform_mass` (that share for even attention), `sink_mass` (of words for what is not in the picture:
+    the share that lies on the sink, or on other pictures), and per optimizer step `guided_rows`, `dropped_regions` and
+    `skipped_rows`.
 
     Args:
         model (`str` or [`AgeVlmForConditionalGeneration`]):
@@ -115,7 +118,12 @@ class GuidedSFTTrainer(CheckpointMixin, HubMixin, SFTTrainer):
             model = AutoModelForImageTextToText.from_pretrained(model, dtype="float32", trust_remote_code=trust)
         if processing_class is None:
             processing_class = AutoProcessor.from_pretrained(model.config._name_or_path, trust_remote_code=trust)
-        layers = model.config.text_config.cross_attention_layers
+        text_config = model.config.text_config
+        for name in ("guidance_layers", "guidance_heads"):
+            if getattr(args, name) is not None:
+                setattr(text_config, name, getattr(args, name))
+        text_config.validate()
+        layers = text_config.cross_attention_layers
         self._parameter_counts = count_parameters(((n, p.numel()) for n, p in model.named_parameters()), layers)
         if data_collator is None:
             data_collator = DataCollatorForGuidedVisionLanguageModeling(
@@ -126,6 +134,7 @@ class GuidedSFTTrainer(CheckpointMixin, HubMixin, SFTTrainer):
                 mask_downsampling=args.mask_downsampling,
                 broken_rows=args.broken_rows,
                 pad_to_multiple_of=args.pad_to_multiple_of,
+                attention_sink=text_config.attention_sink,
             )
             if train_dataset is not None:
                 train_dataset = undecoded_images(train_dataset)
@@ -222,11 +231,16 @@ class GuidedSFTTrainer(CheckpointMixin, HubMixin, SFTTrainer):
         if region_masks is not None:
             # With label smoothing, TRL runs the model a second time, without gradients.
             guidance = self._guidance(base_outputs[0] if base_outputs else None, region_masks, by_mass)
-            local_regions = guidance.num_regions.float()
+            is_absent = region_masks[..., -1:].amax(dim=-1) > 0
+            if not self._base_model().config.text_config.attention_sink:
+                is_absent = torch.zeros_like(is_absent)
+            shown, absent = guidance.is_guided & ~is_absent, guidance.is_guided & is_absent
+            local_regions = guidance.is_guided.sum().float()
             sums["guidance_loss"] = guidance.loss.detach() * local_regions
-            sums["in_mask_mass"] = guidance.in_mask_mass * local_regions
-            sums["uniform_mass"] = guidance.uniform_mass * local_regions
-            sums["regions"] = local_regions
+            sums["in_mask_mass"] = (guidance.in_mask_mass * shown).sum()
+            sums["uniform_mass"] = (guidance.uniform_mass * shown).sum()
+            sums["sink_mass"] = (guidance.in_mask_mass * absent).sum()
+            sums["shown_regions"], sums["absent_regions"] = shown.sum(), absent.sum()
             sums["guided_rows"] = (region_masks > 0).flatten(1).any(dim=1).sum()
             if self.args.guidance_weight > 0:
                 share = 1.0
@@ -269,9 +283,12 @@ class GuidedSFTTrainer(CheckpointMixin, HubMixin, SFTTrainer):
         if total["labels"] == 0:  # the summary at the end of training
             return {}
         logs = {"lm_loss": total["lm_loss"] / total["labels"]}
-        if total["regions"] > 0:
-            for name in ("guidance_loss", "in_mask_mass", "uniform_mass"):
-                logs[name] = total[name] / total["regions"]
+        counts = {"in_mask_mass": total["shown_regions"], "uniform_mass": total["shown_regions"]}
+        counts |= {
+            "sink_mass": total["absent_regions"],
+            "guidance_loss": total["shown_regions"] + total["absent_regions"],
+        }
+        logs |= {name: total[name] / count for name, count in counts.items() if count > 0}
         for name in ("guided_rows", "dropped_regions", "skipped_rows"):
             logs[name] = total[name] / steps
         return {f"eval_{name}" if mode == "eval" else name: value for name, value in logs.items()}

@@ -137,7 +137,9 @@ def parts_table(config: Mapping[str, Any], parameters: Mapping[str, int], parts:
         f"{(side // vision['patch_size']) ** 2} visual tokens of {vision['hidden_size']} channels",
         "projector": "two linear layers",
         "cross_attention": f"layers {', '.join(map(str, layers))} of the combined {text['num_hidden_layers']}, "
-        + (f"with an MLP of width {width}" if width else "without an MLP"),
+        + (f"with an MLP of width {width}" if width else "without an MLP")
+        + (", with an attention sink" if text.get("attention_sink") else "")
+        + f"; guided: {guided_heads(text)}",
         "language_model": f"{as_code(parts.get('text', UNKNOWN))}: {text['num_hidden_layers'] - len(layers)} layers of width "
         f"{text['hidden_size']}, {text['vocab_size']} tokens",
     }
@@ -145,6 +147,12 @@ def parts_table(config: Mapping[str, Any], parameters: Mapping[str, int], parts:
     return markdown_table(
         ("part", "what it is", "parameters"), [*rows, ("total", "", f"{sum(parameters.values()):,}")]
     )
+
+
+def guided_heads(text_config: Mapping[str, Any]) -> str:
+    """Which heads of which layers are guided, in words."""
+    chosen = [(name, text_config.get(f"guidance_{name}")) for name in ("heads", "layers")]
+    return " of ".join(f"all {name}" if indices is None else f"{name} {indices}" for name, indices in chosen)
 
 
 def stage_sentence(config: Mapping[str, Any], record: Sequence[Mapping[str, Any]]) -> str:

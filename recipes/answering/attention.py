@@ -13,7 +13,7 @@
 # limitations under the License.
 """Where the words of many rows look."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import PIL.Image
 import torch
@@ -38,10 +38,19 @@ def query(
     return {"mask": mask or everywhere, "image": 0, "text": text, "span": span, "message": message}
 
 
+class Grounding(NamedTuple):
+    """Where the words of rows' regions look, on the CPU. R rows, K regions, L guided layers, S visual tokens."""
+
+    maps: torch.Tensor
+    """The guided heads' attention: `(R, K, L, S)`."""
+    sink: torch.Tensor
+    """Their attention on the sink, 0 for a model without one: `(R, K, L)`."""
+    cells: torch.Tensor
+    """The regions' cells: `(R, K, S)`, 1 inside."""
+
+
 @torch.inference_mode()
-def grounding_maps(
-    model: PreTrainedModel, processor: ProcessorMixin, rows: list[dict[str, Any]]
-) -> tuple[torch.Tensor, torch.Tensor]:
+def grounding_maps(model: PreTrainedModel, processor: ProcessorMixin, rows: list[dict[str, Any]]) -> Grounding:
     """
     The attention that the rows' regions ask for.
 
@@ -49,10 +58,6 @@ def grounding_maps(
         model ([`AgeVlmForConditionalGeneration`]): The model.
         processor ([`AgeVlmProcessor`]): Its processor.
         rows (`list[dict]`): Rows as for training, see [`DataCollatorForGuidedVisionLanguageModeling`].
-
-    Returns:
-        The maps, `(num_rows, num_regions, num_layers, num_image_tokens)`, and the regions' cells, `(num_rows,
-        num_regions, num_image_tokens)`, both on the CPU.
     """
     batch = DataCollatorForGuidedVisionLanguageModeling(processor)(rows)
     inputs = {
@@ -60,5 +65,6 @@ def grounding_maps(
         for name in ("input_ids", "attention_mask", "pixel_values", "pixel_attention_mask", "query_masks")
         if name in batch
     }
-    maps = model.model(**inputs).grounding_maps
-    return torch.stack(maps, dim=2).cpu(), batch["region_masks"]
+    maps = torch.stack(model.model(**inputs).grounding_maps, dim=2).cpu()
+    cells = batch["region_masks"]
+    return Grounding(maps[..., : cells.shape[-1]], maps[..., cells.shape[-1] :].sum(dim=-1), cells)

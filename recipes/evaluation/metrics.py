@@ -53,6 +53,12 @@ def score_pope(answers: Sequence[str], predictions: Sequence[str]) -> dict[str, 
     }
 
 
+def area_under_curve(positives: Sequence[float], negatives: Sequence[float]) -> float:
+    """Area under the ROC curve: how often the score of a positive is above that of a negative, ties half."""
+    pairs = [(positive > negative) + (positive == negative) / 2 for positive in positives for negative in negatives]
+    return sum(pairs) / len(pairs)
+
+
 def _summarize_hallusionbench(records: list[Record]) -> dict[str, float]:
     question_set = ("category", "subcategory", "set_id")
     with_figure = [record for record in records if str(record["visual_input"]) != "0"]

@@ -121,7 +121,7 @@ def _pair_draft(plan: Plan, kind: str, name: str, side: str | None, other: str |
         word, question, answer = plural(name), COUNT_QUESTIONS[0].format(plural(name)), NUMBERS[len(items)]
     else:
         word, question, answer = name, EXISTENCE_QUESTIONS[0].format(with_article(name)), "yes" if items else "no"
-    return question, answer, kind, name, ((word, question.index(word), items),) if items else ()
+    return question, answer, kind, name, ((word, question.index(word), items),)
 
 
 def _asked_twice(

@@ -14,10 +14,10 @@
 """Scores a model on test scenes: its answers and captions, where its words look, and what it says without the picture."""
 
 from collections import defaultdict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 import PIL.Image
 import torch
@@ -26,7 +26,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from recipes.answering.answers import answer, generate
 from recipes.answering.attention import grounding_maps, query
-from recipes.evaluation.metrics import score_pope
+from recipes.evaluation.metrics import area_under_curve, score_pope
 from recipes.evaluation.records import mark
 from recipes.evaluation.rules import score_count, score_relation
 from recipes.scenes.classes import NUMBERS, POPE_KINDS, SIDES
@@ -47,7 +47,8 @@ class Judged:
     question: dict[str, Any]
     prediction: str
     attention: torch.Tensor  # (1 + num_phrases, num_layers, num_image_tokens)
-    cells: torch.Tensor  # (1 + num_phrases, num_image_tokens), 1 inside the mask
+    sink: torch.Tensor  # (1 + num_phrases, num_layers), what of the attention lies on the sink
+    cells: torch.Tensor  # (1 + num_phrases, num_image_tokens), 1 inside the mask, or everywhere without one
 
     @property
     def masses(self) -> torch.Tensor:
@@ -62,11 +63,8 @@ class Judged:
 
 def attend(
     model: PreTrainedModel, processor: ProcessorMixin, questions: list[dict[str, Any]]
-) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """
-    Where each question's words look, `(1 + num_phrases, num_layers, num_image_tokens)`, and the cells of the masks
-    that they should look at, `(1 + num_phrases, num_image_tokens)`.
-    """
+) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Where each question's words look, as [`Judged`] keeps it: attention, sink and cells."""
     rows = [
         {
             "images": [question["image"]],
@@ -81,9 +79,9 @@ def attend(
         }
         for question in questions
     ]
-    maps, cells = grounding_maps(model, processor, rows)
+    found = grounding_maps(model, processor, rows)
     counts = [1 + len(question["phrases"]) for question in questions]
-    return [m[:n] for m, n in zip(maps, counts, strict=True)], [c[:n] for c, n in zip(cells, counts, strict=True)]
+    return [tuple(tensor[row, :count] for tensor in found) for row, count in enumerate(counts)]
 
 
 def judge(
@@ -99,8 +97,8 @@ def judge(
     for first in range(0, len(questions), batch_size):
         batch = [questions[i] for i in range(first, min(first + batch_size, len(questions)))]
         predictions = answer(model, processor, [q["image"] for q in batch], [q["question"] for q in batch])
-        attention, cells = attend(model, processor, batch)
-        judged += [Judged(*entry) for entry in zip(batch, predictions, attention, cells, strict=True)]
+        looks = attend(model, processor, batch)
+        judged += [Judged(*entry, *look) for *entry, look in zip(batch, predictions, looks, strict=True)]
         progress(len(judged))
     return judged
 
@@ -108,7 +106,10 @@ def judge(
 def summarize(judged: list[Judged]) -> dict[str, float]:
     """
     The demo's metrics: POPE per split, counting, relations; `in_mask_mass`, `uniform_mass` and `pointing_accuracy` of the
-    words that name an object in the picture; and the first two for all words of the question together.
+    words that name an object in the picture; and the first two for all words of the question together. Of a model with an
+    attention sink also what lies on it of the attention of words that name an object, `sink_mass` for one in the picture
+    and `absent_sink_mass` for one that is not, and how well that tells the two apart without any answer: `absence_auc`, the
+    area under the ROC curve, and `absence_accuracy`, with one half as the limit.
     """
     metrics = {}
     for kind in POPE_KINDS:
@@ -127,6 +128,13 @@ def summarize(judged: list[Judged]) -> dict[str, float]:
     metrics["pointing_accuracy"] = inside.mean().item()
     metrics["question_in_mask_mass"] = torch.stack([j.masses[0] for j in seen]).mean().item()
     metrics["question_uniform_mass"] = torch.stack([j.cells[0].mean() for j in seen]).mean().item()
+    there, absent = (
+        torch.stack([j.sink[1].mean() for j in judged if j.question["answer"] == truth]) for truth in ("yes", "no")
+    )
+    if there.any() or absent.any():
+        metrics["sink_mass"], metrics["absent_sink_mass"] = there.mean().item(), absent.mean().item()
+        metrics["absence_auc"] = area_under_curve(absent.tolist(), there.tolist())
+        metrics["absence_accuracy"] = torch.cat([there <= 0.5, absent > 0.5]).float().mean().item()
     return metrics
 
 
@@ -238,26 +246,35 @@ def caption(model: PreTrainedModel, processor: ProcessorMixin, images: list[PIL.
     return answer_all(model, processor, images, ["Describe the image."] * len(images), max_new_tokens=64)
 
 
-def score_chair(captions: list[str], objects: list[Collection[str]]) -> dict[str, float]:
-    """
-    CHAIR (Rohrbach et al., 2018) of captions of pictures with these classes of objects.
+class CaptionCounts(NamedTuple):
+    """What a caption of a picture names: mentions of classes, those that are false, and the classes found of those there."""
 
-    Returns:
-        `dict[str, float]`: `chair_i`, the share of the mentions that name what is not there; `chair_s`, the share of the
-        captions with such a mention; `recall`, the share of the pictures' classes that are mentioned; `num_words` of a
-        caption on average. A share of nothing is 0.
+    mentions: int
+    false: int
+    found: int
+    there: int
+    num_words: int
 
-    Raises:
-        ValueError: If there are not as many captions as pictures.
+
+def count_mentions(text: str, there: Collection[str]) -> CaptionCounts:
+    """Counts what CHAIR (Rohrbach et al., 2018) looks at in a caption of a picture with these classes of objects."""
+    named = find_classes(text)
+    false = sum(name not in there for name in named)
+    return CaptionCounts(len(named), false, len(set(named) & set(there)), len(set(there)), len(text.split()))
+
+
+def score_chair(captions: Sequence[CaptionCounts]) -> dict[str, float]:
     """
-    named = [find_classes(text) for text in captions]
-    false = [[name for name in names if name not in there] for names, there in zip(named, objects, strict=True)]
-    found = sum(len(set(names) & set(there)) for names, there in zip(named, objects, strict=True))
+    CHAIR of captions: `chair_i`, the share of the mentions that name what is not there; `chair_s`, the share of the captions
+    with such a mention; `chair_recall`, the share of the pictures' classes that are mentioned; `chair_num_words` of a caption
+    on average. A share of nothing is 0.
+    """
+    sums = CaptionCounts(*map(sum, zip(*captions, strict=True))) if captions else CaptionCounts(0, 0, 0, 0, 0)
     return {
-        "chair_i": sum(map(len, false)) / max(sum(map(len, named)), 1),
-        "chair_s": sum(map(bool, false)) / max(len(captions), 1),
-        "recall": found / max(sum(len(set(there)) for there in objects), 1),
-        "num_words": sum(len(text.split()) for text in captions) / max(len(captions), 1),
+        "chair_i": sums.false / max(sums.mentions, 1),
+        "chair_s": sum(counts.false > 0 for counts in captions) / max(len(captions), 1),
+        "chair_recall": sums.found / max(sums.there, 1),
+        "chair_num_words": sums.num_words / max(len(captions), 1),
     }
 
 
@@ -294,6 +311,16 @@ def exchanged(images: list[PIL.Image.Image]) -> list[PIL.Image.Image]:
     return [images[other(row)] for row in range(number)]
 
 
+class Evaluation(NamedTuple):
+    """All that the scenes measure of a model."""
+
+    metrics: dict[str, float]
+    records: list[dict[str, Any]]
+    """Those of all questions and pairs."""
+    by_picture: dict[str, list[tuple[int, int]]]
+    """Of metrics that are shares: how many of how many, scene by scene. The metric is the ratio of the sums."""
+
+
 def evaluate_all(
     model: PreTrainedModel,
     processor: ProcessorMixin,
@@ -301,15 +328,13 @@ def evaluate_all(
     num_images: int = 200,
     image_size: int = 256,
     seed: int = 0,
-) -> tuple[dict[str, float], list[dict[str, Any]]]:
+) -> Evaluation:
     """
     All that the scenes measure, on the scenes 0 to `num_images` - 1 of a split.
 
-    Returns:
-        The metrics and the records of all questions and pairs. The metrics are those of [`summarize`],
-        [`summarize_pairs`] and [`summarize_recolored`]; `pope_accuracy`, `pope_f1` and `pope_yes_ratio` of the three kinds together, and the accuracy
-        without the picture (`pope_accuracy_blind`) and with another row's (`pope_accuracy_swapped`); [`score_chair`]'s as
-        `chair_i`, `chair_s`, `chair_recall` and `chair_num_words`; and `lm_loss` of the split's instructions.
+    The metrics are those of [`summarize`], [`summarize_pairs`], [`summarize_recolored`] and [`score_chair`]; `pope_accuracy`,
+    `pope_f1` and `pope_yes_ratio` of the three kinds together, and the accuracy without the picture (`pope_accuracy_blind`)
+    and with another row's (`pope_accuracy_swapped`); and `lm_loss` of the split's instructions.
     """
     model.eval()
     questions = load_questions(split, num_images, image_size, seed)
@@ -334,22 +359,18 @@ def evaluate_all(
     swapped = [next(predictions) for _ in pope]
     blind = {text: next(predictions) for text in words}
 
-    attention, cells = [torch.empty(0)] * len(questions), [torch.empty(0)] * len(questions)
-    seen = [n for n, question in enumerate(questions) if question["mask"] is not None]
-    for first in range(0, len(seen), BATCH_SIZE):
-        batch = seen[first : first + BATCH_SIZE]
-        for n, maps, inside in zip(batch, *attend(model, processor, [questions[n] for n in batch]), strict=True):
-            attention[n], cells[n] = maps, inside
+    looks = []
+    for first in range(0, len(questions), BATCH_SIZE):
+        looks += attend(model, processor, questions[first : first + BATCH_SIZE])
     judged = [
-        Judged(q, record["prediction"], *where)
-        for q, record, *where in zip(questions, records, attention, cells, strict=True)
+        Judged(question, record["prediction"], *look)
+        for question, record, look in zip(questions, records, looks, strict=True)
     ]
 
     said = score_pope(truths, [record["prediction"] for record in records if record["kind"] in POPE_KINDS])
-    chair = score_chair(
-        caption(model, processor, [scene.image for scene in scenes]),
-        [{thing.name for thing in scene.objects} for scene in scenes],
-    )
+    captions = caption(model, processor, [scene.image for scene in scenes])
+    objects = [{thing.name for thing in scene.objects} for scene in scenes]
+    counts = [count_mentions(*entry) for entry in zip(captions, objects, strict=True)]
     metrics = {
         "pope_accuracy": said["accuracy"],
         "pope_f1": said["f1"],
@@ -359,7 +380,17 @@ def evaluate_all(
         **summarize(judged),
         **summarize_pairs(pair_records),
         **summarize_recolored(recolored_records),
-        **{name if name.startswith("chair_") else f"chair_{name}": value for name, value in chair.items()},
+        **score_chair(counts),
         "lm_loss": language_modeling_loss(model, processor, instructions),
     }
-    return metrics, records + pair_records + recolored_records
+    kinds = dict.fromkeys(POPE_KINDS, "pope_accuracy") | {"count": "count_accuracy", "relation": "relation_accuracy"}
+    answers = [(kinds[q["kind"]], q["scene"], r["correct"]) for q, r in zip(questions, records, strict=True)]
+    both = [(r, s["correct"] and r["correct"]) for r, s in zip(pair_records[::2], pair_records[1::2], strict=True)]
+    answers += [("pairs_qAcc", int(record["set_id"]), correct) for record, correct in both]
+    by_picture = {name: [(0, 0)] * num_images for name in [*dict.fromkeys(kinds.values()), "pairs_qAcc"]}
+    for name, scene, correct in answers:
+        right, asked = by_picture[name][scene]
+        by_picture[name][scene] = right + correct, asked + 1
+    by_picture["chair_i"] = [(caption.false, caption.mentions) for caption in counts]
+    by_picture["chair_recall"] = [(caption.found, caption.there) for caption in counts]
+    return Evaluation(metrics, records + pair_records + recolored_records, by_picture)

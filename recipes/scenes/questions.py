@@ -62,7 +62,7 @@ def _ranked(plan: Plan, kind: str, rng: np.random.Generator) -> list[str]:
     return [CLASSES[i] for i in np.argsort(-scores, kind="stable") if i not in present]
 
 
-# picture, question, short answer, kind, class that is asked for, phrases (text, start, items) of what is in the picture
+# picture, question, short answer, kind, class that is asked for, phrases (text, start, items) that name classes
 _Draft = tuple[int, str, str, str, str, tuple[tuple[str, int, tuple[int, ...]], ...]]
 
 
@@ -78,7 +78,7 @@ def _pope_drafts(plans: Sequence[Plan], kind: str, first: int, rng: np.random.Ge
             continue
         other = holders[plans[i].context, name].pop()
         question = EXISTENCE_QUESTIONS[0].format(with_article(name))
-        yield i, question, "no", kind, name, ()
+        yield i, question, "no", kind, name, ((name, question.index(name), ()),)
         yield other, question, "yes", kind, name, ((name, question.index(name), plans[other].groups[name]),)
 
 
@@ -114,6 +114,7 @@ def _relation_drafts(plans: Sequence[Plan], total: int, rng: np.random.Generator
 def question_row(
     scene: Scene, question: str, answer: str, kind: str, name: str, phrases: Sequence[tuple[str, int, tuple[int, ...]]]
 ) -> dict[str, Any]:
+    asked = [n for _, _, items in phrases for n in items]
     return {
         "image": scene.image,
         "question": question,
@@ -121,9 +122,9 @@ def question_row(
         "kind": kind,
         "object": name,
         "context": scene.context,
-        "mask": encode_mask(scene, [n for _, _, items in phrases for n in items]) if phrases else None,
+        "mask": encode_mask(scene, asked) if asked else None,
         "phrases": [
-            {"text": text, "span": [start, start + len(text)], "mask": encode_mask(scene, items)}
+            {"text": text, "span": [start, start + len(text)], "mask": encode_mask(scene, items) if items else None}
             for text, start, items in phrases
         ],
     }
@@ -135,9 +136,9 @@ def load_questions(
     """Returns the evaluation questions about the scenes 0 to `num_images` - 1 of a split.
 
     About 2 `num_images` questions are about existence, two thirds of `num_images` each about numbers and relations.
-    Rows: `image` (PIL), `question`, `answer` ("yes", "no", a number as a word, or a side), `kind` (of `POPE_KINDS`,
+    Rows: `image` (PIL), `scene` (its index), `question`, `answer` ("yes", "no", a number as a word, or a side), `kind` (of `POPE_KINDS`,
     "count" or "relation"), `object` (class), `context`, `mask` (RLE of the visible pixels of all that is asked about,
-    null for a no), `phrases` (the words that name something in the picture: `text`, `span`, `mask`).
+    null for a no), `phrases` (the words that name a class: `text`, `span`, `mask`, null where it is not in the picture).
 
     For every no there is a yes to the same question in another picture of the same context and for the same kind, so a
     model that sees nothing but the question has an accuracy of exactly one half.
@@ -150,7 +151,7 @@ def load_questions(
         *_relation_drafts(plans, 2 * num_images // 3, rng),
     ]
     scenes = {i: sample_scene(split, i, seed, image_size) for i in sorted({draft[0] for draft in drafts})}
-    return [question_row(scenes[i], *draft) for i, *draft in drafts]
+    return [{**question_row(scenes[i], *draft), "scene": i} for i, *draft in drafts]
 
 
 @functools.cache

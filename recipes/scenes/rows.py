@@ -24,13 +24,13 @@ Columns of a row of `load_scenes`:
 |------------|--------------------------------------------------------------------------------------------------------|
 | `images`   | list of one PIL picture, RGB, `image_size` x `image_size` pixels                                       |
 | `messages` | list of `{"role": "user" or "assistant", "content": str}`                                              |
-| `regions`  | list of `{"mask", "image", "text", "span", "message"}`, one for each phrase or message with a mask     |
+| `regions`  | list of `{"mask", "image", "text", "span", "message"}`, one for each phrase that names a class          |
 
 Fields of a region:
 
 | field     | content                                                                                                 |
 |-----------|---------------------------------------------------------------------------------------------------------|
-| `mask`    | `{"size": [H, W], "counts": str}`, COCO compressed RLE of the visible pixels                            |
+| `mask`    | `{"size": [H, W], "counts": str}`, COCO compressed RLE of the visible pixels; null: not in the picture  |
 | `image`   | index into `images`, always 0                                                                           |
 | `text`    | phrase of the message that the mask belongs to, or null: the whole text of the message                  |
 | `span`    | `[start, end)` characters of the phrase when it stands more than once in the message, or null           |
@@ -89,7 +89,8 @@ def _regions(scene: Scene, dialog: Sequence[Message]) -> list[dict[str, Any]]:
         for phrase, start, items in message.mentions:
             # "a car" also stands in "a carrot": count characters, not words
             span = [start, start + len(phrase)] if message.content.count(phrase) > 1 else None
-            regions.append({"mask": encode(items), "text": phrase, "span": span, "message": i})
+            mask = encode(items) if items else None
+            regions.append({"mask": mask, "text": phrase, "span": span, "message": i})
     return [{**region, "image": 0} for region in regions]
 
 

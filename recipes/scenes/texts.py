@@ -25,7 +25,10 @@ from recipes.scenes.plans import Item, Plan, make_plan, next_class, pick, row_ge
 
 @dataclass(frozen=True)
 class Message:
-    """A message: `mentions` are (phrase, start, item indices), `items` those that the message as a whole is about."""
+    """
+    A message: `mentions` are (phrase, start, item indices), without indices for what is not in the picture; `items` those
+    that the message as a whole is about.
+    """
 
     role: str
     content: str
@@ -40,8 +43,9 @@ def make_message(role: str, *parts: str | _Phrase, whole: bool = True) -> Messag
     """Joins texts and phrases `(text, item indices)`; `whole`: the message is about all items of its phrases."""
     content, mentions = "", []
     for part in parts:
-        text, items = part if isinstance(part, tuple) else (part, ())
-        if items:
+        text = part
+        if isinstance(part, tuple):
+            text, items = part
             mentions.append((text, len(content), items))
         content += text
     union = sorted({i for _, _, items in mentions for i in items}) if whole else ()
@@ -131,8 +135,10 @@ def _split(template: str, mark: str, *parts: str | _Phrase) -> list[str | _Phras
 def _deny(plan: Plan, name: str, template: str, shown: Sequence[str]) -> list[Message]:
     """Returns a question about an absent class; the answer tells of some `shown` classes instead."""
     listed = "".join(_listed([_some(other, len(plan.groups[other])) for other in shown]))
-    answer = f"No, there is no {name} in the image. The image shows {listed}."
-    return [make_message("user", template.format(with_article(name))), make_message("assistant", answer)]
+    nowhere = name, ()
+    question = make_message("user", *_split(template, "{}", with_article(name).removesuffix(name), nowhere))
+    answer = make_message("assistant", "No, there is no ", nowhere, f" in the image. The image shows {listed}.")
+    return [question, answer]
 
 
 def _count_turn(plan: Plan, name: str, template: str) -> list[Message]:

@@ -38,9 +38,7 @@ def sheet_rows(judged: dict[str, list[Judged]], names: dict[str, str], num_rows:
         kind = kinds[n % len(kinds)]
         chosen.append(
             next(
-                i
-                for i, j in enumerate(first)
-                if j.question["kind"] == kind and j.question["phrases"] and i not in chosen
+                i for i, j in enumerate(first) if j.question["kind"] == kind and j.question["mask"] and i not in chosen
             )
         )
     return [

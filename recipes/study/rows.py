@@ -14,6 +14,7 @@
 """The rows and the test questions of a setting."""
 
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -57,7 +58,7 @@ def reshape_mask(rle: dict[str, Any], kind: str) -> dict[str, Any]:
 
 def reshaped(row: dict[str, Any], kind: str) -> dict[str, Any]:
     """A row of the data set with its picture reshaped."""
-    regions = [{**region, "mask": reshape_mask(region["mask"], kind)} for region in row["regions"]]
+    regions = [{**region, "mask": region["mask"] and reshape_mask(region["mask"], kind)} for region in row["regions"]]
     return {"images": [reshape(image, kind) for image in row["images"]], "regions": regions}
 
 
@@ -80,8 +81,10 @@ def training_rows(setting: Setting, number: int) -> Dataset:
         )
     if setting.pictures != "square":
         rows = rows.map(functools.partial(reshaped, kind=setting.pictures))
-    if number in setting.guided and (setting.masks == "other" or setting.masked_share < 1):
+    if number in setting.guided and (setting.masks == "other" or setting.masked_share < 1 or not setting.denied):
         regions = rows["regions"][:]
+        if not setting.denied:
+            regions = [[region for region in row if region["mask"]] for row in regions]
         if setting.masks == "other":
             regions = exchange_masks(regions)
         keep = np.random.default_rng(0).permutation(len(rows)) < setting.masked_share * len(rows)
@@ -92,15 +95,13 @@ def training_rows(setting: Setting, number: int) -> Dataset:
 
 
 def exchange_masks(regions: Sequence[list[dict[str, Any]]]) -> list[list[dict[str, Any]]]:
-    """Every row's words with the masks of the next row that has any."""
+    """Every row's words with the masks of the next row that has any; those that are nowhere stay so."""
+    masks = [[region["mask"] for region in row if region["mask"]] for row in regions]
     exchanged = []
     for n, row in enumerate(regions):
-        others = next(
-            other
-            for k in range(1, len(regions) + 1)
-            if (other := regions[(n + k) % len(regions)]) and other is not row
-        )
-        exchanged.append([{**region, "mask": others[i % len(others)]["mask"]} for i, region in enumerate(row)])
+        others = next(other for k in range(1, len(masks)) if (other := masks[(n + k) % len(masks)]))
+        changed = (others[i % len(others)] for i in itertools.count())
+        exchanged.append([{**region, "mask": region["mask"] and next(changed)} for region in row])
     return exchanged
 
 
@@ -115,7 +116,10 @@ def test_questions(setting: Setting, num_images: int) -> list[dict[str, Any]]:
             **question,
             "image": reshape(question["image"], kind),
             "mask": question["mask"] and reshape_mask(question["mask"], kind),
-            "phrases": [{**phrase, "mask": reshape_mask(phrase["mask"], kind)} for phrase in question["phrases"]],
+            "phrases": [
+                {**phrase, "mask": phrase["mask"] and reshape_mask(phrase["mask"], kind)}
+                for phrase in question["phrases"]
+            ],
         }
         for question in questions
     ]

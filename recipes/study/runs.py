@@ -42,6 +42,7 @@ from recipes.study.report import report
 from recipes.study.rows import dialogs, reshaped, test_questions, training_rows
 from recipes.study.settings import (
     ABLATIONS,
+    HEADS,
     LONG_MODELS,
     MODELS,
     Setting,
@@ -57,13 +58,14 @@ from trainers import DataCollatorForGuidedVisionLanguageModeling, GuidedSFTConfi
 
 class Curve(TrainerCallback):
     """Notes a few times in a stage how well the model does on test scenes; the shares of right answers are of the likelier
-    of "Yes" and "No" as the first word."""
+    of "Yes" and "No" as the first word. The notes are kept in `file`, where a stage that is taken up again finds them."""
 
-    def __init__(self, processor: ProcessorMixin, questions: list[dict], rows: Dataset, points: int) -> None:
-        self.processor, self.questions, self.points = processor, questions, points
+    def __init__(
+        self, processor: ProcessorMixin, questions: list[dict], rows: Dataset, points: int, file: Path
+    ) -> None:
+        self.processor, self.questions, self.points, self.file = processor, questions, points, file
         collator = DataCollatorForGuidedVisionLanguageModeling(processor)
         self.batches = [collator([rows[i] for i in range(n, n + 16)]) for n in range(0, len(rows), 16)]
-        self.entries: list[dict[str, float]] = []
 
     def on_step_end(
         self, args: GuidedSFTConfig, state: TrainerState, control: TrainerControl, model: PreTrainedModel, **kwargs
@@ -71,7 +73,10 @@ class Curve(TrainerCallback):
         if state.global_step % max(1, state.max_steps // self.points) == 0:
             model.eval()
             entry = {"pope_accuracy": self.existence(model), "lm_loss": self.loss(model)}
-            self.entries.append({"step": state.global_step, **entry})
+            before = json.loads(self.file.read_text()) if self.file.exists() else []
+            entries = [point for point in before if point["step"] < state.global_step]
+            entries.append({"step": state.global_step, **entry})
+            self.file.write_text(json.dumps(entries) + "\n")
             model.train()
 
     @torch.no_grad()
@@ -95,6 +100,15 @@ class Curve(TrainerCallback):
             yes, no = model(**inputs, logits_to_keep=1).logits[:, -1, first].unbind(-1)
             right += sum((yes > no).tolist()[i] == (q["answer"] == "yes") for i, q in enumerate(questions))
         return right / len(self.questions)
+
+
+class Fading(Curve):
+    """The guidance loss loses its weight, evenly over the steps."""
+
+    def on_step_begin(self, args: GuidedSFTConfig, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        if state.global_step == 0:
+            self.weight = args.guidance_weight
+        args.guidance_weight = self.weight * (1 - state.global_step / state.max_steps)
 
 
 def edit(source: Path, out: Path, stage: int, image_size: int) -> None:
@@ -130,6 +144,7 @@ def train(out: Path, setting: Setting, number: int) -> None:
         do_pad=setting.pictures == "padded",
         cross_attention_layers=list(setting.cross_attention_layers),
         cross_attention_intermediate_size=setting.mlp_width,
+        attention_sink=setting.attention_sink,
     )
     length = setting.length if number == 4 else 1
     training = GuidedSFTConfig(
@@ -139,6 +154,8 @@ def train(out: Path, setting: Setting, number: int) -> None:
         learning_rate=settings.LEARNING_RATE[number],
         train_sampling_strategy="group_by_length",  # a quarter of a mixed batch would be padding
         guidance_weight=setting.weight,
+        guidance_layers=setting.guidance_layers and list(setting.guidance_layers),
+        guidance_heads=setting.guidance_heads and list(setting.guidance_heads),
         guidance_normalization=setting.normalization,
         guidance_level=setting.level,
         guidance_query="question" if number == 4 else "answer",
@@ -146,23 +163,27 @@ def train(out: Path, setting: Setting, number: int) -> None:
         activation_checkpointing=False,
         use_cpu=not torch.cuda.is_available(),
         logging_steps=20,
-        save_strategy="no",
+        save_strategy="no" if length == 1 else "steps",
+        save_steps=settings.STEPS[number],
+        save_total_limit=1,
+        resume_from_checkpoint="true" if any(folder.glob("checkpoint-*")) else None,
         disable_tqdm=True,
         report_to="none",
         seed=10 * setting.seed + number,
     )
     rows = training_rows(setting, number)
-    curve = TrainerCallback()
+    callback = TrainerCallback()
     if number == 4:
         processor = AgeVlmProcessor.from_pretrained(previous)
         questions = [q for q in test_questions(setting, 100) if q["kind"] in POPE_KINDS]
         held_out = dialogs("test", 80)
         if setting.pictures != "square":
             held_out = held_out.map(functools.partial(reshaped, kind=setting.pictures))
-        curve = Curve(processor, questions, held_out, settings.CURVE_POINTS * length)
-    trainer = run_stage(number, arguments, DataArguments(), training, progress=curve, rows=rows)
-    if number == 4:
-        (folder / "curve.json").write_text(json.dumps(curve.entries) + "\n")
+        folder.mkdir(parents=True, exist_ok=True)
+        points = settings.CURVE_POINTS * length
+        kind = Fading if setting.fades else Curve
+        callback = kind(processor, questions, held_out, points, folder / "curve.json")
+    trainer = run_stage(number, arguments, DataArguments(), training, progress=callback, rows=rows)
     trainer.accelerator.free_memory()
 
 
@@ -177,8 +198,9 @@ def evaluate(out: Path, results: Path, setting: Setting) -> None:
     processor = AgeVlmProcessor.from_pretrained(folder)
     if torch.cuda.is_available():
         model = model.cuda()
+    by_picture = {}
     if setting.pictures == "square":
-        metrics, _ = evaluate_all(model, processor, num_images=settings.TEST_IMAGES, image_size=IMAGE_SIZE)
+        metrics, _, by_picture = evaluate_all(model, processor, num_images=settings.TEST_IMAGES, image_size=IMAGE_SIZE)
     else:
         metrics = summarize(judge(model, processor, test_questions(setting, settings.TEST_IMAGES)))
         metrics["pope_accuracy"] = mean(metrics[f"pope_{kind}_accuracy"] for kind in POPE_KINDS)
@@ -186,7 +208,9 @@ def evaluate(out: Path, results: Path, setting: Setting) -> None:
     path = result_file(results, setting)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(".tmp")
-    aside.write_text(json.dumps({"setting": asdict(setting), "metrics": metrics, "curve": curve}, indent=2) + "\n")
+    result = {"setting": asdict(setting), "metrics": metrics, "curve": curve}
+    result["by_picture"] = {name: " ".join(f"{n}/{of}" for n, of in counts) for name, counts in by_picture.items()}
+    aside.write_text(json.dumps(result, indent=2) + "\n")
     aside.replace(path)
 
 
@@ -200,6 +224,8 @@ def slug(name: str) -> str:
 def planned(only: str | None, seeds: int) -> list[tuple[str, Setting]]:
     """The models to train, by name and setting."""
     models = []
+    if only in (None, "heads"):
+        models += [(name, replace(setting, seed=seed)) for seed in range(seeds) for name, setting in HEADS.items()]
     if only in (None, "2x2"):
         models += [(name, replace(setting, seed=seed)) for seed in range(seeds) for name, setting in MODELS.items()]
     if only in (None, "ablations"):

@@ -44,6 +44,16 @@ class Setting:
     level: str = "all"
     downsampling: str = "any"
     weight: float = 1.0
+    guidance_layers: tuple[int, ...] | None = None
+    """The cross-attention layers that are guided; None for all."""
+    guidance_heads: tuple[int, ...] | None = None
+    """Their attention heads that are guided; None for all."""
+    attention_sink: bool = False
+    """Whether the cross-attention has a place for nothing."""
+    denied: bool = True
+    """Whether the words of denied objects are guided to it."""
+    fades: bool = False
+    """Whether the weight of the guidance falls to zero in stage 4."""
     masked_share: float = 1.0
     """Share of the rows that have masks."""
     masks: Literal["own", "other"] = "own"
@@ -64,8 +74,11 @@ class Setting:
         names = ["seed", "cross_attention_layers", "mlp_width", "first_image_size", "pictures"]
         names += ["stage2"] * (number >= 2) + ["language_model", "length"] * (number == 4)
         guided = [stage for stage in self.guided if stage <= number]
+        later = ["attention_sink"]  # what was not there at first counts where it is not as it was then
         if guided:
             names += ["normalization", "level", "downsampling", "weight", "masked_share", "masks"]
+            later += ["guidance_layers", "guidance_heads", "denied"] + ["fades"] * (number == 4)
+        names += [name for name in later if getattr(self, name) != getattr(Setting, name)]
         return {"guided": guided, **{name: getattr(self, name) for name in names}}
 
     def folder(self, number: int) -> str:
@@ -85,6 +98,16 @@ class Setting:
 
 
 LM = Setting(language_model=True, guided=(3, 4))
+HEAD = replace(LM, guidance_layers=(1,), guidance_heads=(0,), weight=0.1)
+# How much of the attention is guided, and whether there is a place for nothing
+HEADS = {
+    "no guidance": replace(LM, guided=()),
+    "all heads (the paper's)": LM,
+    "one head": HEAD,
+    "no guidance, sink": replace(LM, guided=(), attention_sink=True),
+    "one head, sink": replace(HEAD, attention_sink=True, denied=False),
+    "one head, denied words to the sink": replace(HEAD, attention_sink=True),
+}
 MODELS = {
     "age-vlm": Setting(),
     "ca-baseline-frozen": Setting(guided=()),

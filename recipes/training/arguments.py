@@ -50,6 +50,9 @@ class PartsArguments:
         default=None, metadata={"help": "Width of the cross-attention layers' MLP, 0 for none. Default: the LLM's."}
     )
     use_visual_positions: bool = field(default=False, metadata={"help": "Add a 2-D position code to the keys' input."})
+    attention_sink: bool = field(
+        default=False, metadata={"help": "Give the cross-attention a place for nothing beside the visual tokens."}
+    )
 
 
 @dataclass

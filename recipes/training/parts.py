@@ -61,6 +61,7 @@ def build(parts: PartsArguments) -> tuple[AgeVlmForConditionalGeneration, AgeVlm
         cross_attention_layers=parts.cross_attention_layers,
         cross_attention_intermediate_size=parts.cross_attention_intermediate_size,
         use_visual_positions=parts.use_visual_positions,
+        attention_sink=parts.attention_sink,
         text_revision=parts.text_revision,
     )
     eos = model.generation_config.eos_token_id or []

@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[2]
 MODEL_CARD = ROOT / "model_card.md"
 HYPERPARAMETERS = ("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2")
 HYPERPARAMETERS += ("max_grad_norm", "max_length", "bf16", "seed", "guidance_weight", "guidance_normalization")
-HYPERPARAMETERS += ("guidance_query", "guidance_level", "mask_downsampling")
+HYPERPARAMETERS += ("guidance_query", "guidance_level", "guidance_layers", "guidance_heads", "mask_downsampling")
 LORA = ("lora_r", "lora_alpha", "lora_dropout")
 # Of each stage's entry in the record
 FIELDS = {"stage": int, "variant": str, "dataset": str, "hyperparameters": dict, "code": str}

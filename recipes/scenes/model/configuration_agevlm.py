@@ -15,6 +15,7 @@
 
 import math
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.dataclasses import strict
@@ -69,6 +70,12 @@ def check_activation(name: str, activation: str) -> None:
         raise ValueError(f"`{name}` has to be one of {', '.join(sorted(ACT2FN))}, but is {activation!r}.")
 
 
+def check_choice(name: str, chosen: list[int] | None, options: Sequence[int], what: str) -> None:
+    """Raises `ValueError` unless a field of this name is None or holds some of the options, each once."""
+    if chosen is not None and not (0 < len(chosen) == len(set(chosen) & set(options))):
+        raise ValueError(f"`{name}` has to hold distinct indices {what} ({list(options)}), but is {chosen}.")
+
+
 def is_plain(value: Any) -> bool:
     """Whether a value of `model_args` is a string, a finite number, a truth value, None, or a list of such values."""
     if isinstance(value, (list, tuple)):
@@ -94,6 +101,16 @@ class AgeVlmTextConfig(LlamaConfig):
         layer 2 on (2, 7, 12, 17). Layer 0 has to be a self-attention layer.
     cross_attention_intermediate_size (`int`, *optional*):
         Width of the MLP in the cross-attention layers; 0 leaves the MLP out. Defaults to `intermediate_size`.
+    attention_sink (`bool`, *optional*, defaults to `False`):
+        Whether the cross-attention layers have a place for nothing beside the visual tokens: a learned key per
+        key/value head whose value is zero. A softmax over the picture alone has to look somewhere, also for a word that
+        names what is not there. The paper's layers have none.
+    guidance_layers (`list[int]`, *optional*):
+        Which of the `cross_attention_layers` are guided, and therefore tell by their attention what the words look at.
+        Defaults to all of them, as in the paper.
+    guidance_heads (`list[int]`, *optional*):
+        Which attention heads of these layers are guided. Their attention is averaged; the others are free for what else
+        the picture shows. Defaults to all of them, as in the paper.
     pretraining_tp (`int`, *optional*, defaults to 1):
         Unused; kept because LLaMA checkpoints carry it.
 
@@ -123,6 +140,9 @@ class AgeVlmTextConfig(LlamaConfig):
     tie_word_embeddings: bool = True
     cross_attention_layers: list[int] | None = None
     cross_attention_intermediate_size: int | None = None
+    attention_sink: bool = False
+    guidance_layers: list[int] | None = None
+    guidance_heads: list[int] | None = None
 
     def __post_init__(self, **kwargs):
         # Before they are divided by and counted to.
@@ -189,6 +209,14 @@ class AgeVlmTextConfig(LlamaConfig):
                 f"{self.num_hidden_layers - 1}, which count self-attention and cross-attention layers together "
                 f"(layer 0 is a self-attention layer), but is {layers}."
             )
+        heads = range(self.num_attention_heads)
+        check_choice("guidance_layers", self.guidance_layers, layers, "of `cross_attention_layers`")
+        check_choice("guidance_heads", self.guidance_heads, heads, "below `num_attention_heads`")
+
+    @property
+    def guided_layers(self) -> list[int]:
+        """`guidance_layers`, or all cross-attention layers without them."""
+        return self.cross_attention_layers if self.guidance_layers is None else self.guidance_layers
 
     @property
     def self_attention_layers(self) -> list[int]:

@@ -276,12 +276,12 @@ class AgeVlmProcessor(ProcessorMixin):
                 For each row the `(height, width)` in pixels of its picture, or a list of that for each of its pictures.
                 Pictures are measured as they are shown (after their EXIF rotation).
             layers (`list[int]`, *optional*):
-                Which cross-attention layers to average, 0 for the first of them. Defaults to all.
+                Which guided layers to average, 0 for the first of them. Defaults to all.
 
         Returns:
             `list[list[torch.FloatTensor]]`: For each row and picture a tensor of shape `(num_regions, height, width)`,
             in float32 on the CPU. A pixel's value is its share of the query's attention: over all pictures of a row they
-            sum to 1. Each cell's attention lies evenly on the part of the picture that the cell shows: nothing lies on
+            sum to 1, less what lies on the sink of a model that has one. Each cell's attention lies evenly on the part of the picture that the cell shows: nothing lies on
             padding, and nothing on what was cropped.
 
         Raises:
@@ -293,8 +293,10 @@ class AgeVlmProcessor(ProcessorMixin):
         maps = torch.stack([layer_map.cpu() for layer_map in outputs.grounding_maps])
         maps = maps.mean(dim=0) if layers is None else maps[layers].mean(dim=0)
         size, patch_size = self.image_processor.size, self.image_processor.patch_size
+        height, width = size.height // patch_size, size.width // patch_size
+        maps = maps[..., : maps.shape[-1] // (height * width) * (height * width)]  # the sink's column comes last
         # (batch_size, num_regions, num_images * h * w) -> (batch_size, num_images, num_regions, h, w)
-        maps = maps.unflatten(-1, (-1, size.height // patch_size, size.width // patch_size)).transpose(1, 2)
+        maps = maps.unflatten(-1, (-1, height, width)).transpose(1, 2)
         rows = [sizes if isinstance(sizes, list) else [sizes] for sizes in target_sizes]
         if len(rows) != maps.shape[0] or max(map(len, rows)) > maps.shape[1]:
             raise ValueError(
