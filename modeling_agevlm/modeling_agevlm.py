@@ -301,8 +301,8 @@ class AgeVlmCrossAttention(nn.Module):
         )
         self.q_norm = LlamaRMSNorm(self.head_dim, eps=config.rms_norm_eps)
         self.k_norm = LlamaRMSNorm(self.head_dim, eps=config.rms_norm_eps)
-        # CODEPATH: False for the paper's checkpoints, True for those whose words may look at nothing
         self.sink_key = None
+        # CODEPATH: False for the paper's checkpoints, True for those whose words may look at nothing
         if config.attention_sink:
             self.sink_key = nn.Parameter(torch.zeros(config.num_key_value_heads, 1, self.head_dim))
 
@@ -341,6 +341,7 @@ class AgeVlmCrossAttention(nn.Module):
         if region_channels is not None:
             attn_output, inside = attn_output.split([self.head_dim, region_channels.shape[-1]], dim=-1)
             grounding = torch.einsum("bkt,bthk->bhk", query_weights, inside[..., : query_weights.shape[1]].float())
+        # CODEPATH: all layers in the paper's checkpoints, some in those whose training chose them
         elif query_weights is not None and self.layer_idx in self.config.guided_layers:
             # The scores of all heads and tokens are worth computing twice, not keeping.
             grounding = checkpoint(
@@ -664,7 +665,7 @@ class AgeVlmTextModel(AgeVlmPreTrainedModel):
         )
 
         hidden_states = inputs_embeds
-        grounding = []
+        grounding = {}
         for layer_idx, decoder_layer in enumerate(self.layers):
             if isinstance(decoder_layer, LlamaDecoderLayer):
                 hidden_states = decoder_layer(
@@ -677,20 +678,19 @@ class AgeVlmTextModel(AgeVlmPreTrainedModel):
                     **kwargs,
                 )
             elif cross_attention_inputs is not None:
-                hidden_states, layer_grounding = decoder_layer(
+                hidden_states, grounding[layer_idx] = decoder_layer(
                     hidden_states, inputs=cross_attention_inputs, cache=cache
                 )
-                if layer_idx in self.config.guided_layers:
-                    grounding.append(layer_grounding)
+
+        guided = tuple(grounding[layer] for layer in sorted(self.config.guided_layers) if layer in grounding)
         if region_masks is not None:
             heads = slice(None) if self.config.guidance_heads is None else self.config.guidance_heads
-            grounding = [by_head[:, heads].mean(dim=1) for by_head in grounding]
-
+            guided = tuple(by_head[:, heads].mean(dim=1) for by_head in guided)
         return AgeVlmModelOutputWithPast(
             last_hidden_state=self.norm(hidden_states),
             cache=cache,
-            grounding_maps=tuple(grounding) if query_masks is not None and region_masks is None else None,
-            region_attention=tuple(grounding) if region_masks is not None else None,
+            grounding_maps=guided if query_masks is not None and region_masks is None else None,
+            region_attention=guided if region_masks is not None else None,
             uniform_region_attention=uniform_region_attention,
         )
 

@@ -19,7 +19,7 @@ import torch
 
 
 class GuidanceLoss(NamedTuple):
-    """What `guidance_loss` returns: the loss, and of each region what it is made of."""
+    """What `guidance_loss` returns: the loss, and of each region what it is made of, 0 for one that is not guided."""
 
     loss: torch.Tensor
     """The guidance loss in nats, a mean over the guided regions and the layers; differentiable."""
@@ -81,8 +81,8 @@ def guidance_loss(
     return GuidanceLoss(
         loss=_mean(_negative_log(dice), guided),
         is_guided=guided,
-        in_mask_mass=(overlap / attention_mass).detach().mean(dim=0),
-        uniform_mass=(masks * reachable).sum(dim=-1) / reachable.sum(dim=-1).clamp(min=1),
+        in_mask_mass=torch.where(guided, (overlap / attention_mass).detach().mean(dim=0), 0.0),
+        uniform_mass=torch.where(guided, (masks * reachable).sum(dim=-1) / reachable.sum(dim=-1).clamp(min=1), 0.0),
     )
 
 
@@ -118,7 +118,7 @@ def guidance_loss_from_mass(
     return GuidanceLoss(
         loss=_mean(_negative_log(dice), guided),
         is_guided=guided,
-        in_mask_mass=mass.detach().mean(dim=0),
+        in_mask_mass=torch.where(guided, mass.detach().mean(dim=0), 0.0),
         uniform_mass=uniform_mass,
     )
 

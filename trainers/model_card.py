@@ -139,7 +139,7 @@ def parts_table(config: Mapping[str, Any], parameters: Mapping[str, int], parts:
         "cross_attention": f"layers {', '.join(map(str, layers))} of the combined {text['num_hidden_layers']}, "
         + (f"with an MLP of width {width}" if width else "without an MLP")
         + (", with an attention sink" if text.get("attention_sink") else "")
-        + f"; guided: {guided_heads(text)}",
+        + guided_heads(text),
         "language_model": f"{as_code(parts.get('text', UNKNOWN))}: {text['num_hidden_layers'] - len(layers)} layers of width "
         f"{text['hidden_size']}, {text['vocab_size']} tokens",
     }
@@ -150,9 +150,14 @@ def parts_table(config: Mapping[str, Any], parameters: Mapping[str, int], parts:
 
 
 def guided_heads(text_config: Mapping[str, Any]) -> str:
-    """Which heads of which layers are guided, in words."""
-    chosen = [(name, text_config.get(f"guidance_{name}")) for name in ("heads", "layers")]
-    return " of ".join(f"all {name}" if indices is None else f"{name} {indices}" for name, indices in chosen)
+    """Which heads of which layers were chosen to be guided, in words."""
+    chosen = {name: text_config.get(f"guidance_{name}") for name in ("heads", "layers")}
+    if not any(chosen.values()):
+        return ""
+    words = (
+        f"{name} {', '.join(map(str, indices))}" if indices else f"all {name}" for name, indices in chosen.items()
+    )
+    return f"; guided: {' of '.join(words)}"
 
 
 def stage_sentence(config: Mapping[str, Any], record: Sequence[Mapping[str, Any]]) -> str:

@@ -168,7 +168,7 @@ def write_csv(path: Path, results: dict[str, dict[str, Any]]) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["name", "checkpoint", *settings, *metrics])
         for checkpoint, result in results.items():
-            chosen = [result["setting"][name] for name in settings]
+            chosen = [result["setting"].get(name, getattr(Setting, name)) for name in settings]
             scored = [result["metrics"].get(name, "") for name in metrics]
             writer.writerow([names[checkpoint], checkpoint, *chosen, *scored])
 

@@ -475,7 +475,7 @@ BROKEN = {
         row(regions=[region() | {"span": "cup"}]),
         r"region 0: its `span` is 'cup', not \[start, end\]",
     ),
-    "no mask": (row(regions=[region() | {"mask": None}]), "region 0: its `mask` is None"),
+    "no mask": (row(regions=[region() | {"mask": "cup"}]), "region 0: its `mask` is 'cup'"),
     "no size": (
         row(regions=[region({"size": [], "counts": SOUND})]),
         r"region 0: A mask is .* but its size is \[\]\.",

@@ -37,9 +37,11 @@ def random_masks(batch_size: int, regions: int, cells: int, seed: int = 0) -> to
 
 
 def assert_equal_to_hand(found: GuidanceLoss, expected: tuple[float, float, float, int], num_cells: int) -> None:
-    values = [found.loss.item(), found.in_mask_mass.item(), found.uniform_mass.item()]
+    guided = found.is_guided
+    values = [found.loss.item(), *(mass[guided].mean().item() for mass in (found.in_mask_mass, found.uniform_mass))]
     assert values == up_to_rounding(expected[:3], num_cells)
-    assert found.num_regions == expected[3]
+    assert guided.sum() == expected[3]
+    assert not found.in_mask_mass[~guided].any() and not found.uniform_mass[~guided].any()
 
 
 def one_map(values: list[float]) -> tuple[torch.Tensor]:
@@ -105,7 +107,7 @@ def test_empty_masks_and_maps_without_a_query_are_left_out(normalization: str):
     for layer in maps:
         layer[1, 2:] = 0
     found = guidance_loss(maps, masks, normalization)
-    assert found.num_regions == 5
+    assert found.is_guided.tolist() == [[True, False, True, True], [True, True, False, False]]
     assert_equal_to_hand(found, guidance_by_hand(maps, masks, normalization), maps[0].numel())
     kept = [(0, 0), (0, 2), (0, 3), (1, 0), (1, 1)]
     alone = [
@@ -134,7 +136,7 @@ def test_nothing_guided_is_zero_with_a_gradient_of_zero(normalization: str, empt
     maps, masks = scores.softmax(dim=-1), random_masks(2, 2, 9)
     maps, masks = (maps, masks * 0) if empty == "masks" else (maps * 0, masks)
     found = guidance_loss(tuple(maps), masks, normalization)
-    assert (found.loss, found.in_mask_mass, found.uniform_mass, found.num_regions) == (0, 0, 0, 0)
+    assert not any(values.any() for values in found)
     found.loss.backward()
     assert torch.equal(scores.grad, torch.zeros_like(scores))
 

@@ -65,6 +65,8 @@ MAX_LENGTH = 75
 LEARNING_RATE, MAX_GRAD_NORM = 1e-3, 0.5
 HEADS, KEY_HEADS, HEAD_DIM = TEXT["num_attention_heads"], TEXT["num_key_value_heads"], 8
 LOGGED = ("loss", "lm_loss", "guidance_loss", "in_mask_mass", "uniform_mass")
+# One head of one layer, and a place for nothing
+SINK = {"guidance_heads": [2], "guidance_layers": [3], "attention_sink": True}
 BATCHES = [(4, 1), (2, 2), (1, 4)]  # rows per batch, batches per step: 4 rows, then the 3 that are left
 
 
@@ -72,11 +74,11 @@ class Case(NamedTuple):
     """A row: its turns as (number of pictures, words), and its regions as (masked pixels, region)."""
 
     turns: list[tuple[int, str]]
-    regions: list[tuple[np.ndarray, dict[str, Any]]] = []
+    regions: list[tuple[np.ndarray | None, dict[str, Any]]] = []
 
 
-def guided(mask: np.ndarray, **over: Any) -> tuple[np.ndarray, dict[str, Any]]:
-    return mask, region(mask, **over)
+def guided(mask: np.ndarray | None, **over: Any) -> tuple[np.ndarray | None, dict[str, Any]]:
+    return mask, region(box_mask() if mask is None else mask, **over) | ({"mask": None} if mask is None else {})
 
 
 LONG = "A red cup is there. " + "The image is of a red cup on the table. " * 2 + "Is there a cup by the table? Yes."
@@ -89,6 +91,7 @@ CASES = [
             guided(box_mask(rows=(0, 30)), text="red cup", image=0, message=1),
             guided(box_mask(rows=(20, 64), columns=(30, 80)), image=1),
             guided(box_mask(columns=(50, 70)), image=0),
+            guided(None, text="table", image=0, message=3),  # the table is anywhere but in the first picture
         ],
     ),
     # Cut to `MAX_LENGTH`: one phrase stays, one is cut in two, one is cut off
@@ -101,7 +104,7 @@ CASES = [
         ],
     ),
     Case([(0, "A?"), (0, "B.")]),
-    Case([(1, "Is there a dog?"), (0, "There is no dog in the image.")]),
+    Case([(1, "Is there a dog?"), (0, "There is no dog in the image.")], [guided(None, text="dog", message=0)]),
     Case([(0, "Is it red?"), (0, "Yes."), (0, "A cup?"), (0, "Yes, a cup.")]),
     # The phrase stands there twice, and means the first
     Case(
@@ -113,7 +116,8 @@ CASES = [
         [guided(box_mask(columns=(0, 45)), text="table"), guided(box_mask(rows=(10, 64)))],
     ),
 ]
-NUM_DROPPED, NUM_GUIDED = 2, 4
+NUM_DROPPED, NUM_GUIDED = 2, 4  # without regions that are nowhere
+NUM_NOWHERE = 2
 
 
 def pictures(n: int) -> list:
@@ -141,9 +145,10 @@ class Row(NamedTuple):
     input_ids: torch.Tensor  # (T,)
     labels: torch.Tensor  # (T,)
     pixels: torch.Tensor  # (N, 3, 96, 96)
-    visible: torch.Tensor  # (T, 9 * N)
+    visible: torch.Tensor  # (T, 9 * N), and one column more for the sink
     queries: list[torch.Tensor]  # K x (T,)
-    masks: list[torch.Tensor]  # K x (9 * N,)
+    masks: list[torch.Tensor]  # K x (9 * N,), and one more for the sink
+    is_nowhere: list[bool]  # K
 
 
 def cells(mask: np.ndarray, downsampling: str) -> torch.Tensor:
@@ -154,7 +159,7 @@ def cells(mask: np.ndarray, downsampling: str) -> torch.Tensor:
     return torch.tensor(covered).flatten().double()
 
 
-def read(n: int, downsampling: str) -> Row | None:
+def read(n: int, downsampling: str, sink: bool = False) -> Row:
     case = CASES[n]
     text, words_at, labels_at = "<|begin_of_text|>", [], []
     for turn, (num_images, words) in enumerate(case.turns):
@@ -175,18 +180,20 @@ def read(n: int, downsampling: str) -> Row | None:
     visible = torch.zeros(len(input_ids), num_images, 9, dtype=torch.bool)
     for image, position in enumerate(placeholders):
         visible[position:, image] = True
-    queries, masks = [], []
+    queries, masks, is_nowhere = [], [], []
     for mask, about in case.regions:
         turns = [about["message"]] if about["message"] is not None else range(1, len(case.turns), 2)
         spans = [words_at[turn] for turn in turns]
         if about["text"] is not None:
             start = text.index(about["text"], spans[0][0])
             spans = [(start, start + len(about["text"]))]
-        if spans[-1][1] > offsets[-1][1]:
+        if spans[-1][1] > offsets[-1][1] or (mask is None and not sink):
             continue
         queries.append(tokens(spans) & (torch.arange(len(input_ids)) >= placeholders[about["image"]]))
-        masks.append(torch.zeros(num_images, 9, dtype=torch.double))
-        masks[-1][about["image"]] = cells(mask, downsampling)
+        masks.append(torch.full((num_images, 9), float(mask is None), dtype=torch.double))
+        masks[-1][about["image"]] = 0 if mask is None else cells(mask, downsampling)
+        masks[-1] = torch.cat([masks[-1].flatten(), torch.full((1,), mask is None)])[: 9 * num_images + sink]
+        is_nowhere.append(mask is None)
     pixels = torch.zeros(0, 3, 96, 96)
     if num_images:
         pixels = tiny_processor().image_processor(pictures(n), return_tensors="pt")["pixel_values"].flatten(0, 1)
@@ -194,9 +201,12 @@ def read(n: int, downsampling: str) -> Row | None:
         input_ids,
         torch.where(tokens(labels_at), input_ids, -100),
         pixels.double(),
-        visible.flatten(1),
+        torch.cat([visible.flatten(1), visible.flatten(1).any(dim=1, keepdim=True)], dim=1)[
+            :, : 9 * num_images + sink
+        ],
         queries,
-        [mask.flatten() for mask in masks],
+        masks,
+        is_nowhere,
     )
 
 
@@ -224,12 +234,15 @@ class Reference:
 
     def __init__(self, model: AgeVlmForConditionalGeneration) -> None:
         self.tower = model.model.vision_tower.timm_model
+        text = model.config.text_config
+        self.sink, self.guided_heads = text.attention_sink, text.guidance_heads or list(range(HEADS))
+        self.guided_layers = text.guidance_layers or TEXT["cross_attention_layers"]
         self.weights = {
             name: parameter.detach().double().requires_grad_() for name, parameter in model.named_parameters()
         }
 
     def __call__(self, row: Row) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Logits `(T, vocabulary)`, and of each cross-attention layer the attention `(T, 9 * N)`, mean over heads."""
+        """Logits `(T, vocabulary)`, and of each guided layer the attention `(T, 9 * N)`, mean over guided heads."""
         w = self.weights
         embeddings = w["model.language_model.embed_tokens.weight"]
         visual = self.visual_tokens(row.pixels)
@@ -246,7 +259,8 @@ class Reference:
                 hidden = hidden + self.mlp(layer, rms_norm(hidden, layer["post_attention_layernorm"]))
             elif len(visual):
                 attended, attention = self.cross_attention(layer, normed, visual, row.visible)
-                attentions.append(attention)
+                if n in self.guided_layers:
+                    attentions.append(attention[self.guided_heads].mean(dim=0))
                 sees = row.visible.any(dim=-1, keepdim=True)
                 hidden = hidden + sees * attended
                 hidden = hidden + sees * self.mlp(layer, rms_norm(hidden, layer["post_attention_layernorm"]))
@@ -278,10 +292,13 @@ class Reference:
         q = rms_norm(heads(x @ layer["cross_attn.q_proj"].T), layer["cross_attn.q_norm"])
         k = rms_norm(heads(visual @ layer["cross_attn.k_proj"].T), layer["cross_attn.k_norm"])
         v = heads(visual @ layer["cross_attn.v_proj"].T)
+        if "cross_attn.sink_key" in layer:
+            k = torch.cat([k, layer["cross_attn.sink_key"].repeat_interleave(HEADS // KEY_HEADS, dim=0)], dim=1)
+            v = F.pad(v, (0, 0, 0, 1))
         # Of a token that sees nothing, nothing is used; the mask is left off only to keep its softmax finite.
         hidden = ~visible & visible.any(dim=-1, keepdim=True)
         attention = (q @ k.transpose(1, 2) / math.sqrt(HEAD_DIM)).masked_fill(hidden, -math.inf).softmax(dim=-1)
-        return (attention @ v).transpose(0, 1).flatten(1) @ layer["cross_attn.o_proj"].T, attention.mean(dim=0)
+        return (attention @ v).transpose(0, 1).flatten(1) @ layer["cross_attn.o_proj"].T, attention
 
     @staticmethod
     def mlp(layer: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
@@ -292,22 +309,23 @@ def step_losses(
     model: Reference, cases: list[int], normalization: str = "sum", downsampling: str = "any", weight: float = 1.0
 ) -> dict[str, torch.Tensor]:
     """What one step over some cases minimizes and logs: means over all their labels, and over all regions and layers."""
-    lm_losses, guidance, masses, uniform = [], [], [], []
+    lm_losses, guidance, masses, uniform, on_sink = [], [], [], [], []
     for n in cases:
-        row = read(n, downsampling)
+        row = read(n, downsampling, model.sink)
         logits, attentions = model(row)
         lm_losses.append(F.cross_entropy(logits[:-1], row.labels[1:], reduction="none")[row.labels[1:] != -100])
-        for query, mask in zip(row.queries, row.masks, strict=True):
+        for query, mask, is_nowhere in zip(row.queries, row.masks, row.is_nowhere, strict=True):
             reachable = row.visible[query].any(dim=0)
-            uniform.append((mask * reachable).sum() / reachable.sum())
+            if not is_nowhere:
+                uniform.append((mask * reachable).sum() / reachable.sum())
             for attention in attentions:
                 p = attention[query].mean(dim=0)  # sums to 1
-                masses.append((p * mask).sum())
+                (on_sink if is_nowhere else masses).append((p * mask).sum())
                 p = p if normalization == "sum" else p / p.max()
                 guidance.append(-torch.log(2 * (mask * p).sum() / (mask.sum() + p.sum())))
     losses = {"lm_loss": torch.cat(lm_losses).mean()}
-    for name, values in (("guidance_loss", guidance), ("in_mask_mass", masses), ("uniform_mass", uniform)):
-        losses[name] = torch.stack(values).mean()
+    sums = {"guidance_loss": guidance, "in_mask_mass": masses, "uniform_mass": uniform, "sink_mass": on_sink}
+    losses |= {name: torch.stack(values).mean() for name, values in sums.items() if values}
     return {"loss": losses["lm_loss"] + weight * losses["guidance_loss"], **losses}
 
 
@@ -337,6 +355,7 @@ def test_cases_are_what_their_comments_say():
     assert [len(row.pixels) for row in rows] == [2, 1, 0, 1, 0, 1, 1]
     assert len(rows[1].input_ids) == MAX_LENGTH and max(len(row.input_ids) for row in rows) == MAX_LENGTH
     assert NUM_DROPPED == len(CASES[1].regions) - len(rows[1].queries)
+    assert NUM_NOWHERE == sum(sum(read(n, "any", sink=True).is_nowhere) for n in range(len(CASES)))
     assert NUM_GUIDED == sum(len(row.queries) > 0 for row in rows)
     decoded = [tiny_tokenizer().decode(row.input_ids[row.queries[0]]).strip() for row in rows if row.queries]
     assert decoded == ["red cup", "red cup", "cup", "table"]
@@ -346,11 +365,20 @@ def test_cases_are_what_their_comments_say():
 
 
 @pytest.mark.parametrize(
-    ("normalization", "downsampling", "weight"), [("sum", "any", 1.0), ("max", "any", 1.0), ("sum", "area", 0.3)]
+    ("normalization", "downsampling", "weight", "text_config"),
+    [
+        ("sum", "any", 1.0, {}),
+        ("max", "any", 1.0, {}),
+        ("sum", "area", 0.3, {}),
+        ("sum", "any", 1.0, SINK),
+        ("max", "any", 0.3, SINK),
+        ("sum", "any", 1.0, {"guidance_heads": [0, 3]}),
+    ],
 )
-def test_one_step(tmp_path: Path, normalization: str, downsampling: str, weight: float):
+def test_one_step(tmp_path: Path, normalization: str, downsampling: str, weight: float, text_config: dict):
     """Every number in the log and the gradient of every parameter."""
-    model = tiny_model()
+    model = tiny_model(text_config=text_config)
+    sink = "attention_sink" in text_config
     reference = Reference(model)
     expected = step_losses(reference, list(range(len(CASES))), normalization, downsampling, weight)
     expected["loss"].backward()
@@ -371,11 +399,14 @@ def test_one_step(tmp_path: Path, normalization: str, downsampling: str, weight:
     )
     trainer.train()
     logs = trainer.state.log_history[0]
-    for name in LOGGED:
+    assert set(expected) == {*LOGGED, "sink_mass"} if sink else set(LOGGED)
+    for name in expected:
         assert logs[name] == up_to_rounding(expected[name].item()), name
-    assert (logs["guided_rows"], logs["dropped_regions"], logs["skipped_rows"]) == (NUM_GUIDED, NUM_DROPPED, 0)
+    dropped = NUM_DROPPED + (0 if sink else NUM_NOWHERE)
+    assert (logs["guided_rows"], logs["dropped_regions"], logs["skipped_rows"]) == (NUM_GUIDED + sink, dropped, 0)
     assert gradients.keys() == reference.weights.keys()
     for name, leaf in reference.weights.items():
+        assert "sink_key" not in name or leaf.grad.any()
         assert_close(gradients[name], leaf.grad, GRADIENT_LENGTH, name)
 
 

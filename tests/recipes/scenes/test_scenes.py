@@ -200,17 +200,21 @@ def test_regions_fit_their_messages_and_masks(rows: tuple[str, list[dict]]):
     for index, row in enumerate(made):
         scene = sample_scene(split, index, image_size=96)
         for region in row["regions"]:
-            content, mask = row["messages"][region["message"]]["content"], decode(region["mask"])
-            assert region["image"] == 0 and mask.shape == (96, 96) and mask.any()
-            phrase = region["text"]
+            content, phrase = row["messages"][region["message"]]["content"], region["text"]
+            assert region["image"] == 0
+            if region["mask"]:
+                mask = decode(region["mask"])
+                assert mask.shape == (96, 96) and mask.any()
             if phrase is None:
-                assert region["span"] is None
+                assert region["span"] is None and region["mask"]
                 continue
             assert (region["span"] is None) == (content.count(phrase) == 1)
             if region["span"]:
                 assert content[slice(*region["span"])] == phrase
             name = SINGULAR[re.sub(r"^(an?|one|two|three|four|some) ", "", phrase)]
-            assert np.array_equal(mask, np.logical_or.reduce([o.mask for o in scene.objects if o.name == name]))
+            there = [thing.mask for thing in scene.objects if thing.name == name]
+            assert bool(there) == bool(region["mask"])
+            assert not there or np.array_equal(mask, np.logical_or.reduce(there))
 
 
 def test_captions_name_every_object_and_are_masked():
@@ -275,7 +279,9 @@ def test_existence_is_answered_in_one_word():
         for question, answer in zip(dialog[::2], dialog[1::2], strict=True):
             there = asked_object(question.content) in plan.groups
             assert answer.content == ("Yes." if there else "No.")
-            assert bool(question.items) == bool(question.mentions) == there and not answer.mentions
+            ((name, _, items),) = question.mentions
+            assert name == asked_object(question.content) and items == question.items == plan.groups.get(name, ())
+            assert not answer.mentions
             answers[answer.content] += 1
     assert abs(answers["Yes."] / answers.total() - 0.5) < 0.08
 
@@ -373,7 +379,8 @@ def test_pairs_are_the_same_question_with_another_answer(pairs: list[tuple[dict,
         places |= {(row["set_id"], row["figure_id"], row["question_id"]) for row in (before, after)}
         answers = before["answer"], after["answer"]
         if before["kind"] == "existence":
-            assert answers == ("yes", "no") and after["mask"] is None and not after["phrases"]
+            assert answers == ("yes", "no") and after["mask"] is None
+            assert [phrase["mask"] for phrase in after["phrases"]] == [None]
         elif before["kind"] == "count":
             assert COUNT_WORDS[answers[0]] == COUNT_WORDS[answers[1]] + 1
         else:
@@ -410,11 +417,13 @@ def test_pairs_differ_where_one_object_was_or_is(pairs: list[tuple[dict, dict]])
                 things = [SINGULAR[thing] for thing in re.findall(rf"\b({THINGS})\b", row["question"])]
                 union = np.logical_or.reduce([thing.mask & (thing.name in things) for thing in there.objects])
                 assert (row["mask"] is None and not union.any()) or np.array_equal(decode(row["mask"]), union)
-                assert len(row["phrases"]) == (0 if row["mask"] is None else len(things))
+                assert len(row["phrases"]) == len(things)
                 for phrase in row["phrases"]:
                     assert row["question"][slice(*phrase["span"])] == phrase["text"]
                     own = [thing.mask for thing in there.objects if thing.name == SINGULAR[phrase["text"]]]
-                    assert np.array_equal(decode(phrase["mask"]), np.logical_or.reduce(own))
+                    assert (phrase["mask"] is None and not own) or np.array_equal(
+                        decode(phrase["mask"]), np.logical_or.reduce(own)
+                    )
                 if kind == "relation":
                     assert side_holds(there, things[0], row["answer"], things[1])
                 elif kind == "count":

@@ -26,6 +26,7 @@ from recipes.scenes.edits import load_pairs, load_recolored
 from recipes.scenes.evaluation import (
     answer_all,
     caption,
+    count_mentions,
     evaluate_all,
     exchanged,
     judge,
@@ -69,15 +70,17 @@ def test_chair_by_hand():
         "",
     ]
     objects = [{"cup", "bowl"}, {"hot dog"}, {"bear"}, {"tv"}]
-    assert score_chair(captions, objects) == {
+    counts = [count_mentions(*entry) for entry in zip(captions, objects, strict=True)]
+    assert counts == [(2, 0, 1, 2, 8), (3, 2, 1, 1, 8), (1, 1, 0, 1, 3), (0, 0, 0, 1, 0)]
+    assert score_chair(counts) == {
         "chair_i": 3 / 6,
         "chair_s": 2 / 4,
-        "recall": 2 / 5,
-        "num_words": (8 + 8 + 3 + 0) / 4,
+        "chair_recall": 2 / 5,
+        "chair_num_words": (8 + 8 + 3 + 0) / 4,
     }
-    assert score_chair(["Nothing."], [{"cup"}]) == {"chair_i": 0, "chair_s": 0, "recall": 0, "num_words": 1}
-    with pytest.raises(ValueError, match="argument 2"):
-        score_chair(["A cup."], [{"cup"}, {"tv"}])
+    nothing = score_chair([count_mentions("Nothing.", {"cup"})])
+    assert nothing == {"chair_i": 0, "chair_s": 0, "chair_recall": 0, "chair_num_words": 1}
+    assert set(score_chair([]).values()) == {0}
 
 
 def pair_records(right: str) -> list[dict]:
@@ -192,7 +195,7 @@ def test_loss_is_the_mean_over_answer_tokens(model, processor):
 
 
 def test_all_metrics_are_there(result):
-    metrics, _ = result
+    metrics, _, by_picture = result
     chair = {"chair_i", "chair_s", "chair_recall", "chair_num_words"}
     pope = {f"pope_{kind}_{score}" for kind in POPE_KINDS for score in ("accuracy", "f1")}
     pope |= {"pope_accuracy", "pope_f1", "pope_yes_ratio", "pope_accuracy_blind", "pope_accuracy_swapped"}
@@ -201,10 +204,42 @@ def test_all_metrics_are_there(result):
     assert metrics.keys() == chair | pope | looks | pairs | {"count_accuracy", "relation_accuracy", "lm_loss"}
     assert all(isinstance(value, (int, float)) and math.isfinite(value) for value in metrics.values())
     assert metrics["pope_accuracy_blind"] == 0.5
+    # the ratio of the sums over scenes is the metric
+    assert by_picture.keys() == {
+        "pope_accuracy",
+        "count_accuracy",
+        "relation_accuracy",
+        "pairs_qAcc",
+        "chair_i",
+        "chair_recall",
+    }
+    for name, counts in by_picture.items():
+        share, of = (sum(column) for column in zip(*counts, strict=True))
+        assert len(counts) == NUM_IMAGES and metrics[name] == pytest.approx(share / max(of, 1))
+
+
+def test_sink_tells_what_is_absent(processor):
+    """By hand, from the maps of a model whose keys know nothing."""
+    model = tiny_model(text_config={"attention_sink": True})
+    questions = load_questions("test", NUM_IMAGES, 96)
+    judged = judge(model, processor, questions)
+    metrics = summarize(judged)
+    scores = {}
+    for question, j in zip(questions, judged, strict=True):
+        assert j.sink.shape == j.attention.shape[:2] and (j.attention.sum(-1) + j.sink).sub(1).abs().max() < 1e-5
+        if question["answer"] in ("yes", "no"):
+            scores.setdefault(question["answer"], []).append(j.sink[1].mean().item())
+    yes, no = scores["yes"], scores["no"]
+    assert metrics["sink_mass"] == pytest.approx(sum(yes) / len(yes))
+    assert metrics["absent_sink_mass"] == pytest.approx(sum(no) / len(no))
+    above = sum(n > y for n in no for y in yes) + sum(n == y for n in no for y in yes) / 2
+    assert metrics["absence_auc"] == pytest.approx(above / len(yes) / len(no))
+    right = sum(n > 0.5 for n in no) + sum(y <= 0.5 for y in yes)
+    assert metrics["absence_accuracy"] == pytest.approx(right / len(yes + no))
 
 
 def test_metrics_are_those_of_the_plain_way(result, model, processor):
-    metrics, records = result
+    metrics, records, _ = result
     questions = load_questions("test", NUM_IMAGES, 96)
     judged = judge(model, processor, questions)
     assert [record["prediction"] for record in records[: len(questions)]] == [j.prediction for j in judged]
@@ -216,11 +251,11 @@ def test_metrics_are_those_of_the_plain_way(result, model, processor):
     assert [record["prediction"] for record in found] == [record["prediction"] for record in recolored]
     assert {name: metrics[name] for name in summarize_recolored(found)} == summarize_recolored(recolored)
     scenes = [sample_scene("test", index, image_size=96) for index in range(NUM_IMAGES)]
+    captions = caption(model, processor, [scene.image for scene in scenes])
     chair = score_chair(
-        caption(model, processor, [scene.image for scene in scenes]),
-        [{thing.name for thing in scene.objects} for scene in scenes],
+        [count_mentions(text, {t.name for t in s.objects}) for text, s in zip(captions, scenes, strict=True)]
     )
-    assert metrics["chair_num_words"] == chair["num_words"]
+    assert metrics["chair_num_words"] == chair["chair_num_words"]
 
 
 @pytest.mark.parametrize("split", ["test", "transfer"])
@@ -238,7 +273,8 @@ def test_records_of_a_model_that_knows_everything(split: str, model, processor, 
         return [truth.get(key, "Yes") for key in keys]
 
     monkeypatch.setattr(evaluation, "answer_all", know)
-    metrics, records = evaluate_all(model, processor, **settings)
+    metrics, records, by_picture = evaluate_all(model, processor, **settings)
+    assert all(n == of for name in ("pope_accuracy", "pairs_qAcc") for n, of in by_picture[name])
     assert len({record["id"] for record in records}) == len(records) == len(rows)
     for name in ("pope_accuracy", "pope_f1", "count_accuracy", "relation_accuracy"):
         assert metrics[name] == 1
@@ -258,7 +294,7 @@ def test_records_of_a_model_that_knows_everything(split: str, model, processor, 
 
 
 def test_records_are_consistent_with_the_metrics(result):
-    metrics, records = result
+    metrics, records, _ = result
     for name, kinds in (("pope", POPE_KINDS), ("count", ("count",)), ("relation", ("relation",))):
         marks = [record["correct"] for record in records if record["kind"] in kinds]
         assert metrics[f"{name}_accuracy"] == pytest.approx(sum(marks) / len(marks))
