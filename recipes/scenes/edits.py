@@ -34,7 +34,7 @@ from recipes.scenes.texts import (
 )
 
 
-# An edited plan, the kind of the question, the class it asks for and, for a relation, side (in the unedited plan) and class.
+# An edited plan, the kind of the question, its class and, for a relation, side (in the unedited plan) and other class.
 _Edit = tuple[Plan, str, str, str | None, str | None]
 # Of another color they may be taken for something else.
 _KNOWN_BY_COLOR = ("orange", "stop sign")
@@ -172,11 +172,10 @@ def load_recolored(
 ) -> list[dict[str, Any]]:
     """Returns a question about an object of each scene, asked a second time after the object's hue was turned.
 
-    The turn is by 0.3 to 0.7 of the hue circle, and no answer changes by it: existence (always yes), a number or a relation
-    are asked for, one of them for each scene. Scenes have no question where all objects are near to gray, or known by their
-    color. Rows are those of [`load_pairs`].
+    The turn is by 0.3 to 0.7 of the hue circle, and no answer changes by it: existence (always yes), a number or a
+    relation is asked for, one of them for each scene. A scene whose objects are all near to gray, or known by their color,
+    has no question. Rows are those of `load_pairs`.
 
-    A model that sees nothing but the question answers alike both times, so what it says of colored objects that are there
-    tells little without `load_pairs`.
+    A model that sees nothing but the question answers alike both times: the numbers say something beside `load_pairs`'.
     """
     return _asked_twice(_recolorings, "recolor", split, num_images, image_size, seed)
