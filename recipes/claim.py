@@ -40,14 +40,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="seeds of the 2x2")
     args = parser.parse_args()
 
-    import torch
-
     from recipes.study.report import report
     from recipes.study.runs import planned, run
 
     results = args.results or args.out
-    # Of the processes: torch's threads and those of NumPy's matrix products, which would wait for each other's cores.
-    os.environ["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // args.processes))
     run(args.out, results, planned(args.only, args.seeds), args.processes)
     report(results)
     print(f"see {results}/page.md and results.csv")
