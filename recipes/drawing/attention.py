@@ -86,7 +86,7 @@ def save_attention_sheet(path: Path, rows: list[dict[str, Any]], columns: list[s
     Args:
         path (`Path`): PNG file.
         rows (`list[dict]`): Each with `image`, `question`, `truth`, and under every name of `columns` a pair of
-            prediction and attention, `(num_image_tokens,)` over a square grid of cells.
+            prediction, attention, `(num_image_tokens,)` over a square grid of cells, and what lies on the sink.
         columns (`list[str]`): Names of the models.
     """
     figure, grid = plt.subplots(
@@ -98,11 +98,11 @@ def save_attention_sheet(path: Path, rows: list[dict[str, Any]], columns: list[s
         question = textwrap.fill(row["question"], 34)
         axes[0].set_title(f"{question}\ntruth: {row['truth']}", fontsize=8, loc="left")
         for ax, name in zip(axes[1:], columns, strict=True):
-            prediction, attention = row[name]
+            prediction, attention, sink = row[name]
             side = math.isqrt(attention.numel())
             draw_attention(ax, row["image"], attention.view(side, side).numpy())
-            answer = textwrap.shorten(prediction, 70, placeholder=" ...")
-            ax.set_title(f"{name}\n{textwrap.fill(answer, 36)}", fontsize=8, loc="left")
+            answer = textwrap.fill(textwrap.shorten(prediction, 70, placeholder=" ..."), 36)
+            ax.set_title(f"{name}\n{answer}\n{sink:.0%} on nothing", fontsize=8, loc="left")
     figure.tight_layout()
     figure.savefig(path, dpi=110, bbox_inches="tight")
     plt.close(figure)
