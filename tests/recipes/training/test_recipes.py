@@ -28,7 +28,6 @@ from testing_utils import up_to_rounding
 
 from modeling_agevlm import AgeVlmForConditionalGeneration
 from recipes.scenes.rows import load_scenes
-from recipes.study.plans import ALL_VARIANTS, VARIANTS, lineage, plan
 from recipes.terminal.tables import plain_table
 from recipes.training.arguments import DataArguments, ModelArguments
 from recipes.training.data_sets import check_regions, load_rows
@@ -177,15 +176,6 @@ def test_rows_are_read_from_folders(tmp_path, streaming):
         read = list(load_rows(data, get_stage(4), image_size=64))
         assert [row["messages"] for row in read] == [row["messages"] for row in rows]
         assert [row["regions"] for row in read] == [row["regions"] for row in rows]
-
-
-def test_the_demo_runs_shared_stages_once():
-    folders = [folder for folder, *_ in plan(VARIANTS)]
-    assert folders == ["stage1", "stage2", "stage3-guided", "stage3-unguided", "age-vlm", "ca-baseline-frozen"]
-    runs = plan(ALL_VARIANTS)
-    assert len(runs) == 8
-    assert lineage(runs, "ca-baseline") == ["stage1", "stage2", "stage3-unguided", "ca-baseline"]
-    assert lineage(runs, "age-vlm-lm") == ["stage1", "stage2", "stage3-guided", "age-vlm-lm"]
 
 
 def test_table():
