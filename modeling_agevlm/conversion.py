@@ -311,7 +311,7 @@ def from_vision_text_pretrained(
         cross_attention_intermediate_size (`int`, *optional*):
             Width of the MLP in the cross-attention layers; 0 leaves it out. Defaults to the LLM's.
         use_visual_positions (`bool`, *optional*, defaults to `False`):
-            Whether the keys get a 2-D position code.
+            Whether the visual tokens get a 2-D position code, see [`AgeVlmConfig`].
         attention_sink (`bool`, *optional*, defaults to `False`):
             Whether the cross-attention layers have a place for nothing, see [`AgeVlmTextConfig`].
         text_revision (`str`, *optional*, defaults to `"main"`):

@@ -16,6 +16,7 @@
 Paper: Attention Guided Alignment in Efficient Vision-Language Models, https://huggingface.co/papers/2511.17793
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -226,13 +227,16 @@ def holds_images(pixel_values: torch.Tensor, num_images: torch.Tensor) -> bool:
 
 
 def sincos_position_code(height: int, width: int, dim: int, device: torch.device) -> torch.Tensor:
-    """2-D sine-cosine code of shape `(height * width, dim)`: one half of the channels for rows, one for columns."""
-    frequencies = 10000.0 ** -(torch.arange(dim // 4, device=device, dtype=torch.float32) / (dim // 4))
-    rows, columns = torch.meshgrid(
-        torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij"
-    )
-    angles = [axis.reshape(-1, 1) * frequencies for axis in (rows, columns)]  # 2 x (height * width, dim / 4)
-    return torch.cat([f(angle) for angle in angles for f in (torch.sin, torch.cos)], dim=-1)
+    """
+    2-D sine-cosine code of the cells of a picture, `(height * width, dim)`: one half of the channels for rows, one for
+    columns, with periods from four times the side down to two cells. Its mean square is 1, like a normalized token's.
+    """
+    angles = []  # 2 x (height * width, dim / 4)
+    places = [(torch.arange(side, device=device) + 0.5) / side for side in (height, width)]
+    for side, place in zip((height, width), torch.meshgrid(*places, indexing="ij"), strict=True):
+        frequencies = torch.logspace(-2, math.log2(max(side, 2) / 2), dim // 4, base=2, device=device)
+        angles.append(2 * math.pi * place.reshape(-1, 1) * frequencies)
+    return 2**0.5 * torch.cat([f(angle) for angle in angles for f in (torch.sin, torch.cos)], dim=-1)
 
 
 class AgeVlmMultiModalProjector(nn.Module):
@@ -262,9 +266,8 @@ class AgeVlmCrossAttentionInputs(NamedTuple):
     What all cross-attention layers get in one call, besides the text and the cache. `num_image_tokens` counts the visual
     tokens that the text may see, first the cached ones, then those of this call; `num_keys` is one more with the sink.
 
-    `cross_attention_states` of shape `(batch_size, num_new_image_tokens, hidden_size)` and
-    `cross_attention_positions` of shape `(num_new_image_tokens, hidden_size)` are those of this call, `visible_from` of shape
-    `(batch_size, num_image_tokens)` is what the cache keeps of all. The additive `cross_attention_mask` of shape
+    `cross_attention_states` of shape `(batch_size, num_new_image_tokens, hidden_size)` are those of this call, `visible_from`
+    of shape `(batch_size, num_image_tokens)` is what the cache keeps of all. The additive `cross_attention_mask` of shape
     `(batch_size, 1, sequence_length, num_keys)` is None if each text token sees all or none. `sees_image` is of shape
     `(batch_size, sequence_length, 1)`. The `query_weights` of shape `(batch_size, num_regions, sequence_length)` sum to 1
     for each query that sees an image, the `region_channels` of shape `(batch_size, 1, num_keys, num_channels)` are
@@ -272,7 +275,6 @@ class AgeVlmCrossAttentionInputs(NamedTuple):
     """
 
     cross_attention_states: torch.Tensor | None
-    cross_attention_positions: torch.Tensor | None
     visible_from: torch.Tensor
     cross_attention_mask: torch.Tensor | None
     sees_image: torch.Tensor
@@ -316,7 +318,7 @@ class AgeVlmCrossAttention(nn.Module):
         hidden_shape = (*hidden_states.shape[:-1], -1, self.head_dim)
         query_states = self.q_norm(self.q_proj(hidden_states).view(hidden_shape).transpose(1, 2))
         key_states, value_states = self.project_visual_tokens(
-            inputs.cross_attention_states, inputs.cross_attention_positions, inputs.visible_from, cache
+            inputs.cross_attention_states, inputs.visible_from, cache
         )
         if self.sink_key is not None:
             sink_key = self.sink_key.to(key_states.dtype).expand(len(key_states), -1, -1, -1)
@@ -371,7 +373,6 @@ class AgeVlmCrossAttention(nn.Module):
     def project_visual_tokens(
         self,
         cross_attention_states: torch.Tensor | None,
-        cross_attention_positions: torch.Tensor | None,
         visible_from: torch.Tensor,
         cache: Cache | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -379,10 +380,7 @@ class AgeVlmCrossAttention(nn.Module):
         if cross_attention_states is None:
             return cache.layers[self.layer_idx].keys, cache.layers[self.layer_idx].values
         hidden_shape = (*cross_attention_states.shape[:-1], -1, self.head_dim)
-        key_input = cross_attention_states
-        if cross_attention_positions is not None:
-            key_input = key_input + cross_attention_positions
-        key_states = self.k_norm(self.k_proj(key_input).view(hidden_shape).transpose(1, 2))
+        key_states = self.k_norm(self.k_proj(cross_attention_states).view(hidden_shape).transpose(1, 2))
         value_states = self.v_proj(cross_attention_states).view(hidden_shape).transpose(1, 2)
         if cache is None:
             return key_states, value_states
@@ -611,7 +609,6 @@ class AgeVlmTextModel(AgeVlmPreTrainedModel):
         cache: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         cross_attention_states: torch.FloatTensor | None = None,
-        cross_attention_positions: torch.FloatTensor | None = None,
         visible_from: torch.LongTensor | None = None,
         query_masks: torch.BoolTensor | None = None,
         region_masks: torch.FloatTensor | None = None,
@@ -621,8 +618,6 @@ class AgeVlmTextModel(AgeVlmPreTrainedModel):
         r"""
         cross_attention_states (`torch.FloatTensor` of shape `(batch_size, num_image_tokens, hidden_size)`, *optional*):
             Projected visual tokens of the images that come with this call, all images of a row one after another.
-        cross_attention_positions (`torch.FloatTensor` of shape `(num_image_tokens, hidden_size)`, *optional*):
-            Position code added to what the keys are made from.
         visible_from (`torch.LongTensor` of shape `(batch_size, num_image_tokens)`, *optional*):
             Which token of this call is the first that sees each visual token of this call; `NEVER` for those that no token
             sees. Of shape `(batch_size, 1)` where they all begin with one token, which spares the attention a mask. Defaults
@@ -658,7 +653,6 @@ class AgeVlmTextModel(AgeVlmPreTrainedModel):
             places,
             cache,
             cross_attention_states,
-            cross_attention_positions,
             visible_from,
             query_masks,
             region_masks,
@@ -700,7 +694,6 @@ class AgeVlmTextModel(AgeVlmPreTrainedModel):
         places: torch.Tensor,
         cache: Cache | None,
         cross_attention_states: torch.Tensor | None,
-        cross_attention_positions: torch.Tensor | None,
         visible_from: torch.Tensor | None,
         query_masks: torch.Tensor | None,
         region_masks: torch.Tensor | None,
@@ -771,7 +764,6 @@ class AgeVlmTextModel(AgeVlmPreTrainedModel):
             additive_mask = torch.zeros_like(hidden, dtype=dtype).masked_fill_(hidden, torch.finfo(dtype).min)
         inputs = AgeVlmCrossAttentionInputs(
             cross_attention_states=cross_attention_states,
-            cross_attention_positions=cross_attention_positions,
             visible_from=visible_from,
             cross_attention_mask=additive_mask,
             sees_image=sees_image,
@@ -847,7 +839,7 @@ class AgeVlmModel(AgeVlmPreTrainedModel):
         """
         if (input_ids is None) ^ (inputs_embeds is not None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
-        image_outputs = cross_attention_states = positions = visible_from = None
+        image_outputs = cross_attention_states = visible_from = None
         is_placeholder = self._placeholders(input_ids, inputs_embeds)
         num_sequences = 1
         if pixel_values is not None and pixel_values.numel() == 0:  # room for no image
@@ -880,7 +872,9 @@ class AgeVlmModel(AgeVlmPreTrainedModel):
                 cells = self._cell_mask(pixel_values, pixel_attention_mask).repeat_interleave(num_sequences, dim=0)
                 # (batch_size, num_images, num_image_tokens) -> all images of a row in one axis
                 visible_from = first_tokens.unsqueeze(-1).masked_fill(~cells, NEVER).flatten(1)
-            positions = self._visual_positions(pixel_values, image_hidden_states)
+            # CODEPATH: False for the paper's checkpoints, True for those that are to tell where things are
+            if self.config.use_visual_positions:
+                image_hidden_states = self._with_positions(pixel_values, image_hidden_states)
             cross_attention_states = image_hidden_states.flatten(1, 2)
             if num_sequences > 1:
                 cross_attention_states = cross_attention_states.repeat_interleave(num_sequences, dim=0)
@@ -892,7 +886,6 @@ class AgeVlmModel(AgeVlmPreTrainedModel):
             cache=cache,
             inputs_embeds=inputs_embeds,
             cross_attention_states=cross_attention_states,
-            cross_attention_positions=positions,
             visible_from=visible_from,
             query_masks=query_masks,
             region_masks=region_masks,
@@ -986,14 +979,16 @@ class AgeVlmModel(AgeVlmPreTrainedModel):
         cells = nn.functional.max_pool2d(pixel_attention_mask.flatten(0, 1).float(), patch_size)
         return (cells > 0).flatten(1).unflatten(0, (batch_size, num_images))
 
-    def _visual_positions(self, pixel_values: torch.Tensor, image_hidden_states: torch.Tensor) -> torch.Tensor | None:
-        # CODEPATH: False for the paper's checkpoints, True for checkpoints trained with position codes (ablation)
-        if not self.config.use_visual_positions:
-            return None
-        num_images, hidden_size = image_hidden_states.shape[1], image_hidden_states.shape[-1]
+    def _with_positions(self, pixel_values: torch.Tensor, image_hidden_states: torch.Tensor) -> torch.Tensor:
+        """
+        The visual tokens with the code of their places. They are normalized first: projected tokens are larger than the
+        code by far (20 times, measured), and what is said of a place would be lost beside them.
+        """
         height, width = (side // self.config.vision_config.patch_size for side in pixel_values.shape[-2:])
+        hidden_size = image_hidden_states.shape[-1]
         code = sincos_position_code(height, width, hidden_size, image_hidden_states.device)
-        return code.to(image_hidden_states.dtype).repeat(num_images, 1)
+        tokens = nn.functional.rms_norm(image_hidden_states, (hidden_size,), eps=self.config.text_config.rms_norm_eps)
+        return tokens + code.to(tokens.dtype)
 
 
 @auto_docstring(custom_intro="AGE-VLM with its language modeling head.")

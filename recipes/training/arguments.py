@@ -49,7 +49,9 @@ class PartsArguments:
     cross_attention_intermediate_size: int | None = field(
         default=None, metadata={"help": "Width of the cross-attention layers' MLP, 0 for none. Default: the LLM's."}
     )
-    use_visual_positions: bool = field(default=False, metadata={"help": "Add a 2-D position code to the keys' input."})
+    use_visual_positions: bool = field(
+        default=False, metadata={"help": "Add a 2-D position code to the visual tokens."}
+    )
     attention_sink: bool = field(
         default=False, metadata={"help": "Give the cross-attention a place for nothing beside the visual tokens."}
     )

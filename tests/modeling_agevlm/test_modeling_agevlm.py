@@ -12,6 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 import copy
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -31,12 +32,13 @@ from testing_utils import (
     llama_twin,
     tiny_batch,
     tiny_model,
+    up_to_rounding,
 )
 from transformers import AutoConfig, AutoModel, DynamicCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from modeling_agevlm import AgeVlmForConditionalGeneration
-from modeling_agevlm.modeling_agevlm import AgeVlmCrossAttention, AgeVlmCrossAttentionInputs
+from modeling_agevlm.modeling_agevlm import AgeVlmCrossAttention, AgeVlmCrossAttentionInputs, sincos_position_code
 
 
 BACKENDS = pytest.mark.parametrize("backend", ["sdpa", "eager"])
@@ -138,7 +140,6 @@ def test_cross_attention_layer_is_equation_2(model: AgeVlmForConditionalGenerati
     hidden_states, visual = torch.randn(1, 5, 32), torch.randn(1, NUM_CELLS, 32)
     inputs = AgeVlmCrossAttentionInputs(
         cross_attention_states=visual,
-        cross_attention_positions=None,
         visible_from=torch.zeros(1, 1, dtype=torch.long),
         cross_attention_mask=torch.zeros(1, 1, 5, NUM_CELLS),
         sees_image=torch.ones(1, 5, 1, dtype=torch.bool),
@@ -312,12 +313,38 @@ def test_a_whole_picture_per_row_needs_no_mask(backend: str):
     assert_close(alone[:, -4:], spared[2][1:])
 
 
-def test_visual_positions_change_the_logits():
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (2, 5), (1, 24)])
+def test_position_code_tells_places_apart(height: int, width: int):
+    """Every place has a code of its own, of mean square 1, and neighbors are closer to each other than others."""
+    code = sincos_position_code(height, width, 64, torch.device("cpu"))
+    assert code.shape == (height * width, 64)
+    assert_close(code.square().mean(dim=-1), torch.ones(height * width))
+    distances = torch.cdist(code, code).view(height, width, height, width)
+    assert distances.flatten(2).flatten(0, 1).fill_diagonal_(1).min() > 0.1
+    from_first = distances[0, 0, 0]
+    assert from_first[1] == from_first[1:].min()
+    # by hand: the slowest column wave has a quarter of a period over the width
+    wave = 2**0.5 * math.sin(2 * math.pi * 0.25 * 0.5 / width)
+    assert code[0, 32].item() == up_to_rounding(wave)
+
+
+def test_values_hold_positions_as_well_as_keys():
+    """A picture of even color, whose cells differ by their place alone: its values differ by it as well."""
+    model = tiny_model(use_visual_positions=True)
     batch = tiny_batch()
-    torch.manual_seed(0)
-    plain, coded = tiny_model(), tiny_model(use_visual_positions=True)
-    coded.load_state_dict(plain.state_dict())
-    assert (plain(**batch).logits - coded(**batch).logits).abs().max() > 1e-3
+    seen = {}
+    layer = model.model.language_model.layers[1].cross_attn
+    layer.register_forward_pre_hook(lambda module, args: seen.update(states=args[1].cross_attention_states))
+    model(**batch)
+    tokens = model.model.get_image_features(batch["pixel_values"]).pooler_output
+    norms = tokens.square().mean(dim=-1, keepdim=True).add(1e-5).sqrt()
+    code = sincos_position_code(3, 3, tokens.shape[-1], tokens.device)
+    expected = (tokens / norms + code).view(*batch["pixel_values"].shape[:2], *code.shape).flatten(1, 2)
+    used = batch["pixel_values"].flatten(2).any(dim=-1).repeat_interleave(len(code), dim=1)
+    assert_close(seen["states"][used], expected[used])
+    plain = tiny_model()
+    plain.load_state_dict(model.state_dict())
+    assert (plain(**batch).logits - model(**batch).logits).abs().max() > 1e-3
 
 
 def test_cross_attention_without_an_mlp():
