@@ -15,6 +15,7 @@
 
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from modeling_agevlm.conversion import loading
@@ -28,6 +29,11 @@ def evaluate(out: Path, variant: str, questions: list[dict]) -> list[Judged]:
         model, processor = load_checkpoint(str(out / variant))
     with tqdm(total=len(questions), desc=f"{variant:<18}", unit=" questions") as bar:
         return judge(model, processor, questions, progress=lambda done: bar.update(done - bar.n))
+
+
+def looked(judged: Judged) -> tuple[str, torch.Tensor, float]:
+    """The answer, and where the first phrase looks: the attention over the cells, and its share on the sink."""
+    return judged.prediction, judged.attention[1].mean(0), judged.sink[1].mean().item()
 
 
 def sheet_rows(judged: dict[str, list[Judged]], names: dict[str, str], num_rows: int = 8) -> list[dict]:
@@ -46,7 +52,7 @@ def sheet_rows(judged: dict[str, list[Judged]], names: dict[str, str], num_rows:
             "image": first[i].question["image"],
             "question": f"{first[i].question['question']} Words: {first[i].question['phrases'][0]['text']}",
             "truth": first[i].question["answer"],
-            **{names[v]: (j[i].prediction, j[i].attention[1].mean(0)) for v, j in judged.items() if v in names},
+            **{names[v]: looked(j[i]) for v, j in judged.items() if v in names},
         }
         for i in chosen
     ]
