@@ -87,14 +87,22 @@ def scenes_model() -> str:
         "existence with another picture": ["pope_accuracy_swapped"],
         "existence, random / popular / adversarial": POPE,
         "same question on a picture and its edit, both right": ["pairs_qAcc"],
+        "an object of another color, both right": ["recolored_qAcc"],
         "counting": ["count_accuracy"],
         "relations": ["relation_accuracy"],
         "named objects that are not there (CHAIR i) / objects named": ["chair_i", "chair_recall"],
         "object words' attention inside their masks / even attention": ["in_mask_mass", "uniform_mass"],
         "the attention's maximum inside the mask": ["pointing_accuracy"],
     }
-    header = [f"on {metrics['num_test_images']} test scenes", "`recipes/scenes/model`"]
-    return markdown(header, [[title, numbers(metrics, *names)] for title, names in lines.items()])
+    # What was measured: a checkpoint of before has no numbers of the transfer split, nor of recolored objects.
+    prefixes = [prefix for prefix in ("", "transfer_") if f"{prefix}lm_loss" in metrics]
+    header = [f"on {metrics['num_test_images']} scenes", *("test split", "transfer split")[: len(prefixes)]]
+    rows = [
+        [title, *(numbers(metrics, *(prefix + name for name in names)) for prefix in prefixes)]
+        for title, names in lines.items()
+        if names[0] in metrics
+    ]
+    return markdown(header, rows)
 
 
 # --- Does guidance help? ---

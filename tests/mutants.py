@@ -184,9 +184,29 @@ MUTANTS = [
         "a region's attention under another query",
         MODEL,
         {
-            "            grounding = (query_weights.transpose(1, 2) * inside)": "            grounding = (query_weights.roll(1, 1).transpose(1, 2) * inside)"
+            'torch.einsum("bkt,bthk->bhk", query_weights, inside': 'torch.einsum("bkt,bthk->bhk", query_weights.roll(1, 1), inside'
         },
         "test_region_attention.py",
+    ),
+    Mutant(
+        "unguided heads count as guided ones",
+        MODEL,
+        {
+            "        if heads is not None:\n            query_states, key_states": "        if False:\n            query_states, key_states"
+        },
+        "test_guided_heads.py",
+    ),
+    Mutant(
+        "the sink has a value",
+        MODEL,
+        {"nn.functional.pad(value_states, (0, 0, 0, 1))": "nn.functional.pad(value_states, (0, 0, 0, 1), value=1)"},
+        "test_attention_sink.py",
+    ),
+    Mutant(
+        "a region that is nowhere is one everywhere",
+        COLLATOR,
+        {"region_masks[row, k, image] = 0 if cells is None": "region_masks[row, k, image] = 1 if cells is None"},
+        "test_trainer_reference.py",
     ),
     Mutant(
         "a padded picture is taken for a whole one",

@@ -34,7 +34,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Which tasks of lmms-eval a benchmark is, in which folder and split they are, and what its records keep of a row."""
+    """
+    Which tasks of lmms-eval a benchmark is, in which folder (none of lmms-eval's for our own) and split they are, and what
+    its records keep of a row.
+    """
 
     folder: str
     tasks: tuple[str, ...]
@@ -56,6 +59,7 @@ BENCHMARKS = {
     "realworldqa": Benchmark("realworldqa", ("realworldqa",)),
     "pope": Benchmark("pope", ("pope",), ("category",)),
     "scenes": Benchmark("", ("age_vlm_scenes",), ("kind",)),
+    "scenes_transfer": Benchmark("", ("age_vlm_scenes_transfer",), ("kind",)),
 }
 PAPERS = ("hallusionbench", "ocrbench", "cvbench", "realworldqa", "pope")
 PICTURES = {"real": "", "none": "no picture", "swapped": "swapped picture"}
@@ -99,10 +103,10 @@ def run(
         tasks.append({"task": task})
         if name == "hallusionbench":
             tasks[-1]["metric_list"] = []  # Each would send every answer to GPT-4.
-        if data is not None and name != "scenes":
+        if data is not None and benchmark.folder:
             tasks[-1] |= local_copy(task, benchmark.split, data)
     folder = Path(__file__).parents[1] / "scenes/lmms_eval_tasks"
-    if name != "scenes":
+    if benchmark.folder:
         folder = Path(lmms_eval.tasks.__file__).parent / benchmark.folder
     manager = lmms_eval.tasks.TaskManager(include_path=str(folder), include_defaults=False)
     try:

@@ -32,6 +32,7 @@ CATEGORIES = {
     "cvbench": ("task", "source"),
     "realworldqa": (),
     "scenes": ("kind",),
+    "scenes_transfer": ("kind",),
 }
 QUESTION_SET = ("category", "subcategory", "set_id")
 

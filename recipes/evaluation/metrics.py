@@ -107,6 +107,7 @@ _SUMMARIES = {
     "cvbench": _summarize_cvbench,
     "realworldqa": lambda records: {"accuracy": share(records)},
     "scenes": _summarize_scenes,
+    "scenes_transfer": _summarize_scenes,
 }
 
 
@@ -122,7 +123,8 @@ def summarize(records: Sequence[Record]) -> dict[str, float]:
     - `cvbench`: 2D, 3D, accuracy, and source_weighted = 1/2 ((ADE20K + COCO) / 2 + Omni3D) where all three are there.
     - `ocrbench`: how many are right, the total and for each question_type.
     - `realworldqa`: accuracy.
-    - `scenes`: accuracy of all and of each kind; pope_accuracy, pope_f1 and pope_yes_ratio of the three POPE kinds.
+    - `scenes`, `scenes_transfer`: accuracy of all and of each kind; pope_accuracy, pope_f1 and pope_yes_ratio of the three
+      POPE kinds.
 
     Raises:
         ValueError: If the records are of no or of several benchmarks.

@@ -42,6 +42,7 @@ COLUMNS = {
     "cvbench": ("type", "source", "choices"),
     "realworldqa": (),
     "scenes": ("kind",),
+    "scenes_transfer": ("kind",),
 }
 # What else a record may hold, and of which type. The rest is not looked at.
 OPTIONAL = {"correct": bool, "judged": bool, "image": str}
@@ -88,7 +89,7 @@ def mark(record: Record) -> bool:
     if benchmark == "ocrbench":
         answers = [record["answer"]] if isinstance(record["answer"], str) else record["answer"]
         return contains(prediction, answers, formula=record["dataset"] == "HME100k")
-    if benchmark == "scenes":
+    if benchmark in ("scenes", "scenes_transfer"):
         answer = _one_of(record, ("yes", "no", *NUMBERS, *SIDES))
         if answer in ("yes", "no"):
             return says_no(prediction) == (answer == "no")

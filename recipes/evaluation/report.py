@@ -86,7 +86,7 @@ def drop_table(results: dict[str, dict[str, Any]]) -> str:
                 form.format(values["real"] - values[picture]) if {"real", picture} <= values.keys() else "-"
                 for picture in ("none", "swapped")
             ]
-            task, theirs = LMMS_EVAL.get((name, metric), ("age_vlm_scenes", metric))
+            task, theirs = LMMS_EVAL.get((name, metric), (f"age_vlm_{name}", metric))
             own = runs.get("real", first)["lmms_eval"].get(task, {}).get(theirs)
             own = "judge" if name == "hallusionbench" else "-" if own is None else f"{own:.4f}"
             rows.append([f"{name} {metric}", cells[0], cells[1], drops[0], cells[2], drops[1], own])

@@ -13,7 +13,9 @@
 # limitations under the License.
 """What scenes are made of: five contexts, their classes of objects, and the words for them."""
 
-SPLITS = ("train", "test")
+# "transfer": another artist's drawings in front of other backgrounds, of which training shows nothing. A split's place is
+# part of its seed: new ones go to the end.
+SPLITS = ("train", "test", "transfer")
 TASKS = ("caption", "instruction", "existence")
 POPE_KINDS = ("random", "popular", "adversarial")
 

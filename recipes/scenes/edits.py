@@ -13,7 +13,8 @@
 # limitations under the License.
 """The same question on a scene and on an edited one, as in HallusionBench."""
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +22,7 @@ import numpy as np
 
 from recipes.scenes.classes import NUMBERS
 from recipes.scenes.pictures import compose, draw_background
-from recipes.scenes.plans import Item, Plan, make_plan, pick, row_generator, stamp
+from recipes.scenes.plans import Item, Plan, levels, make_plan, pick, row_generator, stamp
 from recipes.scenes.questions import question_row
 from recipes.scenes.texts import (
     COUNT_QUESTIONS,
@@ -31,6 +32,12 @@ from recipes.scenes.texts import (
     relations_of,
     with_article,
 )
+
+
+# An edited plan, the kind of the question, its class and, for a relation, side (in the unedited plan) and other class.
+_Edit = tuple[Plan, str, str, str | None, str | None]
+# Of another color they may be taken for something else.
+_KNOWN_BY_COLOR = ("orange", "stop sign")
 
 
 def _without(plan: Plan, index: int) -> Plan:
@@ -64,8 +71,8 @@ def _moved(plan: Plan, rng: np.random.Generator, name: str, side: str, other: st
     return None
 
 
-def _edits(plan: Plan, rng: np.random.Generator) -> Iterator[tuple[Plan, str, str, str | None, str | None]]:
-    """Yields up to one edited plan, kind, class, and for a relation side (in `plan`) and class, for each kind."""
+def _edits(plan: Plan, rng: np.random.Generator) -> Iterator[_Edit]:
+    """Yields up to one edit for each kind."""
     if len(plan.items) > 2:  # no scene has less than two objects
         for kind, chosen in (("existence", lambda count: count == 1), ("count", lambda count: count > 1)):
             if names := [name for name, items in plan.groups.items() if chosen(len(items))]:
@@ -76,6 +83,30 @@ def _edits(plan: Plan, rng: np.random.Generator) -> Iterator[tuple[Plan, str, st
         if edited := _moved(plan, rng, *relations[i]):
             yield edited, "relation", *relations[i]
             return
+
+
+@functools.cache
+def _colorfulness(sprite: str) -> float:
+    """Returns the mean chroma, largest minus smallest of red, green and blue in [0, 1], of a drawing's pixels."""
+    pixels = np.asarray(levels(sprite)[0]).reshape(-1, 4)
+    return float(np.ptp(pixels[pixels[:, 3] > 127, :3], axis=1).mean() / 255)
+
+
+def _recolorings(plan: Plan, rng: np.random.Generator) -> Iterator[_Edit]:
+    """Yields an edit that turns the hue of one object; none when turning hues would be hard to see on all of them."""
+    found = [
+        i
+        for i, item in enumerate(plan.items)
+        if item.name not in _KNOWN_BY_COLOR and _colorfulness(item.sprite) >= 0.3
+    ]
+    if found:
+        i = pick(rng, found)
+        item = plan.items[i]
+        turned = replace(item, hue=item.hue + float(rng.uniform(0.3, 0.7)))
+        subjects = [("existence", item.name, None, None), ("count", item.name, None, None)]
+        if relations := [relation for relation in relations_of(plan) if relation[0] == item.name]:
+            subjects.append(("relation", *pick(rng, relations)))
+        yield replace(plan, items=(*plan.items[:i], turned, *plan.items[i + 1 :])), *pick(rng, subjects)
 
 
 def _pair_draft(plan: Plan, kind: str, name: str, side: str | None, other: str | None) -> tuple[Any, ...]:
@@ -91,6 +122,29 @@ def _pair_draft(plan: Plan, kind: str, name: str, side: str | None, other: str |
     else:
         word, question, answer = name, EXISTENCE_QUESTIONS[0].format(with_article(name)), "yes" if items else "no"
     return question, answer, kind, name, ((word, question.index(word), items),)
+
+
+def _asked_twice(
+    edits: Callable[[Plan, np.random.Generator], Iterator[_Edit]],
+    stream: str,
+    split: str,
+    num_images: int,
+    image_size: int,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """Returns the rows before and after all edits of the scenes, which are drawn from a stream of `row_generator`."""
+    rows = []
+    for index in range(num_images):
+        plan = make_plan(split, index, seed)
+        background = draw_background(row_generator(split, index, seed, "background"), split, image_size)
+        scene = compose(plan, background.copy())
+        for number, (edited, *subject) in enumerate(edits(plan, row_generator(split, index, seed, stream)), start=1):
+            place = {"set_id": str(index), "question_id": str(number)}
+            before = question_row(scene, *_pair_draft(plan, *subject))
+            after = question_row(compose(edited, background.copy()), *_pair_draft(edited, *subject))
+            rows.append(before | place | {"figure_id": "1", "visual_input": "1"})
+            rows.append(after | place | {"figure_id": str(number + 1), "visual_input": "2"})
+    return rows
 
 
 def load_pairs(
@@ -110,15 +164,18 @@ def load_pairs(
     A model that sees nothing but the question never gets both rows of a question right, and one half of the rows about
     existence if it says yes or no.
     """
-    rows = []
-    for index in range(num_images):
-        plan = make_plan(split, index, seed)
-        background = draw_background(row_generator(split, index, seed, "background"), split, image_size)
-        scene = compose(plan, background.copy())
-        for number, (edited, *subject) in enumerate(_edits(plan, row_generator(split, index, seed, "pair")), start=1):
-            place = {"set_id": str(index), "question_id": str(number)}
-            before = question_row(scene, *_pair_draft(plan, *subject))
-            after = question_row(compose(edited, background.copy()), *_pair_draft(edited, *subject))
-            rows.append(before | place | {"figure_id": "1", "visual_input": "1"})
-            rows.append(after | place | {"figure_id": str(number + 1), "visual_input": "2"})
-    return rows
+    return _asked_twice(_edits, "pair", split, num_images, image_size, seed)
+
+
+def load_recolored(
+    split: str = "test", num_images: int = 100, image_size: int = 192, seed: int = 0
+) -> list[dict[str, Any]]:
+    """Returns a question about an object of each scene, asked a second time after the object's hue was turned.
+
+    The turn is by 0.3 to 0.7 of the hue circle, and no answer changes by it: existence (always yes), a number or a
+    relation is asked for, one of them for each scene. A scene whose objects are all near to gray, or known by their color,
+    has no question. Rows are those of `load_pairs`.
+
+    A model that sees nothing but the question answers alike both times: the numbers say something beside `load_pairs`'.
+    """
+    return _asked_twice(_recolorings, "recolor", split, num_images, image_size, seed)

@@ -29,8 +29,8 @@ from recipes.answering.attention import grounding_maps, query
 from recipes.evaluation.metrics import area_under_curve, score_pope
 from recipes.evaluation.records import mark
 from recipes.evaluation.rules import score_count, score_relation
-from recipes.scenes.classes import POPE_KINDS
-from recipes.scenes.edits import load_pairs
+from recipes.scenes.classes import NUMBERS, POPE_KINDS, SIDES
+from recipes.scenes.edits import load_pairs, load_recolored
 from recipes.scenes.pictures import sample_scene
 from recipes.scenes.questions import find_classes, load_questions
 from recipes.scenes.rows import load_scenes
@@ -188,14 +188,14 @@ def as_record(question: dict[str, Any], identity: str, prediction: str, **over: 
     return record | {"correct": mark(record)}
 
 
-def pair_record(pair: dict[str, Any], prediction: str) -> dict[str, Any]:
+def pair_record(pair: dict[str, Any], prediction: str, edit: str = "pair") -> dict[str, Any]:
     """
-    As [`as_record`], with HallusionBench's columns. Its kind is "pair_existence", "pair_count" or "pair_relation", so
-    that the two rows of a pair are not taken for questions of their own.
+    As [`as_record`], with HallusionBench's columns. Its kind is "pair_existence", "pair_count" or "pair_relation", or
+    begins with another word for the `edit`, so that the two rows of a pair are not taken for questions of their own.
     """
     columns = {name: pair[name] for name in ("set_id", "figure_id", "question_id", "visual_input")}
-    identity = "pair-" + "-".join(columns[name] for name in ("set_id", "figure_id", "question_id"))
-    return as_record(pair, identity, prediction, **columns | {"kind": f"pair_{pair['kind']}"})
+    identity = f"{edit}-" + "-".join(columns[name] for name in ("set_id", "figure_id", "question_id"))
+    return as_record(pair, identity, prediction, **columns | {"kind": f"{edit}_{pair['kind']}"})
 
 
 def judge_pairs(
@@ -219,6 +219,25 @@ def summarize_pairs(records: list[dict[str, Any]]) -> dict[str, float]:
             groups[record["set_id"], record[column]].append(record["correct"])
         metrics[name] = sum(map(all, groups.values())) / len(groups)
     return metrics
+
+
+def _said(record: dict[str, Any]) -> list[bool]:
+    """Which of the answers that its question can have a prediction gives."""
+    possible = next(words for words in (("yes", "no"), NUMBERS, SIDES) if record["answer"] in words)
+    return [mark(record | {"answer": word}) for word in possible]
+
+
+def summarize_recolored(records: list[dict[str, Any]]) -> dict[str, float]:
+    """
+    Of the questions about an object before and after it was recolored, the shares that have the same answer both times
+    (`recolored_consistency`) and the right one both times (`recolored_qAcc`). The two records of a question stand one
+    after the other.
+    """
+    pairs = list(zip(records[::2], records[1::2], strict=True))
+    return {
+        "recolored_consistency": sum(_said(before) == _said(after) for before, after in pairs) / len(pairs),
+        "recolored_qAcc": sum(before["correct"] and after["correct"] for before, after in pairs) / len(pairs),
+    }
 
 
 def caption(model: PreTrainedModel, processor: ProcessorMixin, images: list[PIL.Image.Image]) -> list[str]:
@@ -313,13 +332,14 @@ def evaluate_all(
     """
     All that the scenes measure, on the scenes 0 to `num_images` - 1 of a split.
 
-    The metrics are those of [`summarize`], [`summarize_pairs`] and [`score_chair`]; `pope_accuracy`, `pope_f1` and
-    `pope_yes_ratio` of the three kinds together, and the accuracy without the picture (`pope_accuracy_blind`) and with
-    another row's (`pope_accuracy_swapped`); and `lm_loss` of the split's instructions.
+    The metrics are those of [`summarize`], [`summarize_pairs`], [`summarize_recolored`] and [`score_chair`]; `pope_accuracy`,
+    `pope_f1` and `pope_yes_ratio` of the three kinds together, and the accuracy without the picture (`pope_accuracy_blind`)
+    and with another row's (`pope_accuracy_swapped`); and `lm_loss` of the split's instructions.
     """
     model.eval()
     questions = load_questions(split, num_images, image_size, seed)
     pairs = load_pairs(split, num_images, image_size, seed)
+    recolored = load_recolored(split, num_images, image_size, seed)
     scenes = [sample_scene(split, index, seed, image_size) for index in range(num_images)]
     instructions = list(load_scenes(split, "instruction", num_images, image_size, seed, streaming=True))
     pope = [question for question in questions if question["kind"] in POPE_KINDS]
@@ -328,13 +348,14 @@ def evaluate_all(
 
     asked = [
         *((q["image"], q["question"]) for q in questions),
-        *((p["image"], p["question"]) for p in pairs),
+        *((p["image"], p["question"]) for p in (*pairs, *recolored)),
         *zip(exchanged([q["image"] for q in pope]), (q["question"] for q in pope), strict=True),
         *((None, text) for text in words),
     ]
     predictions = iter(answer_all(model, processor, *map(list, zip(*asked, strict=True))))
     records = [as_record(q, f"{q['kind']}-{n}", next(predictions)) for n, q in enumerate(questions)]
     pair_records = [pair_record(p, next(predictions)) for p in pairs]
+    recolored_records = [pair_record(p, next(predictions), "recolored") for p in recolored]
     swapped = [next(predictions) for _ in pope]
     blind = {text: next(predictions) for text in words}
 
@@ -358,6 +379,7 @@ def evaluate_all(
         "pope_accuracy_swapped": score_pope(truths, swapped)["accuracy"],
         **summarize(judged),
         **summarize_pairs(pair_records),
+        **summarize_recolored(recolored_records),
         **score_chair(counts),
         "lm_loss": language_modeling_loss(model, processor, instructions),
     }
@@ -371,4 +393,4 @@ def evaluate_all(
         by_picture[name][scene] = right + correct, asked + 1
     by_picture["chair_i"] = [(caption.false, caption.mentions) for caption in counts]
     by_picture["chair_recall"] = [(caption.found, caption.there) for caption in counts]
-    return Evaluation(metrics, records + pair_records, by_picture)
+    return Evaluation(metrics, records + pair_records + recolored_records, by_picture)

@@ -46,8 +46,8 @@ class Scene:
     context: str
 
 
-def _clouds(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    coarse = PILImage.fromarray(rng.random((6, 6), dtype=np.float32))
+def _clouds(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, cells: int = 6) -> np.ndarray:
+    coarse = PILImage.fromarray(rng.random((cells, cells), dtype=np.float32))
     return np.asarray(coarse.resize((x.size, y.size), PILImage.Resampling.BICUBIC))
 
 
@@ -55,6 +55,17 @@ def _bricks(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarra
     x, y = x * (count := rng.integers(5, 10)), y * count
     joint = ((x / 2 + y.astype(int) % 2 / 2) % 1 < 0.06) | (y % 1 < 0.12)
     return np.where(joint, 0.9, 0.2 + 0.1 * y / count)
+
+
+def _mosaic(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Every place has the shade of the nearest of some points."""
+    points, shades = rng.random((rng.integers(8, 25), 2)), rng.random(25)
+    return shades[np.argmin([np.hypot(x - across, y - down) for across, down in points], axis=0)]
+
+
+def _marble(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    turbulence = _clouds(rng, x, y) + 0.5 * _clouds(rng, x, y, cells=12) + 0.25 * _clouds(rng, x, y, cells=24)
+    return np.abs(np.sin(np.pi * (rng.uniform(-1, 1) * x + rng.uniform(-1, 1) * y + 2 * turbulence)))
 
 
 # A family maps x (1, W) and y (H, 1) in [0, 1] to the mix (H, W) of two colors.
@@ -77,13 +88,35 @@ _FAMILIES = {
         "dots": lambda rng, x, y: np.hypot(x * (n := rng.integers(4, 9)) % 1 - 0.5, y * n % 1 - 0.5) < 0.3,
         "waves": lambda rng, x, y: (rng.integers(4, 9) * y + np.sin(2 * np.pi * rng.integers(1, 4) * x) / 4) % 1,
     },
+    "transfer": {
+        "mosaic": _mosaic,
+        "marble": _marble,
+        "grain": lambda rng, x, y: 0.2 + 0.6 * _clouds(rng, x, y, cells=int(rng.integers(24, 49))),
+        "rays": lambda rng, x, y: (
+            (np.arctan2(y - rng.uniform(0.2, 0.8), x - rng.uniform(0.2, 0.8)) / np.pi * rng.integers(4, 10) % 1 < 0.5)
+            * 0.7
+        ),
+        "plaid": lambda rng, x, y: (
+            0.5 * (x * rng.integers(3, 8) % 1 < rng.uniform(0.3, 0.6))
+            + 0.5 * (y * rng.integers(3, 8) % 1 < rng.uniform(0.3, 0.6))
+        ),
+    },
+}
+# Saturation and brightness of a split's colors. Training and test are bright and differ by their hues; transfer is dark.
+_TONES = {
+    "train": ((0.15, 0.5), (0.6, 1.0)),
+    "test": ((0.15, 0.5), (0.6, 1.0)),
+    "transfer": ((0.3, 0.7), (0.35, 0.55)),
 }
 
 
 def _color(rng: np.random.Generator, split: str) -> np.ndarray:
-    """Draws a light color (3,) in [0, 255]; the hue circle has twelve sectors that belong to the splits by turns."""
+    """
+    Draws a color (3,) in [0, 255]. The hue circle has twelve sectors that belong to training and test by turns; the
+    transfer split's hues are those of training, in tones that neither of the two draws.
+    """
     sector = 2 * rng.integers(6) + SPLITS.index(split)
-    hue, saturation, value = (sector + rng.random()) / 12, rng.uniform(0.15, 0.5), rng.uniform(0.6, 1.0)
+    hue, saturation, value = (sector + rng.random()) / 12, *(rng.uniform(*tones) for tones in _TONES[split])
     wheel = np.clip(np.abs((hue * 6 + np.array([0, 4, 2])) % 6 - 3) - 1, 0, 1)
     return (255 * value * (1 - saturation * (1 - wheel))).astype(np.float32)
 
@@ -153,7 +186,7 @@ def compose(plan: Plan, background: np.ndarray) -> Scene:
 
 
 def sample_scene(split: str, index: int, seed: int = 0, image_size: int = 192) -> Scene:
-    """Returns scene `index` of a split (`"train"` or `"test"`) at `image_size` x `image_size` pixels.
+    """Returns scene `index` of a split (of `SPLITS`) at `image_size` x `image_size` pixels.
 
     The same `(split, index, seed)` gives the same scene at every size. Raises `ValueError` for an unknown split.
     """

@@ -28,7 +28,7 @@ from recipes.scenes.classes import CLASSES, CONTEXTS, PARTNERS, SPLITS, VISITORS
 
 @dataclass(frozen=True)
 class Look:
-    """Ranges `(low, high)` that a split draws its renderings from; the ranges of the two splits are disjoint."""
+    """Ranges `(low, high)` that a split draws its renderings from; those of training are disjoint from the others'."""
 
     sizes: tuple[tuple[float, float], ...]  # longest side of the object / side of the picture
     hues: tuple[tuple[float, float], ...]  # turns of the hue circle
@@ -52,6 +52,11 @@ LOOKS = {
         angles=(-9, -3, 3, 9),
     ),
 }
+# What differs from the test split is drawings and backgrounds, and nothing else.
+LOOKS["transfer"] = LOOKS["test"]
+
+# File stems of a split's drawings, by that of their class; any of them may go on with "_2", "_3", "_4".
+_STEMS = {"train": ("{}",), "test": ("{}", "{}_test"), "transfer": ("twemoji/{}",)}
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,7 @@ def row_generator(split: str, index: int, seed: int, stream: str) -> np.random.G
     """Returns the generator of one use (`stream`) of one row; raises `ValueError` for an unknown split."""
     if split not in SPLITS:
         raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
-    streams = ("plan", "background", "caption", "instruction", "object", "pair", "existence")
+    streams = ("plan", "background", "caption", "instruction", "object", "pair", "existence", "recolor")
     return np.random.default_rng([seed, SPLITS.index(split), index, streams.index(stream)])
 
 
@@ -128,10 +133,13 @@ def draw_names(rng: np.random.Generator) -> tuple[str, list[str]]:
 
 @functools.cache
 def drawings(name: str, split: str) -> tuple[str, ...]:
-    """Returns the file stems of the class: the test split adds its own drawings to those of the training split."""
-    stem = name.replace(" ", "_")
-    tails = [tail + number for tail in ("", "_test")[: 1 + (split == "test")] for number in ("", "_2", "_3", "_4")]
-    return tuple(stem + tail for tail in tails if (SPRITES / f"{stem}{tail}.webp").exists())
+    """
+    Returns the paths of the class's drawings in `sprites/`, without their ending: the test split adds its own to those of
+    the training split, the transfer split has none of either.
+    """
+    stems = [form.format(name.replace(" ", "_")) for form in _STEMS[split]]
+    found = [stem + number for stem in stems for number in ("", "_2", "_3", "_4")]
+    return tuple(path for path in found if (SPRITES / f"{path}.webp").exists())
 
 
 @functools.cache

@@ -16,7 +16,8 @@
 Every picture shows 2 to 5 objects of one of five contexts in front of a procedural background. Objects keep to their
 contexts and some go in pairs, so a language prior exists that a model can fall for. Everything follows from
 `(seed, split, index)`: row `i` never depends on row `i - 1`. The test split draws backgrounds (families and palettes),
-hues, brightness, angles and sizes that the training split never draws, and some drawings that it never shows.
+hues, brightness, angles and sizes that the training split never draws, and some drawings that it never shows. The
+transfer split has the test split's ranges, but another artist's drawings alone, in front of backgrounds of its own.
 
 Columns of a row of `load_scenes`:
 
@@ -125,7 +126,7 @@ def load_scenes(
     streaming: bool = False,
     cache_dir: str | None = None,
 ) -> Dataset | IterableDataset:
-    """Returns rows 0 to `num_rows` - 1 of a split (`"train"`, `"test"`) and a task (`TASKS`).
+    """Returns rows 0 to `num_rows` - 1 of a split (`SPLITS`) and a task (`TASKS`).
 
     A map-style data set is written once to `cache_dir` (null: the cache of `datasets`). A streaming one draws its rows
     when they are asked for, in shards that the workers of a data loader share. Raises `ValueError` for an unknown

@@ -24,7 +24,7 @@ from recipes.scenes import BACKBONES
 
 
 IMAGE_SIZE = 256
-VARIANTS = ("age-vlm", "ca-baseline-frozen")
+VARIANTS = ("age-vlm-lm", "ca-baseline")
 ALL_VARIANTS = ("age-vlm", "age-vlm-lm", "ca-baseline", "ca-baseline-frozen")
 
 
@@ -35,15 +35,22 @@ class Scale:
     steps: dict[int, int]
     learning_rate: dict[int, float]
     batch_size: int
-    cross_attention_layers: list[int] | None
-    """`None` for every fifth layer."""
+    cross_attention_layers: list[int]
+    shares: dict[str, float]
+    """Of the rows of stage 4, by their task."""
     save_steps: int | None = None
     """Steps between the checkpoints that a stage is taken up from again; `None` for stages of minutes."""
 
 
+SHARES = {"existence": 0.85, "instruction": 0.15}
+LLM_LAYERS = {"llama": [1, 3, 5], "smollm2": [2, 7, 12, 17, 22, 27, 32]}
 SCALES = {
-    "llama": Scale({1: 60, 2: 40, 3: 320, 4: 50}, {1: 3e-3, 2: 3e-3, 3: 3e-3, 4: 1e-4}, 16, [1, 3, 5]),
-    "smollm2": Scale({1: 20, 2: 10, 3: 60, 4: 20}, {1: 1e-3, 2: 1e-3, 3: 1e-3, 4: 1e-4}, 8, None),
+    "llama": Scale(
+        {1: 100, 2: 100, 3: 700, 4: 800}, {1: 3e-3, 2: 3e-3, 3: 2e-3, 4: 5e-4}, 4, LLM_LAYERS["llama"], SHARES
+    ),
+    "smollm2": Scale(
+        {1: 20, 2: 10, 3: 60, 4: 20}, {1: 1e-3, 2: 1e-3, 3: 1e-3, 4: 1e-4}, 8, LLM_LAYERS["smollm2"], SHARES
+    ),
 }
 
 

@@ -22,8 +22,20 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import numpy as np
+
 from recipes.drawing import plt
-from recipes.study.settings import ABLATIONS, LONG, LONG_MODELS, MODELS, PAIRS, Setting
+from recipes.study.settings import (
+    ABLATIONS,
+    BASELINE,
+    HEAD_ABLATIONS,
+    HEADS,
+    LONG,
+    LONG_MODELS,
+    MODELS,
+    PAIRS,
+    Setting,
+)
 from recipes.terminal.tables import markdown
 
 
@@ -40,8 +52,13 @@ COLUMNS = {
     "chair_recall": "caption recall",
     "in_mask_mass": "mass in mask",
     "pointing_accuracy": "pointing",
+    "sink_mass": "mass on the sink, object there",
+    "absent_sink_mass": "mass on the sink, object absent",
+    "absence_auc": "absence by that mass, AUC",
     "lm_loss": "LM loss",
 }
+# of every model by itself
+SEED_COLUMNS = ("pope_accuracy", "pairs_qAcc", "chair_i", "chair_recall", "lm_loss")
 # two-sided 95 % quantiles of Student's t by degrees of freedom
 STUDENT = {1: 12.7062, 2: 4.3027, 3: 3.1824, 4: 2.7764}
 
@@ -51,6 +68,35 @@ def interval(values: Sequence[float]) -> str:
     if len(values) < 2:
         return f"{values[0]:.3f}"
     return f"{mean(values):.3f} ± {STUDENT.get(len(values) - 1, 1.96) * stdev(values) / math.sqrt(len(values)):.3f}"
+
+
+def shares(result: dict[str, Any], key: str) -> np.ndarray:
+    """How many of how many, picture by picture: `(num_pictures, 2)`."""
+    return np.array([[int(n) for n in entry.split("/")] for entry in result["by_picture"][key].split()])
+
+
+def interval_of(found: dict[int, dict[str, Any]], key: str) -> str:
+    """The same of a metric, from the results of a model by seed."""
+    values = [result["metrics"][key] for result in found.values() if key in result["metrics"]]
+    return interval(values) if values else "-"
+
+
+def picture_interval(
+    models: dict[int, dict[str, Any]], baseline: dict[int, dict[str, Any]], key: str, number: int = 2000
+) -> str:
+    """
+    Mean over the seeds of what a model adds to a metric, and its 95 % interval over the pictures, of which as many are
+    drawn with replacement, the same for both (bootstrap).
+    """
+    num_pictures = len(shares(next(iter(models.values())), key))
+    draws = np.random.default_rng(0).multinomial(num_pictures, np.full(num_pictures, 1 / num_pictures), size=number)
+    sums = [
+        [draws @ shares(results[seed], key) for results in (models, baseline)] for seed in models if seed in baseline
+    ]
+    ratios = [[with_it[:, 0] / with_it[:, 1] for with_it in seed] for seed in sums]
+    added = np.mean([one - other for one, other in ratios], axis=0)
+    low, high = np.quantile(added, [0.025, 0.975])
+    return f"[{low:+.3f}, {high:+.3f}]"
 
 
 def at_loss(curve: list[dict[str, float]], loss: float) -> float:
@@ -94,15 +140,13 @@ def report(folder: Path) -> None:
         "# Does guidance help?",
         "Made by `python recipes/claim.py`; every model is a row of [results.csv](results.csv).",
     ]
+    sections += heads_sections(folder, results)
     if models:
         sections += [
             "## Guidance or none, LLM frozen or trained",
             "Mean and 95 % interval over the seeds, whose number the titles tell.",
         ]
-        rows = [
-            [title, *(interval([r["metrics"][key] for r in found.values()]) for found in models.values())]
-            for key, title in COLUMNS.items()
-        ]
+        rows = [[title, *(interval_of(found, key) for found in models.values())] for key, title in COLUMNS.items()]
         sections.append(markdown(["", *(f"{name} ({len(found)})" for name, found in models.items())], rows))
         plot_curves(folder / "curves.png", models)
         sections.append("![existence over steps and LM loss](curves.png)")
@@ -120,9 +164,7 @@ def report(folder: Path) -> None:
     long = {name: found for name, setting in LONG_MODELS.items() if (found := of_seeds(results, setting))}
     if long:
         sections += ["## Trained longer", f"{LONG} times the steps of stage 4, one seed."]
-        rows = [
-            [title, *(f"{found[0]['metrics'][key]:.3f}" for found in long.values())] for key, title in COLUMNS.items()
-        ]
+        rows = [[title, *(value(found[0], key) for found in long.values())] for key, title in COLUMNS.items()]
         rows.append(["first step at 0.75", *(str(reached(found[0]["curve"]) or "never") for found in long.values())])
         plot_curves(folder / "long.png", long)
         sections += [markdown(["", *long], rows), "![the same for the long runs](long.png)"]
@@ -132,13 +174,68 @@ def report(folder: Path) -> None:
             "## One thing changed at a time",
             "One seed, which moves POPE by a few hundredths by itself: see the intervals above.",
         ]
-        rows = [
-            [name, *(f"{found['metrics'][key]:.3f}" if key in found["metrics"] else "-" for key in COLUMNS)]
-            for name, found in ablations.items()
-        ]
+        rows = [[name, *(value(found, key) for key in COLUMNS)] for name, found in ablations.items()]
         plot_ablations(folder / "ablations.png", {name: found["metrics"] for name, found in ablations.items()})
         sections += [markdown(["", *COLUMNS.values()], rows), "![the ablations as bars](ablations.png)"]
     (folder / "page.md").write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+
+
+def value(result: dict[str, Any], key: str) -> str:
+    """A metric of a model, or a dash where it has none: what has no sink has no mass on it."""
+    return f"{result['metrics'][key]:.3f}" if key in result["metrics"] else "-"
+
+
+def heads_sections(folder: Path, results: dict[str, dict[str, Any]]) -> list[str]:
+    """How much of the attention is guided, and whether there is a place for nothing."""
+    heads = {name: found for name, setting in HEADS.items() if (found := of_seeds(results, setting))}
+    # Models of before have no results by picture.
+    heads = {name: {s: r for s, r in found.items() if r.get("by_picture")} for name, found in heads.items()}
+    heads = {name: found for name, found in heads.items() if found}
+    sections = []
+    if heads:
+        rows = [[title, *(interval_of(found, key) for found in heads.values())] for key, title in COLUMNS.items()]
+        sections += [
+            "## Guide one head, and give it a place for nothing",
+            "Mean and 95 % interval over the seeds, whose number the titles tell. The LLM trains in stage 4.",
+            markdown(["", *(f"{name} ({len(found)})" for name, found in heads.items())], rows),
+        ]
+        plot_curves(folder / "heads.png", heads)
+        sections.append("![existence over steps and LM loss](heads.png)")
+        rows = [
+            [name, str(seed), *(value(result, key) for key in SEED_COLUMNS)]
+            for name, found in heads.items()
+            for seed, result in found.items()
+        ]
+        sections += ["Seed by seed:", markdown(["", "seed", *(COLUMNS[key] for key in SEED_COLUMNS)], rows)]
+    if BASELINE in heads and len(heads) > 1:
+        others = {name: found for name, found in heads.items() if name != BASELINE}
+        by_picture = [key for key in COLUMNS if key in next(iter(heads[BASELINE].values()))["by_picture"]]
+        rows = [
+            [
+                COLUMNS[key],
+                *(
+                    f"{differences(found, heads[BASELINE], key)} {picture_interval(found, heads[BASELINE], key)}"
+                    for found in others.values()
+                ),
+            ]
+            for key in by_picture
+        ]
+        sections += [
+            f'What it adds to "{BASELINE}": mean and 95 % interval over the seeds, and in brackets the 95 % interval over the '
+            "pictures (bootstrap).",
+            markdown(["", *others], rows),
+        ]
+    ablations = {name: found for name, setting in HEAD_ABLATIONS.items() if (found := results.get(setting.folder(4)))}
+    if len(ablations) > 1:
+        plot_ablations(folder / "head_ablations.png", {name: found["metrics"] for name, found in ablations.items()})
+        rows = [[name, *(value(found, key) for key in COLUMNS)] for name, found in ablations.items()]
+        sections += [
+            "### One thing changed of the guided head",
+            "One seed.",
+            markdown(["", *COLUMNS.values()], rows),
+            "![these ablations as bars](head_ablations.png)",
+        ]
+    return sections
 
 
 def matched_rows(
@@ -159,7 +256,7 @@ def write_csv(path: Path, results: dict[str, dict[str, Any]]) -> None:
     """One row for every model: its name, its last stage's folder, its setting and what it scored."""
     names = {
         replace(setting, seed=seed).folder(4): name
-        for name, setting in {**ABLATIONS, **LONG_MODELS, **MODELS}.items()
+        for name, setting in {**ABLATIONS, **HEAD_ABLATIONS, **LONG_MODELS, **MODELS, **HEADS}.items()
         for seed in range(len(results))
     }
     metrics = list(dict.fromkeys(name for result in results.values() for name in result["metrics"]))

@@ -14,33 +14,49 @@
 """What a finished demo shows: scored questions, and a sheet of some of them."""
 
 from pathlib import Path
+from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from modeling_agevlm.conversion import loading
 from recipes.answering.checkpoint import load_checkpoint
+from recipes.evaluation.rules import says_no
 from recipes.scenes.evaluation import Judged, judge
+from recipes.scenes.questions import load_questions
+from recipes.study.plans import IMAGE_SIZE
+from recipes.terminal import progress
 
 
-def evaluate(out: Path, variant: str, questions: list[dict]) -> list[Judged]:
-    """The answers of a variant, and where its words look."""
+def evaluate(out: Path, variant: str, num_images: int) -> list[Judged]:
+    """The answers of a variant about test scenes, and where its words look."""
+    questions = load_questions("test", num_images=num_images, image_size=IMAGE_SIZE)
     with loading(str(out / variant)):
         model, processor = load_checkpoint(str(out / variant))
-    with tqdm(total=len(questions), desc=f"{variant:<18}", unit=" questions") as bar:
+    form = "{desc} |{bar:20}| {n_fmt}/{total_fmt} questions"
+    with tqdm(total=len(questions), desc=f"{variant:<26}", bar_format=form, position=progress.line) as bar:
         return judge(model, processor, questions, progress=lambda done: bar.update(done - bar.n))
 
 
-def looked(judged: Judged) -> tuple[str, torch.Tensor, float]:
-    """The answer, and where the first phrase looks: the attention over the cells, and its share on the sink."""
-    return judged.prediction, judged.attention[1].mean(0), judged.sink[1].mean().item()
+def differing(judged: dict[str, list[Judged]]) -> list[int]:
+    """The first question about what is there and the first about what is not to which the models' answers differ."""
+    found = []
+    for truth in ("yes", "no"):
+        for n, answers in enumerate(zip(*judged.values(), strict=True)):
+            said = {says_no(j.prediction) for j in answers}
+            if answers[0].question["answer"] == truth and len(said) > 1:
+                found.append(n)
+                break
+    return found
 
 
-def sheet_rows(judged: dict[str, list[Judged]], names: dict[str, str], num_rows: int = 8) -> list[dict]:
-    """The first questions of each kind about something in the picture: nobody picked them by how they look."""
+def sheet_rows(judged: dict[str, list[Judged]], names: dict[str, str], num_rows: int = 8) -> list[dict[str, Any]]:
+    """
+    The questions to which the answers differ, then the first of each kind about something in the picture: nobody picked
+    them by how they look.
+    """
     first = next(iter(judged.values()))
-    chosen, kinds = [], ["random", "count", "relation", "adversarial"]
-    for n in range(num_rows):
+    chosen, kinds = differing(judged), ["random", "count", "relation", "adversarial"]
+    for n in range(num_rows - len(chosen)):
         kind = kinds[n % len(kinds)]
         chosen.append(
             next(
@@ -52,7 +68,11 @@ def sheet_rows(judged: dict[str, list[Judged]], names: dict[str, str], num_rows:
             "image": first[i].question["image"],
             "question": f"{first[i].question['question']} Words: {first[i].question['phrases'][0]['text']}",
             "truth": first[i].question["answer"],
-            **{names[v]: looked(j[i]) for v, j in judged.items() if v in names},
+            **{
+                names[v]: (j[i].prediction, j[i].attention[1].mean(0), j[i].sink[1].mean().item())
+                for v, j in judged.items()
+                if v in names
+            },
         }
         for i in chosen
     ]

@@ -62,23 +62,28 @@ def reshaped(row: dict[str, Any], kind: str) -> dict[str, Any]:
     return {"images": [reshape(image, kind) for image in row["images"]], "regions": regions}
 
 
-def dialogs(split: str, num_rows: int) -> Dataset:
-    """Rows of stage 4: questions of existence that one word answers, and captions and all kinds of questions beside them."""
+def dialogs(split: str, num_rows: int, shares: dict[str, float]) -> Dataset:
+    """Rows of stage 4, of each task its share, with the number of their characters as `length`."""
     parts = [
         load_scenes(split, task, int(share * num_rows), IMAGE_SIZE, seed=seed)  # every kind is about other scenes
-        for seed, (task, share) in enumerate(settings.SHARES.items(), start=1)
+        for seed, (task, share) in enumerate(shares.items(), start=1)
     ]
-    return concatenate_datasets(parts)
+    return with_lengths(concatenate_datasets(parts))
+
+
+def with_lengths(rows: Dataset) -> Dataset:
+    """The rows with the number of their characters as `length`."""
+    lengths = [sum(len(message["content"]) for message in messages) for messages in rows["messages"]]
+    return rows.add_column("length", lengths)
 
 
 def training_rows(setting: Setting, number: int) -> Dataset:
     """The rows of a stage: its scenes, with the masks and the pictures that the setting asks for."""
     if number == 4:
-        rows = dialogs("train", settings.BATCH_SIZE * settings.STEPS[4] * setting.length)
+        rows = dialogs("train", settings.BATCH_SIZE * settings.STEPS[4] * setting.length, settings.SHARES)
     else:
-        rows = load_scenes(
-            "train", "caption", settings.BATCH_SIZE * max(settings.STEPS[n] for n in (1, 2, 3)), IMAGE_SIZE
-        )
+        number_of_rows = settings.BATCH_SIZE * max(settings.STEPS[n] for n in (1, 2, 3))
+        rows = with_lengths(load_scenes("train", "caption", number_of_rows, IMAGE_SIZE))
     if setting.pictures != "square":
         rows = rows.map(functools.partial(reshaped, kind=setting.pictures))
     if number in setting.guided and (setting.masks == "other" or setting.masked_share < 1 or not setting.denied):
@@ -90,8 +95,7 @@ def training_rows(setting: Setting, number: int) -> Dataset:
         keep = np.random.default_rng(0).permutation(len(rows)) < setting.masked_share * len(rows)
         regions = [row if kept else [] for row, kept in zip(regions, keep, strict=True)]
         rows = rows.remove_columns("regions").add_column("regions", regions, feature=FEATURES["regions"])
-    lengths = [sum(len(message["content"]) for message in messages) for messages in rows["messages"]]
-    return rows.add_column("length", lengths)
+    return rows
 
 
 def exchange_masks(regions: Sequence[list[dict[str, Any]]]) -> list[list[dict[str, Any]]]:

@@ -15,17 +15,12 @@
 
 import functools
 import json
-import multiprocessing
-import os
 import shutil
 import time
-import warnings
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from contextlib import redirect_stdout
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
 import torch
 from datasets import Dataset
@@ -42,12 +37,13 @@ from recipes.study.report import report
 from recipes.study.rows import dialogs, reshaped, test_questions, training_rows
 from recipes.study.settings import (
     ABLATIONS,
+    HEAD_ABLATIONS,
     HEADS,
     LONG_MODELS,
     MODELS,
     Setting,
 )
-from recipes.terminal.progress import show_own_bars_only
+from recipes.study.side_by_side import Task, run_tasks
 from recipes.training.arguments import DataArguments, ModelArguments
 from recipes.training.stage import run_stage
 from trainers import DataCollatorForGuidedVisionLanguageModeling, GuidedSFTConfig
@@ -176,7 +172,7 @@ def train(out: Path, setting: Setting, number: int) -> None:
     if number == 4:
         processor = AgeVlmProcessor.from_pretrained(previous)
         questions = [q for q in test_questions(setting, 100) if q["kind"] in POPE_KINDS]
-        held_out = dialogs("test", 80)
+        held_out = dialogs("test", 80, settings.SHARES)
         if setting.pictures != "square":
             held_out = held_out.map(functools.partial(reshaped, kind=setting.pictures))
         folder.mkdir(parents=True, exist_ok=True)
@@ -226,6 +222,8 @@ def planned(only: str | None, seeds: int) -> list[tuple[str, Setting]]:
     models = []
     if only in (None, "heads"):
         models += [(name, replace(setting, seed=seed)) for seed in range(seeds) for name, setting in HEADS.items()]
+    if only in (None, "head ablations"):
+        models += HEAD_ABLATIONS.items()
     if only in (None, "2x2"):
         models += [(name, replace(setting, seed=seed)) for seed in range(seeds) for name, setting in MODELS.items()]
     if only in (None, "ablations"):
@@ -233,13 +231,6 @@ def planned(only: str | None, seeds: int) -> list[tuple[str, Setting]]:
     if only in (None, "long"):
         models += LONG_MODELS.items()
     return models
-
-
-def prepare() -> None:
-    """Sets up a worker process."""
-    show_own_bars_only()
-    warnings.simplefilter("ignore")
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
 def work(out: Path, results: Path, name: str, setting: Setting, number: int) -> float:
@@ -254,39 +245,24 @@ def work(out: Path, results: Path, name: str, setting: Setting, number: int) -> 
 
 def run(out: Path, results: Path, models: list[tuple[str, Setting]], processes: int) -> None:
     """Trains and scores the models, several at a time, and reports whenever one is done."""
-    tasks: dict[Path, tuple[str, Setting, int, Path | None]] = {}  # its file: model, stage, file that it waits for
     missing = [(name, setting) for name, setting in models if not result_file(results, setting).exists()]
+    tasks, labels = {}, {}  # by the file that shows that they are done
     for name, setting in missing:
         previous = None
-        for number in range(1, 5):
-            file = out / setting.folder(number) / "config.json"
-            tasks.setdefault(file, (name, setting, number, previous))
-            previous = file
-        tasks[result_file(results, setting)] = (name, setting, 5, previous)
-    waiting = {file: task for file, task in tasks.items() if not file.exists()}
-    total, start = len(waiting), time.time()
+        for number in range(1, 6):
+            file = out / setting.folder(number) / "config.json" if number <= 4 else result_file(results, setting)
+            if not file.exists():
+                tasks.setdefault(str(file), Task(work, (out, results, name, setting, number), previous))
+                labels.setdefault(str(file), (name, setting.seed, f"stage {number}" if number <= 4 else "scored"))
+            previous = str(file)
+    start = time.time()
     print(
-        f"{len(models) - len(missing)} of {len(models)} results are there; {total} stages and evaluations to go",
+        f"{len(models) - len(missing)} of {len(models)} results are there; {len(tasks)} stages and evaluations to go",
         flush=True,
     )
-    context = multiprocessing.get_context("spawn")
-    running: dict[Any, Path] = {}
-    with ProcessPoolExecutor(processes, mp_context=context, initializer=prepare) as pool:
-        while waiting or running:
-            for file, (name, setting, number, previous) in list(waiting.items()):
-                if len(running) < processes and (previous is None or previous.exists()):
-                    running[pool.submit(work, out, results, name, setting, number)] = file
-                    del waiting[file]
-            done, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in done:
-                file = running.pop(future)
-                name, setting, number, _ = tasks[file]
-                what = f"stage {number}" if number <= 4 else "scored"
-                count = total - len(waiting) - len(running)
-                print(
-                    f"[{count}/{total}, {(time.time() - start) / 60:.0f} min] {name}, seed {setting.seed}: {what} "
-                    f"({future.result():.0f} s)",
-                    flush=True,
-                )
-                if number == 5:
-                    report(results)
+    for count, (file, seconds) in enumerate(run_tasks(tasks, processes), start=1):
+        name, seed, what = labels[file]
+        minutes = (time.time() - start) / 60
+        print(f"[{count}/{len(tasks)}, {minutes:.0f} min] {name}, seed {seed}: {what} ({seconds:.0f} s)", flush=True)
+        if what == "scored":
+            report(results)

@@ -108,6 +108,29 @@ HEADS = {
     "one head, sink": replace(HEAD, attention_sink=True, denied=False),
     "one head, denied words to the sink": replace(HEAD, attention_sink=True),
 }
+BASELINE = "no guidance"
+SUNK = HEADS["one head, denied words to the sink"]
+# One thing at a time is changed of the one guided head.
+HEAD_ABLATIONS = {
+    "base (one head of the first layer, denied words to the sink)": SUNK,
+    "two heads of one key head": replace(SUNK, guidance_heads=(0, 1)),
+    "two heads, one of each key head": replace(SUNK, guidance_heads=(0, 2)),
+    "all heads of the first layer": replace(SUNK, guidance_heads=None),
+    "another head": replace(SUNK, guidance_heads=(3,)),
+    "the second layer": replace(SUNK, guidance_layers=(3,)),
+    "the third layer": replace(SUNK, guidance_layers=(5,)),
+    "one head of every layer": replace(SUNK, guidance_layers=None),
+    "all heads of all layers": replace(SUNK, guidance_heads=None, guidance_layers=None),
+    "weight 0.03": replace(SUNK, weight=0.03),
+    "weight 0.3": replace(SUNK, weight=0.3),
+    "weight 1": replace(SUNK, weight=1.0),
+    "guidance fades out in stage 4": replace(SUNK, fades=True),
+    "guidance in stage 3 only": replace(SUNK, guided=(3,)),
+    "1 % of the rows have masks": replace(SUNK, masked_share=0.01),
+    "3 % of the rows have masks": replace(SUNK, masked_share=0.03),
+    "10 % of the rows have masks": replace(SUNK, masked_share=0.1),
+    "30 % of the rows have masks": replace(SUNK, masked_share=0.3),
+}
 MODELS = {
     "age-vlm": Setting(),
     "ca-baseline-frozen": Setting(guided=()),
@@ -146,6 +169,7 @@ ABLATIONS = {
 }
 PAIRS = (("age-vlm", "ca-baseline-frozen"), ("age-vlm-lm", "ca-baseline"), ("age-vlm-lm, weight 0.1", "ca-baseline"))
 LONG_MODELS = {
+    "one head, denied words to the sink, long": replace(SUNK, length=LONG),
     "age-vlm-lm, long": replace(LM, length=LONG),
     "ca-baseline, long": replace(LM, guided=(), length=LONG),
 }

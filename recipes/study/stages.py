@@ -11,67 +11,79 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The four stages at the size of a laptop, on scenes: what the demo, the study and the trained model of scenes share."""
+"""The four stages at the size of a laptop, on scenes: what the demo and the trained model of scenes share."""
 
 from pathlib import Path
 
 import torch
+from datasets import Dataset
 
 from recipes.scenes import BACKBONES
+from recipes.scenes.rows import load_scenes
 from recipes.study.plans import IMAGE_SIZE, Run, Scale, llm_checkpoint
+from recipes.study.rows import dialogs, with_lengths
+from recipes.study.side_by_side import Task
 from recipes.terminal.progress import StageBar
 from recipes.training.arguments import DataArguments, ModelArguments
 from recipes.training.stage import run_stage
 from trainers import GuidedSFTConfig
 
 
-def train_all(out: Path, text: str, scale: Scale, runs: list[Run]) -> None:
-    """Runs the stages one after the other."""
-    for n, run in enumerate(runs):
-        train(out, text, scale, *run, later_steps=sum(scale.steps[later.stage] for later in runs[n + 1 :]))
+# One head of the first layer is guided, and words of what is not there look at nothing.
+GUIDANCE = {"guidance_weight": 0.1, "guidance_heads": [0]}
 
 
-def train(
-    out: Path,
-    text: str,
-    scale: Scale,
-    folder: str,
-    stage: int,
-    variant: str,
-    previous: str | None,
-    later_steps: int = 0,
-) -> None:
-    """Runs one stage, unless an interrupted run has completed it. `later_steps` are those of the stages to come."""
-    if (out / folder / "config.json").exists():
-        print(f"{folder}: done before")
-        return
+def tasks_of(out: Path, text: str, scale: Scale, runs: list[Run]) -> dict[str, Task]:
+    """The stages that an interrupted run has not completed, by their folders."""
+    tasks = {}
+    for run in runs:
+        if not (out / run.folder / "config.json").exists():
+            later = sum(scale.steps[number] for number in range(run.stage + 1, 5))
+            tasks[run.folder] = Task(train, (out, text, scale, run, later), run.previous)
+    return tasks
+
+
+def rows_of(stage: int, scale: Scale) -> Dataset:
+    """The rows of a stage. As in the paper, stages 1 to 3 read the same captions."""
+    if stage == 4:
+        return dialogs("train", scale.batch_size * scale.steps[4], scale.shares)
+    num_rows = scale.batch_size * max(scale.steps[n] for n in (1, 2, 3))
+    return with_lengths(load_scenes("train", "caption", num_rows, IMAGE_SIZE))
+
+
+def train(out: Path, text: str, scale: Scale, run: Run, later_steps: int = 0) -> None:
+    """Runs one stage. `later_steps` are those of the stages to come."""
+    folder = out / run.folder
     arguments = ModelArguments(
-        model_name_or_path=None if previous is None else str(out / previous),
-        variant=variant,
+        model_name_or_path=None if run.previous is None else str(out / run.previous),
+        variant=run.variant,
         vision=str(BACKBONES / "convnext"),
         text=llm_checkpoint(text),
         image_size=IMAGE_SIZE,
         cross_attention_layers=scale.cross_attention_layers,
+        attention_sink=True,
     )
     training = GuidedSFTConfig(
-        output_dir=str(out / folder),
+        output_dir=str(folder),
         per_device_train_batch_size=scale.batch_size,
-        max_steps=scale.steps[stage],
-        learning_rate=scale.learning_rate[stage],
-        guidance_query="question" if stage == 4 else "answer",
+        max_steps=scale.steps[run.stage],
+        learning_rate=scale.learning_rate[run.stage],
+        train_sampling_strategy="group_by_length",  # a quarter of a mixed batch would be padding
+        **GUIDANCE,
+        guidance_layers=scale.cross_attention_layers[:1],
+        guidance_query="question" if run.stage == 4 else "answer",
         activation_checkpointing=False,
         use_cpu=not torch.cuda.is_available(),
-        logging_steps=5,
+        logging_steps=20,
         save_strategy="no" if scale.save_steps is None else "steps",
         save_steps=scale.save_steps or 500,
         save_total_limit=1,
-        resume_from_checkpoint="true" if any((out / folder).glob("checkpoint-*")) else None,
+        resume_from_checkpoint="true" if any(folder.glob("checkpoint-*")) else None,
         disable_tqdm=True,
         report_to="none",
-        seed=stage,
+        seed=run.stage,
     )
-    # As in the paper, stages 1 to 3 read the same captions.
-    steps = scale.steps[4] if stage == 4 else max(scale.steps[n] for n in (1, 2, 3))
-    data = DataArguments(num_scenes=scale.batch_size * steps)
-    trainer = run_stage(stage, arguments, data, training, progress=StageBar(folder, later_steps))
+    rows = rows_of(run.stage, scale)
+    data = DataArguments(num_scenes=len(rows))
+    trainer = run_stage(run.stage, arguments, data, training, progress=StageBar(run.folder, later_steps), rows=rows)
     trainer.accelerator.free_memory()

@@ -23,6 +23,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.utils.logging import disable_progress_bar
 
 
+line = 0  # of the terminal, on which this process draws its bar
+
+
 def show_own_bars_only() -> None:
     """Keeps the bars of transformers and datasets, and what transformers says of its own renamings, off the terminal."""
     disable_progress_bar()
@@ -52,7 +55,9 @@ class StageBar(TrainerCallback):
     ) -> None:
         self.first_step, self.start = state.global_step, time.monotonic()
         form = "{desc} |{bar:20}| {n_fmt}/{total_fmt}{postfix}"
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=f"{self.name:<18}", bar_format=form)
+        self.bar = tqdm(
+            total=state.max_steps, initial=state.global_step, desc=f"{self.name:<26}", bar_format=form, position=line
+        )
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -16,7 +16,7 @@
     npm pack @lobehub/fluent-emoji-3d@1.1.0 && tar xzf lobehub-fluent-emoji-3d-1.1.0.tgz
     python recipes/scenes/sprites/pick.py package
 
-The first drawings of a class become `cup.webp`, `cup_2.webp`, ... and are shown in both splits; those after the bar
+The first drawings of a class become `cup.webp`, `cup_2.webp`, ... and are shown in training and test; those after the bar
 become `book_test.webp`, `book_test_2.webp`, ... and are shown in the test split alone.
 """
 

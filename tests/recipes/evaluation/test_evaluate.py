@@ -275,20 +275,25 @@ def test_lmms_evals_rules_and_ours(run, say):
     assert "| hallusionbench aAcc | 50.00 | - | - | - | - | judge |" in table
 
 
-def test_scenes_get_the_same_numbers_from_lmms_eval_and_from_our_scorer(run, say, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("name", "split"), [("scenes", "test"), ("scenes_transfer", "transfer")])
+def test_scenes_get_the_same_numbers_from_lmms_eval_and_from_our_scorer(name, split, run, say, tmp_path, monkeypatch):
     few = questions.load_questions
     monkeypatch.setattr(questions, "load_questions", lambda split, num_images, image_size: few(split, 12, image_size))
-    say({" cup ": "yes", " person ": "No.", "How many": "There are two.", "or": "left, not right", "Is there": "no"})
-    entry = run("scenes", data=None)["scenes"]["real"]
-    records = read_records(tmp_path / "out" / "scenes-real.jsonl")
-    metrics = {name: value for name, value in entry["lmms_eval"]["age_vlm_scenes"].items() if "stderr" not in name}
+    say({" bowl ": "yes", " a car ": "No.", "How many": "There are two.", "or": "left, not right", "Is there": "no"})
+    entry = run(name, data=None)[name]["real"]
+    records = read_records(tmp_path / "out" / f"{name}-real.jsonl")
+    metrics = {key: value for key, value in entry["lmms_eval"][f"age_vlm_{name}"].items() if "stderr" not in key}
+    assert [record["question"] for record in records] == [row["question"] for row in few(split, 12)]
     exact = metrics.pop("pope_accuracy_exact")
     assert metrics == summarize(records) == entry["metrics"]
     assert {f"{kind}_accuracy" for kind in (*classes.POPE_KINDS, "count", "relation")} <= metrics.keys()
     existence = [record | {"benchmark": "pope"} for record in records if record["kind"] in classes.POPE_KINDS]
     assert exact == summarize(existence)["accuracy_exact"]
     assert 0 < exact < metrics["pope_accuracy"] < 1 and 0 < metrics["count_accuracy"] < 1
-    assert len(records) == len(few(num_images=12)) == entry["questions"]
+    assert len(records) == len(few(split, 12)) == entry["questions"]
+    assert f"| {name} accuracy | {entry['metrics']['accuracy']:.4f} | - | - | - | - | {metrics['accuracy']:.4f} |" in (
+        report.report("ours", {name: {"real": entry}})
+    )
 
 
 def test_a_run_goes_on_where_it_was(run, tmp_path, monkeypatch):

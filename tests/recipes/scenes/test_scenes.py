@@ -12,6 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 import colorsys
+import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from pycocotools import mask as coco_mask
 from recipes.evaluation.metrics import score_pope
 from recipes.evaluation.rules import score_count, score_relation
 from recipes.scenes.classes import CLASSES, CONTEXTS, OPPOSITES, POPE_KINDS, SIDES, SPLITS
-from recipes.scenes.edits import _edits, load_pairs
+from recipes.scenes.edits import _KNOWN_BY_COLOR, _colorfulness, _edits, load_pairs, load_recolored
 from recipes.scenes.pictures import (
     _FAMILIES,
     Scene,
@@ -34,7 +35,7 @@ from recipes.scenes.pictures import (
     draw_object,
     sample_scene,
 )
-from recipes.scenes.plans import LOOKS, drawings, make_plan, row_generator
+from recipes.scenes.plans import LOOKS, drawings, levels, make_plan, row_generator
 from recipes.scenes.questions import _habits, find_classes, load_questions
 from recipes.scenes.rows import FEATURES, _row, load_scenes
 from recipes.scenes.texts import _counted, _some, make_dialog, plural, scene_texts
@@ -83,7 +84,21 @@ def side_holds(scene: Scene, name: str, side: str, other: str) -> bool:
 
 def test_classes_have_a_context_and_a_drawing():
     assert len(CLASSES) == len(set(CLASSES)) >= 50 and len(CONTEXTS) == 5
-    assert all(drawings(name, "train") for name in CLASSES)
+    assert all(drawings(name, split) for name in CLASSES for split in SPLITS)
+
+
+@pytest.mark.parametrize(
+    ("split", "expected"),
+    [("train", "88e0d0706fb57d6b"), ("test", "bd36ac13cfa736ac"), ("transfer", "812a5c19243b89d3")],
+)
+def test_scenes_are_those_of_before(split: str, expected: str):
+    """Rows that were trained on, and questions that were asked, stay what they were when something is added."""
+    plans = [make_plan(split, index, 0) for index in range(50)]
+    items = [[(item.name, item.sprite, item.angle, item.flip) for item in plan.items] for plan in plans]
+    asked = [(row["question"], row["answer"], row["kind"]) for row in load_questions(split, 50, image_size=32)]
+    asked += [(row["question"], row["answer"], row["kind"]) for row in load_pairs(split, 50, image_size=32)]
+    made = (items, asked, list(scene_texts(split, 50)))
+    assert hashlib.sha256(repr(made).encode()).hexdigest()[:16] == expected
 
 
 def test_rows_depend_on_their_index_alone():
@@ -131,10 +146,12 @@ def test_renderings_of_the_splits_are_disjoint():
         for low, high in getattr(looks["train"], field):
             assert all(high <= start or end <= low for start, end in getattr(looks["test"], field))
     assert not set(looks["train"].angles) & set(looks["test"].angles)
+    assert looks["transfer"] == looks["test"]
     plans = {split: [make_plan(split, index, 0) for index in range(400)] for split in SPLITS}
     shown = {split: {item.sprite for plan in plans[split] for item in plan.items} for split in plans}
     assert not any("_test" in sprite for sprite in shown["train"])
     assert sum("_test" in sprite for sprite in shown["test"]) >= 20
+    assert shown["transfer"].isdisjoint(shown["train"] | shown["test"]) and len(shown["transfer"]) >= 100
     for split in plans:
         for item in (item for plan in plans[split] for item in plan.items):
             assert any(low <= item.hue <= high for low, high in looks[split].hues)
@@ -142,11 +159,28 @@ def test_renderings_of_the_splits_are_disjoint():
 
 
 def test_backgrounds_of_the_splits_are_disjoint():
-    assert not _FAMILIES["train"].keys() & _FAMILIES["test"].keys()
-    for parity, split in enumerate(SPLITS):
+    families = [name for split in SPLITS for name in _FAMILIES[split]]
+    assert len(families) == len(set(families)) == 15
+    colors = {}
+    for split in SPLITS:
         rng = np.random.default_rng(0)
-        hues = [colorsys.rgb_to_hsv(*(_color(rng, split) / 255))[0] for _ in range(200)]
-        assert {int(hue * 12) % 2 for hue in hues} == {parity}
+        colors[split] = [colorsys.rgb_to_hsv(*(_color(rng, split) / 255)) for _ in range(200)]
+    for parity, split in enumerate(("train", "test")):
+        assert {int(hue * 12) % 2 for hue, _, _ in colors[split]} == {parity}
+    brightness = {split: [value for *_, value in colors[split]] for split in SPLITS}
+    assert max(brightness["transfer"]) < 0.56 < 0.59 < min(brightness["train"] + brightness["test"])
+
+
+def test_drawings_of_the_transfer_split_are_whole_and_plain_to_see():
+    """Every one nearly fills its square, in one direction at least, with solid pixels and a sharp edge."""
+    for name in CLASSES:
+        for sprite in drawings(name, "transfer"):
+            alpha = np.asarray(levels(sprite)[-1].getchannel("a"))
+            assert alpha.shape == (256, 256)
+            solid = alpha > 127
+            sides = solid.any(axis=0).sum(), solid.any(axis=1).sum()
+            assert max(sides) >= 0.75 * 256 and solid.mean() >= 0.08, sprite
+            assert ((alpha > 0) & (alpha < 255)).sum() < 0.25 * solid.sum(), sprite
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -428,6 +462,39 @@ def test_pairs_depend_on_their_scene_alone(pairs: list[tuple[dict, dict]]):
     assert fewer == [row for pair in pairs for row in pair][: len(fewer)]
     assert [row["answer"] for row in fewer] == [row["answer"] for row in load_pairs(num_images=7, image_size=64)]
     assert fewer != load_pairs(num_images=7, image_size=96, seed=1)
+
+
+@pytest.mark.parametrize("split", ["test", "transfer"])
+def test_a_recolored_object_changes_no_answer(split: str):
+    rows = load_recolored(split, num_images=100, image_size=96)
+    pairs = list(zip(rows[::2], rows[1::2], strict=True))
+    assert Counter(before["kind"] for before, _ in pairs).keys() == {"existence", "count", "relation"}
+    assert len(pairs) >= 85
+    for before, after in pairs:
+        changed = {name for name in before if name != "image" and before[name] != after[name]}
+        assert changed == {"figure_id", "visual_input"}
+        assert (before["visual_input"], after["visual_input"]) == ("1", "2")
+        scene = sample_scene(split, int(before["set_id"]), image_size=96)
+        assert before["image"].tobytes() == scene.image.tobytes()
+        pixels = [np.asarray(row["image"]).astype(int) for row in (before, after)]
+        differs = (pixels[0] != pixels[1]).any(axis=-1)
+        # one object, by a lot; outside its mask it shines through the edges of those in front of it
+        thing = max(scene.objects, key=lambda thing: (thing.mask & differs).sum())
+        assert thing.name == before["object"] and thing.name not in _KNOWN_BY_COLOR
+        x0, y0, x1, y1 = thing.bbox
+        assert differs.sum() == differs[y0:y1, x0:x1].sum()
+        assert np.abs(pixels[0] - pixels[1])[thing.mask].mean() > 30
+        if before["kind"] == "relation":
+            assert side_holds(scene, before["object"], before["answer"], before["phrases"][1]["text"])
+        elif before["kind"] == "count":
+            assert COUNT_WORDS[before["answer"]] == counts_of(scene)[before["object"]]
+        else:
+            assert before["answer"] == "yes"
+
+
+def test_gray_objects_are_not_recolored():
+    assert max(map(_colorfulness, ("zebra", "elephant", "twemoji/spoon", "twemoji/sports_ball"))) < 0.12
+    assert min(map(_colorfulness, ("banana", "backpack", "twemoji/pizza", "twemoji/car"))) > 0.45
 
 
 @pytest.mark.parametrize(

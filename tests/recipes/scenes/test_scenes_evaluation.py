@@ -22,7 +22,7 @@ from recipes.answering.answers import answer
 from recipes.evaluation.records import mark
 from recipes.scenes import evaluation
 from recipes.scenes.classes import POPE_KINDS
-from recipes.scenes.edits import load_pairs
+from recipes.scenes.edits import load_pairs, load_recolored
 from recipes.scenes.evaluation import (
     answer_all,
     caption,
@@ -36,6 +36,7 @@ from recipes.scenes.evaluation import (
     score_chair,
     summarize,
     summarize_pairs,
+    summarize_recolored,
 )
 from recipes.scenes.pictures import sample_scene
 from recipes.scenes.questions import load_questions
@@ -116,6 +117,36 @@ def test_pairs_of_a_model_that_always_says_the_same():
             assert sum(existence) == len(existence) / 2
 
 
+@pytest.mark.parametrize(
+    ("answer", "before", "after", "same", "right"),
+    [
+        ("yes", "Yes, there is a cup.", "Yes, there is a cup. It is on the left.", 1, 1),
+        ("yes", "Yes.", "No.", 0, 0),
+        ("yes", "No.", "No, there is no cup.", 1, 0),
+        ("two", "There are two cups.", "2", 1, 1),
+        ("two", "three", "one", 0, 0),
+        ("two", "one", "There is one.", 1, 0),
+        ("left", "The cup is to the left of the car.", "left", 1, 1),
+        ("left", "above", "below", 0, 0),
+        ("left", "I see a cup.", "A cup.", 1, 0),  # no answer, both times
+        ("left", "To the left.", "A cup.", 0, 0),
+    ],
+)
+def test_recolored_metrics_by_hand(answer: str, before: str, after: str, same: int, right: int):
+    records = [
+        {
+            "benchmark": "scenes",
+            "answer": answer,
+            "prediction": said,
+            "correct": mark({"benchmark": "scenes", "answer": answer, "prediction": said}),
+        }
+        for said in (before, after)
+    ]
+    assert summarize_recolored(records) == {"recolored_consistency": same, "recolored_qAcc": right}
+    others = summarize_recolored(records + [record | {"correct": True, "prediction": answer} for record in records])
+    assert others == {"recolored_consistency": (same + 1) / 2, "recolored_qAcc": (right + 1) / 2}
+
+
 def test_exchanged_pictures_are_other_pictures():
     images = [picture(seed=seed) for seed in (0, 0, 1, 0, 0, 2)]
     others = exchanged(images)
@@ -169,7 +200,7 @@ def test_all_metrics_are_there(result):
     pope = {f"pope_{kind}_{score}" for kind in POPE_KINDS for score in ("accuracy", "f1")}
     pope |= {"pope_accuracy", "pope_f1", "pope_yes_ratio", "pope_accuracy_blind", "pope_accuracy_swapped"}
     looks = {"in_mask_mass", "uniform_mass", "pointing_accuracy", "question_in_mask_mass", "question_uniform_mass"}
-    pairs = {"pairs_aAcc", "pairs_fAcc", "pairs_qAcc"}
+    pairs = {"pairs_aAcc", "pairs_fAcc", "pairs_qAcc", "recolored_consistency", "recolored_qAcc"}
     assert metrics.keys() == chair | pope | looks | pairs | {"count_accuracy", "relation_accuracy", "lm_loss"}
     assert all(isinstance(value, (int, float)) and math.isfinite(value) for value in metrics.values())
     assert metrics["pope_accuracy_blind"] == 0.5
@@ -213,7 +244,12 @@ def test_metrics_are_those_of_the_plain_way(result, model, processor):
     judged = judge(model, processor, questions)
     assert [record["prediction"] for record in records[: len(questions)]] == [j.prediction for j in judged]
     assert {name: metrics[name] for name in summarize(judged)} == pytest.approx(summarize(judged))
-    assert records[len(questions) :] == judge_pairs(model, processor, load_pairs("test", NUM_IMAGES, 96))
+    pairs = judge_pairs(model, processor, load_pairs("test", NUM_IMAGES, 96))
+    assert records[len(questions) :][: len(pairs)] == pairs
+    recolored = judge_pairs(model, processor, load_recolored("test", NUM_IMAGES, 96))
+    found = records[len(questions) + len(pairs) :]
+    assert [record["prediction"] for record in found] == [record["prediction"] for record in recolored]
+    assert {name: metrics[name] for name in summarize_recolored(found)} == summarize_recolored(recolored)
     scenes = [sample_scene("test", index, image_size=96) for index in range(NUM_IMAGES)]
     captions = caption(model, processor, [scene.image for scene in scenes])
     chair = score_chair(
@@ -222,10 +258,12 @@ def test_metrics_are_those_of_the_plain_way(result, model, processor):
     assert metrics["chair_num_words"] == chair["chair_num_words"]
 
 
-def test_records_of_a_model_that_knows_everything(model, processor, monkeypatch: pytest.MonkeyPatch):
-    rows = load_questions("test", NUM_IMAGES, 96) + load_pairs("test", NUM_IMAGES, 96)
+@pytest.mark.parametrize("split", ["test", "transfer"])
+def test_records_of_a_model_that_knows_everything(split: str, model, processor, monkeypatch: pytest.MonkeyPatch):
+    settings = SETTINGS | {"split": split}
+    rows = [row for load in (load_questions, load_pairs, load_recolored) for row in load(**settings)]
     truth = {(row["image"].tobytes(), row["question"]): row["answer"].capitalize() for row in rows}
-    scenes = [sample_scene("test", index, image_size=96) for index in range(NUM_IMAGES)]
+    scenes = [sample_scene(split, index, image_size=96) for index in range(NUM_IMAGES)]
     for scene in scenes:
         listed = " and ".join(thing.name for thing in scene.objects[:-1])
         truth[scene.image.tobytes(), "Describe the image."] = f"A {listed} and a spaceship."
@@ -235,7 +273,7 @@ def test_records_of_a_model_that_knows_everything(model, processor, monkeypatch:
         return [truth.get(key, "Yes") for key in keys]
 
     monkeypatch.setattr(evaluation, "answer_all", know)
-    metrics, records, by_picture = evaluate_all(model, processor, **SETTINGS)
+    metrics, records, by_picture = evaluate_all(model, processor, **settings)
     assert all(n == of for name in ("pope_accuracy", "pairs_qAcc") for n, of in by_picture[name])
     assert len({record["id"] for record in records}) == len(records) == len(rows)
     for name in ("pope_accuracy", "pope_f1", "count_accuracy", "relation_accuracy"):
@@ -243,6 +281,7 @@ def test_records_of_a_model_that_knows_everything(model, processor, monkeypatch:
     assert metrics["pope_yes_ratio"] == 0.5 == metrics["pope_accuracy_blind"]
     assert metrics["pope_accuracy_swapped"] < 0.8
     assert metrics["pairs_aAcc"] == metrics["pairs_fAcc"] == metrics["pairs_qAcc"] == 1
+    assert metrics["recolored_consistency"] == metrics["recolored_qAcc"] == 1
     assert metrics["chair_i"] == metrics["chair_s"] == 0 and 0.5 < metrics["chair_recall"] < 1
     for row, record in zip(rows, records, strict=True):
         assert (
@@ -251,7 +290,7 @@ def test_records_of_a_model_that_knows_everything(model, processor, monkeypatch:
             and record["prediction"] == row["answer"].capitalize()
         )
         assert all(record[name] == row[name] for name in ("question", "answer", "object", "context"))
-        assert record["kind"].removeprefix("pair_") == row["kind"]
+        assert record["kind"].removeprefix("pair_").removeprefix("recolored_") == row["kind"]
 
 
 def test_records_are_consistent_with_the_metrics(result):
