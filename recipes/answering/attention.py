@@ -13,7 +13,7 @@
 # limitations under the License.
 """Where the words of many rows look."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import PIL.Image
@@ -48,6 +48,17 @@ class Grounding(NamedTuple):
     """Their attention on the sink, 0 for a model without one: `(R, K, L)`."""
     cells: torch.Tensor
     """The regions' cells: `(R, K, S)`, 1 inside."""
+
+
+@torch.inference_mode()
+def shares_on_nothing(
+    model: PreTrainedModel, processor: ProcessorMixin, inputs: Mapping[str, torch.Tensor], phrases: list[str]
+) -> list[float]:
+    """How much of the attention of a phrase in each prompt lies on the model's sink, averaged over the guided layers."""
+    query_masks = processor.get_query_masks(inputs["input_ids"], [[phrase] for phrase in phrases])
+    maps = model.model(**inputs, query_masks=query_masks).grounding_maps
+    shares = torch.stack([layer_map[:, 0, -1].cpu() for layer_map in maps]).mean(dim=0)
+    return shares.clamp(max=1).tolist()  # rounding can take a mean of ones above 1
 
 
 def split_sink(grounding_maps: Sequence[torch.Tensor], num_cells: int) -> tuple[torch.Tensor, torch.Tensor]:
