@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="shows others of the last kind")
     args = parser.parse_args()
 
-    from recipes.segmentation.review import choose, read_entries, save_masks_page, save_sheet, show
+    from recipes.segmentation.review import NOWHERE, choose, read_entries, save_masks_page, save_sheet, show
 
     with one_sentence():
         entries = read_entries(args.masks)
@@ -43,7 +43,9 @@ def main() -> None:
         args.out.mkdir(parents=True, exist_ok=True)
         save_sheet(args.out / "sheet.png", shown)
         save_masks_page(args.out / "index.html", shown)
-    print(f"{len(entries):,} masks; see {args.out}/sheet.png and {args.out}/index.html")
+    num_masks = sum(entry.share is not None for entry in entries)
+    counts = f"{num_masks:,} masks, {len(entries) - num_masks:,} names of what is {NOWHERE}"
+    print(f"{counts}; see {args.out}/sheet.png and {args.out}/index.html")
 
 
 if __name__ == "__main__":

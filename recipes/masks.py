@@ -21,6 +21,10 @@ union of SAM's masks is the text's mask. Where SAM's mask and the outline disagr
 region says so (`outlines_kept`). `--level phrase` asks Florence-2 for the boxes of every phrase in the text instead, and
 gives each phrase a mask of its own.
 
+What is not there has no mask: where a question for existence ("Is there a dog in the image?", in English) is answered with
+no, or a row brings regions with `mask: null` of its own, that question and answer are not looked for, and the regions of
+the denied things say that they are nowhere in the picture. Other regions that a row brings are made anew.
+
 Runs on any number of processes and goes on where it was stopped: what is written are parquet files of `--rows_per_file`
 rows each, which appear when they are complete.
 """
@@ -61,8 +65,9 @@ def main() -> None:
             raise ValueError(
                 f"{data.dataset_name} has the columns {rows.column_names}, but needs images and messages."
             )
-        columns = [name for name in ("regions", "mask_problems") if name in rows.column_names]
-        rows = rows.remove_columns(columns).cast_column("images", List(Image(decode=False)))
+        if "mask_problems" in rows.column_names:
+            rows = rows.remove_columns("mask_problems")
+        rows = rows.cast_column("images", List(Image(decode=False)))
         out = Path(arguments.out)
         with state.main_process_first():
             if state.is_main_process:

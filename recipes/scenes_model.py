@@ -12,14 +12,15 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """
-Makes the checkpoint that the repository ships: the demo's AGE-VLM, trained until it answers sensibly.
+Makes the two checkpoints that the repository ships: a tiny AGE-VLM trained until it answers sensibly, and its twin without
+guidance, for comparison.
 
     python recipes/scenes_model.py [--out runs/scenes_model]
 
-The four stages are the demo's with more steps. In the end the model is scored on scenes of the test split and of the
-transfer split (other drawings and backgrounds; its metrics begin with `transfer_`), and model, processor, their code, a card
-and `metrics.json` are written to `recipes/scenes/model/`, where `recipes/ask.py` finds them. A run that was stopped goes on
-from its last checkpoint.
+The four stages are the demo's with more steps, and both models train at the same time from the same rows. In the end they
+are scored on scenes of the test split and the transfer split, and each is written with its processor, its code, a card and
+`metrics.json`: to `recipes/scenes/model/`, where `recipes/ask.py` finds it, and `recipes/scenes/unguided_model/`. A run that
+was stopped goes on from its last checkpoints.
 """
 
 import argparse
@@ -29,8 +30,8 @@ import sys
 import time
 from pathlib import Path
 
-from recipes.scenes import TRAINED_MODEL
-from recipes.study.plans import IMAGE_SIZE, Scale, plan
+from recipes.scenes import TRAINED_MODEL, UNGUIDED_MODEL
+from recipes.study.plans import LLM_LAYERS, SHARES, VARIANTS, Scale, plan
 from recipes.terminal.tables import plain_table
 
 
@@ -38,11 +39,12 @@ SCALE = Scale(
     steps={1: 60, 2: 60, 3: 500, 4: 3000},
     learning_rate={1: 3e-3, 2: 3e-3, 3: 2e-3, 4: 1e-3},
     batch_size=16,
-    cross_attention_layers=[1, 3, 5],
+    cross_attention_layers=LLM_LAYERS["llama"],
+    shares=SHARES,
     save_steps=250,
 )
 NUM_IMAGES = 300
-GOOD = 0.85  # of the answers about existence
+GOOD = 0.85  # of the guided model's answers about existence
 
 
 def main() -> None:
@@ -52,36 +54,34 @@ def main() -> None:
 
     from modeling_agevlm import AgeVlmForConditionalGeneration, AgeVlmProcessor
     from recipes.publishing.checkpoint import make_card
-    from recipes.scenes.evaluation import evaluate_all
-    from recipes.study.stages import train_all
-    from recipes.terminal.progress import show_own_bars_only
+    from recipes.study.results import measure
+    from recipes.study.side_by_side import Task, run_tasks
+    from recipes.study.stages import tasks_of
     from recipes.training.record import card_template, public_command, public_name
     from trainers.hub import RECORD_NAME
 
-    show_own_bars_only()
     start = time.time()
-    train_all(args.out, "llama", SCALE, plan(("age-vlm",)))
-    model = AgeVlmForConditionalGeneration.from_pretrained(args.out / "age-vlm")
-    processor = AgeVlmProcessor.from_pretrained(args.out / "age-vlm")
-    metrics, transfer = (
-        evaluate_all(model, processor, split, NUM_IMAGES, IMAGE_SIZE).metrics for split in ("test", "transfer")
-    )
-    print(f"\n{plain_table({'test': metrics, 'transfer': transfer})}\n\n{time.time() - start:.0f} s")
-    if metrics["pope_accuracy"] < GOOD:
-        sys.exit(f"error: {metrics['pope_accuracy']:.3f} of the answers about existence are right, {GOOD} should be.")
-    shutil.rmtree(TRAINED_MODEL, ignore_errors=True)
-    model.save_pretrained(TRAINED_MODEL)
-    processor.save_pretrained(TRAINED_MODEL)
-    entry = {"command": public_command(sys.argv), "steps": SCALE.steps, "num_test_images": NUM_IMAGES, **metrics}
-    entry |= {f"transfer_{name}": value for name, value in transfer.items()}
-    (TRAINED_MODEL / "metrics.json").write_text(json.dumps(entry, indent=2) + "\n")
-    shutil.copy(args.out / "age-vlm" / RECORD_NAME, TRAINED_MODEL)
-    (TRAINED_MODEL / "README.md").write_text(
-        make_card(TRAINED_MODEL, public_name(str(TRAINED_MODEL)), card_template())
-    )
-    print(
-        f"see {TRAINED_MODEL.relative_to(Path.cwd()) if TRAINED_MODEL.is_relative_to(Path.cwd()) else TRAINED_MODEL}"
-    )
+    tasks = tasks_of(args.out, "llama", SCALE, plan(VARIANTS))
+    places = [(variant, split) for variant in VARIANTS for split in ("test", "transfer")]
+    for variant, split in places:
+        tasks[f"{variant}, {split}"] = Task(measure, (args.out / variant, split, NUM_IMAGES), variant)
+    done = dict(run_tasks(tasks, processes=2))
+    metrics = {place: done[place] for place in (f"{variant}, {split}" for variant, split in places)}
+    print(f"\n{plain_table(metrics)}\n\n{time.time() - start:.0f} s")
+    existence = metrics[f"{VARIANTS[0]}, test"]["pope_accuracy"]
+    if existence < GOOD:
+        sys.exit(f"error: {existence:.3f} of the answers about existence are right, {GOOD} should be.")
+    for variant, folder in zip(VARIANTS, (TRAINED_MODEL, UNGUIDED_MODEL), strict=True):
+        shutil.rmtree(folder, ignore_errors=True)
+        AgeVlmForConditionalGeneration.from_pretrained(args.out / variant).save_pretrained(folder)
+        AgeVlmProcessor.from_pretrained(args.out / variant).save_pretrained(folder)
+        entry = {"command": public_command(sys.argv), "steps": SCALE.steps, "num_test_images": NUM_IMAGES}
+        entry |= metrics[f"{variant}, test"]
+        entry |= {f"transfer_{name}": value for name, value in metrics[f"{variant}, transfer"].items()}
+        (folder / "metrics.json").write_text(json.dumps(entry, indent=2) + "\n")
+        shutil.copy(args.out / variant / RECORD_NAME, folder)
+        (folder / "README.md").write_text(make_card(folder, public_name(str(folder)), card_template()))
+        print(f"see {folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder}")
 
 
 if __name__ == "__main__":

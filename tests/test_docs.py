@@ -294,7 +294,7 @@ def test_findings_are_those_of_the_study():
     assert f"CHAIR i rises to {mean(metrics['chair_i'] for metrics in other):.2f}" in readme
     assert {model["metrics"].get("pope_accuracy_blind", 0.5) for model in results.values()} == {0.5}
 
-    long, base = (results[setting.folder(4)] for setting in settings.LONG_MODELS.values())
+    long, base = (results[setting.folder(4)] for setting in list(settings.LONG_MODELS.values())[:2])
     assert f"it first reaches 0.75 after {report.reached(base['curve']):,} steps" in readme
     low = [point["step"] for point in base["curve"] if point["pope_accuracy"] < 0.75]
     assert f"stays there from {next(p['step'] for p in base['curve'] if p['step'] > max(low)):,} on" in readme

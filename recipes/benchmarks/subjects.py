@@ -211,6 +211,16 @@ def trainer_loss(
     return trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=num_labels)
 
 
+def one_head_loss(trainer: GuidedSFTTrainer, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The same with one guided head in the first cross-attention layer."""
+    text_config = trainer.model.config.text_config
+    text_config.guidance_layers, text_config.guidance_heads = text_config.cross_attention_layers[:1], [0]
+    try:
+        return trainer_loss(trainer, batch)
+    finally:
+        text_config.guidance_layers = text_config.guidance_heads = None
+
+
 @contextmanager
 def eager_cross_attention(model: AgeVlmForConditionalGeneration) -> Iterator[list[torch.Tensor]]:
     """The cross-attention layers, and they alone, compute their weights; yields the list that fills with them."""

@@ -19,3 +19,4 @@ from pathlib import Path
 SPRITES = Path(__file__).parent / "sprites"
 BACKBONES = Path(__file__).parent / "backbones"
 TRAINED_MODEL = Path(__file__).parent / "model"
+UNGUIDED_MODEL = Path(__file__).parent / "unguided_model"

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
+VERSION = 2  # of which texts are looked for; masks of another one do not go together with these
 TASKS = {"message": "<REFERRING_EXPRESSION_SEGMENTATION>", "phrase": "<CAPTION_TO_PHRASE_GROUNDING>"}
 
 
@@ -59,4 +60,4 @@ class MaskArguments:
     def settings(self) -> dict[str, Any]:
         """What the masks depend on."""
         same = ("out", "batch_size", "num_workers")
-        return {name: value for name, value in asdict(self).items() if name not in same}
+        return {name: value for name, value in asdict(self).items() if name not in same} | {"version": VERSION}

@@ -78,7 +78,8 @@ class MaskMaker:
         """From the networks' output to the rows with their regions."""
         results, masks = [], {place: self.segmenter.masks(found) for place, found in raw.items()}
         for n, (row, row_findings) in enumerate(zip(rows, findings, strict=True)):
-            regions, problems = [], [] if row.failure is None else [f"failed: {row.failure}"]
+            regions = [{**region, "score": None, "outlines_kept": 0} for region in row.nowhere]
+            problems = [] if row.failure is None else [f"failed: {row.failure}"]
             for finding in row_findings:
                 if not finding.instances:
                     problems.append("empty")
@@ -174,20 +175,23 @@ class Preparing:
 
 def summary(out: Path) -> str:
     """A table of what the files in a folder hold."""
-    num_rows, num_masked, kept, regions, problems, first = 0, 0, 0, 0, Counter(), {}
+    num_rows, num_masked, num_masks, kept, nowhere, problems, first = 0, 0, 0, 0, 0, Counter(), {}
     for file in sorted(out.glob("train-*.parquet")):
         columns = [name for name in ("id", "regions", "mask_problems") if name in pq.read_schema(file).names]
         for row in pq.read_table(file, columns=columns).to_pylist():
             num_rows += 1
-            num_masked += bool(row["regions"])
-            regions += len(row["regions"])
-            kept += sum(region["outlines_kept"] > 0 for region in row["regions"])
+            masked = [region for region in row["regions"] if region["mask"] is not None]
+            num_masked += bool(masked)
+            num_masks += len(masked)
+            nowhere += len(row["regions"]) - len(masked)
+            kept += sum(region["outlines_kept"] > 0 for region in masked)
             for problem in row["mask_problems"]:
                 kind, _, detail = problem.partition(": ")
                 kind = f"{kind}: {detail.partition(':')[0]}" if detail else kind
                 problems[kind] += 1
                 first.setdefault(kind, f"   {row['id']}: {detail}" if detail and "id" in row else "")
-    lines = [f"{num_rows:>12,} rows", f"{num_masked:>12,} with masks", f"{regions:>12,} masks"]
+    lines = [f"{num_rows:>12,} rows", f"{num_masked:>12,} with masks", f"{num_masks:>12,} masks"]
     lines += [f"{kept:>12,} of them with an outline of Florence-2 that SAM's mask disagreed with"]
+    lines += [f"{nowhere:>12,} names of what is nowhere in its picture, without a mask"]
     lines += [f"{n:>12,} {problem}{first[problem]}" for problem, n in problems.most_common()]
     return "\n".join(lines)

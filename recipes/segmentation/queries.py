@@ -13,13 +13,15 @@
 # limitations under the License.
 """From rows to the texts that masks are made for."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import PIL.Image
 
 from modeling_agevlm.image_reading_agevlm import read_image
-from trainers.data_collator import message_text, with_placeholders
+from recipes.segmentation.denials import Span, denied_things
+from trainers.data_collator import check_region, message_text, with_placeholders
 
 
 @dataclass
@@ -33,43 +35,78 @@ class Query:
 
 @dataclass
 class Prepared:
-    """A row with its pictures read, as they are shown and in RGB, and the texts to look for. Or what is wrong with it."""
+    """
+    A row with its pictures read, as they are shown and in RGB, the texts to look for, and the regions of what is nowhere in
+    them. Or what is wrong with it.
+    """
 
     row: dict[str, Any]
     pictures: list[PIL.Image.Image]
     queries: list[Query]
+    nowhere: list[dict[str, Any]]
     failure: str | None = None
 
 
-def find_queries(messages: list[dict[str, Any]], num_images: int, query: str) -> list[Query]:
+def find_queries(
+    messages: list[dict[str, Any]], num_images: int, query: str, nowhere: Sequence[dict[str, Any]] = ()
+) -> tuple[list[Query], list[dict[str, Any]]]:
     """
-    The texts of a row, each with the last picture that its words can see.
+    The texts of a row, each with the last picture that its words can see, and the regions of what is nowhere in it.
+
+    Something is found for every text. So where a question or its answer speaks of what is nowhere, neither is a text to
+    look for: where a region of `nowhere` says so, or the question asks for a thing that the answer denies.
 
     Args:
         messages (`list[dict]`): Messages of any kind that the trainer takes.
         num_images (`int`): Pictures of the row.
         query (`str`): `"question"`, `"answer"` or `"both"`; both together are the question's.
+        nowhere (`list[dict]`, *optional*): The row's own regions without a mask.
     """
-    messages, queries, seen = with_placeholders(messages, num_images), [], 0
+    messages, queries, regions, seen = with_placeholders(messages, num_images), [], list(nowhere), 0
+    texts = [message_text(message) for message in messages]
+    roles = [message["role"] for message in messages]
+    wanted = "assistant" if query == "answer" else "user"
     for n, message in enumerate(messages):
         seen += sum(part["type"] == "image" for part in message["content"])
-        words = message_text(message).strip()
-        answer = messages[n + 1] if n + 1 < len(messages) and messages[n + 1]["role"] == "assistant" else None
-        if query == "both" and message["role"] == "user" and answer is not None:
-            words = f"{words} {message_text(answer).strip()}"
-        wanted = "assistant" if query == "answer" else "user"
+        is_answered, is_answer = (roles[k : k + 2] == ["user", "assistant"] for k in (n, n - 1))
+        exchange = range(n - is_answer, n + 1 + is_answered)
+        if seen and is_answered and not any(stands_in(region, k, texts[k]) for region in regions for k in exchange):
+            for k, spans in zip(exchange, denied_things(*texts[n : n + 2]), strict=True):
+                regions += [nowhere_region(seen - 1, k, texts[k], span) for span in spans]
+        if any(stands_in(region, k, texts[k]) for region in regions for k in exchange):
+            continue
+        words = texts[n].strip()
+        if query == "both" and is_answered:
+            words = f"{words} {texts[n + 1].strip()}"
         if seen and words and message["role"] == wanted:
             queries.append(Query(seen - 1, n, words))
-    return queries
+    return queries, regions
+
+
+def stands_in(region: dict[str, Any], message: int, text: str) -> bool:
+    """Whether the words of a region stand in this message."""
+    return region["message"] in (message, None) and (region["text"] or "") in text
+
+
+def nowhere_region(image: int, message: int, text: str, span: Span) -> dict[str, Any]:
+    """The region of a phrase of a message's text that means nothing in a picture."""
+    phrase = text[slice(*span)]
+    span = list(span) if text.count(phrase) > 1 else None  # "a car" also stands in "a carrot"
+    return {"mask": None, "image": image, "text": phrase, "span": span, "message": message}
 
 
 def prepare(row: dict[str, Any], query: str) -> Prepared:
     """Reads the pictures of a row. What is wrong with it is told, not raised."""
     try:
+        nowhere = []
+        for n, region in enumerate(row.get("regions") or []):
+            if not isinstance(region, dict) or region.get("mask") is None:
+                check_region(n, region)
+                nowhere.append({name: region.get(name) for name in ("mask", "image", "text", "span", "message")})
         pictures = [read_image(image) for image in row["images"] or []]
-        return Prepared(row, pictures, find_queries(row["messages"], len(pictures), query))
+        return Prepared(row, pictures, *find_queries(row["messages"], len(pictures), query, nowhere))
     except Exception as error:  # Pillow's plugins raise anything on damaged files
-        return Prepared(row, [], [], f"{type(error).__name__}: {error}"[:200])
+        return Prepared(row, [], [], [], f"{type(error).__name__}: {error}"[:200])
 
 
 @dataclass

@@ -24,12 +24,12 @@ from recipes.segmentation.queries import Finding
 
 
 REGION = {
-    "mask": {"size": List(Value("int32")), "counts": Value("string")},
+    "mask": {"size": List(Value("int32")), "counts": Value("string")},  # null: nowhere in the picture
     "image": Value("int32"),
     "text": Value("string"),
     "span": List(Value("int32")),
     "message": Value("int32"),
-    "score": Value("float32"),  # SAM's own estimate of its masks' IoU, the lowest one
+    "score": Value("float32"),  # SAM's own estimate of its masks' IoU, the lowest one; null without a mask
     "outlines_kept": Value("int32"),  # instances whose mask is Florence-2's outline
 }
 

@@ -40,19 +40,21 @@ class Entry:
     file: Path
     row: int
     region: int
-    share: float  # of the picture that the mask covers
-    score: float
+    share: float | None  # of the picture that the mask covers; None if it is nowhere in the picture
+    score: float | None  # None if whoever made the region gave none
     outlines_kept: int
 
 
-# Why a mask is shown: a title, and what comes first. Doubtful kinds before the others.
+# Why a region is shown: a title, and what comes first. Doubtful kinds before the others.
 Key = Callable[[Entry], float]
+NOWHERE = "nowhere in the picture"
 KINDS: dict[str, Key | None] = {
     "smallest": lambda entry: entry.share,
     "largest": lambda entry: -entry.share,
     "lowest score": lambda entry: entry.score,
     "outlines that SAM disagreed with": lambda entry: -entry.outlines_kept,
     "any": None,
+    NOWHERE: None,
 }
 
 
@@ -66,13 +68,15 @@ def read_entries(folder: Path) -> list[Entry]:
     entries = []
     for file in sorted(folder.glob("train-*.parquet")):
         for n, regions in enumerate(pq.read_table(file, columns=["regions"]).column(0).to_pylist()):
-            for k, region in enumerate(regions):
-                try:
-                    runs = run_lengths(region["mask"])
-                except ValueError as error:
-                    raise ValueError(f"{file}, row {n}, region {k}: {error} Make the masks again.") from None
-                share = float(runs[1::2].sum() / runs.sum())
-                entries.append(Entry(file, n, k, share, region["score"], region["outlines_kept"]))
+            for k, region in enumerate(regions or []):
+                share = None
+                if region["mask"] is not None:
+                    try:
+                        runs = run_lengths(region["mask"])
+                    except ValueError as error:
+                        raise ValueError(f"{file}, row {n}, region {k}: {error} Make the masks again.") from None
+                    share = float(runs[1::2].sum() / runs.sum())
+                entries.append(Entry(file, n, k, share, region.get("score"), region.get("outlines_kept") or 0))
     if not entries:
         raise ValueError(f"There are no masks in {folder}: pass the folder that `recipes/masks.py` wrote.")
     return entries
@@ -82,9 +86,11 @@ def choose(entries: list[Entry], number: int, seed: int) -> dict[str, list[Entry
     """Some of each kind, none twice."""
     rng, taken, chosen = np.random.default_rng(seed), set(), {}
     for kind, key in KINDS.items():
-        left = [entry for entry in entries if entry not in taken]
+        left = [entry for entry in entries if entry not in taken and (entry.share is None) == (kind == NOWHERE)]
         if kind.startswith("outlines"):
             left = [entry for entry in left if entry.outlines_kept]
+        if kind == "lowest score":
+            left = [entry for entry in left if entry.score is not None]
         order = np.argsort([key(entry) for entry in left], kind="stable") if key else rng.permutation(len(left))
         chosen[kind] = [left[n] for n in order[:number]]
         taken.update(chosen[kind])
@@ -92,17 +98,22 @@ def choose(entries: list[Entry], number: int, seed: int) -> dict[str, list[Entry
 
 
 def show(entry: Entry) -> tuple[PIL.Image.Image, str, str]:
-    """The picture with its mask, the text that belongs to it, and what is known of the mask."""
+    """The picture with its mask, if there is one, the text that belongs to it, and what is known of the mask."""
     row = pq.read_table(entry.file).slice(entry.row, 1).to_pylist()[0]
     region = row["regions"][entry.region]
     picture = read_image(row["images"][region["image"]])
-    mask = PIL.Image.fromarray(decode_rle(region["mask"]))
     picture.thumbnail((SIDE, SIDE))
+    messages = row["messages"] if region["message"] is None else [row["messages"][region["message"]]]
+    text = region["text"] or " ".join(words_of(message) for message in messages)
+    name = row.get("id", f"{entry.file.name}, row {entry.row}")
+    if region["mask"] is None:
+        return picture, text, f"{name}: {NOWHERE}"
+    mask = PIL.Image.fromarray(decode_rle(region["mask"]))
     inside = np.asarray(mask.resize(picture.size, PIL.Image.Resampling.BOX))[..., None]
     pixels = np.asarray(picture)
     marked = np.where(inside, pixels * 0.45 + COLOR * 0.55, pixels * 0.6 + 100).astype(np.uint8)
-    text = region["text"] or words_of(row["messages"][region["message"]])
-    facts = f"{row['id']}: {entry.share:.1%} of the picture, score {entry.score:.2f}"
+    facts = f"{name}: {entry.share:.1%} of the picture"
+    facts += f", score {entry.score:.2f}" if entry.score is not None else ""
     facts += f", {entry.outlines_kept} outlines kept" if entry.outlines_kept else ""
     return PIL.Image.fromarray(marked), text, facts
 

@@ -126,9 +126,9 @@ def of_seeds(results: dict[str, dict[str, Any]], setting: Setting) -> dict[int, 
 
 def differences(guided: dict[int, dict[str, Any]], unguided: dict[int, dict[str, Any]], key: str) -> str:
     """What guidance adds to a metric, over the seeds that both have."""
-    return interval(
-        [guided[seed]["metrics"][key] - unguided[seed]["metrics"][key] for seed in guided if seed in unguided]
-    )
+    pairs = [(guided[seed]["metrics"], unguided[seed]["metrics"]) for seed in guided if seed in unguided]
+    added = [one[key] - other[key] for one, other in pairs if key in one and key in other]
+    return interval(added) if added else "-"
 
 
 def report(folder: Path) -> None:
@@ -254,18 +254,16 @@ def matched_rows(
 
 def write_csv(path: Path, results: dict[str, dict[str, Any]]) -> None:
     """One row for every model: its name, its last stage's folder, its setting and what it scored."""
-    names = {
-        replace(setting, seed=seed).folder(4): name
-        for name, setting in {**ABLATIONS, **HEAD_ABLATIONS, **LONG_MODELS, **MODELS, **HEADS}.items()
-        for seed in range(len(results))
-    }
+    settings = [*ABLATIONS.items(), *((f"one head: {name}", setting) for name, setting in HEAD_ABLATIONS.items())]
+    settings += [*LONG_MODELS.items(), *MODELS.items(), *HEADS.items()]
+    names = {replace(setting, seed=seed).folder(4): name for name, setting in settings for seed in range(len(results))}
     metrics = list(dict.fromkeys(name for result in results.values() for name in result["metrics"]))
-    settings = [field.name for field in fields(Setting)]
+    columns = [field.name for field in fields(Setting)]
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["name", "checkpoint", *settings, *metrics])
+        writer.writerow(["name", "checkpoint", *columns, *metrics])
         for checkpoint, result in results.items():
-            chosen = [result["setting"].get(name, getattr(Setting, name)) for name in settings]
+            chosen = [result["setting"].get(name, getattr(Setting, name)) for name in columns]
             scored = [result["metrics"].get(name, "") for name in metrics]
             writer.writerow([names[checkpoint], checkpoint, *chosen, *scored])
 

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from modeling_agevlm.conversion import loading
 from recipes.answering.checkpoint import load_checkpoint
 from recipes.evaluation.rules import says_no
-from recipes.scenes.evaluation import Judged, judge
+from recipes.scenes.evaluation import Judged, evaluate_all, judge
 from recipes.scenes.questions import load_questions
 from recipes.study.plans import IMAGE_SIZE
 from recipes.terminal import progress
@@ -35,6 +35,12 @@ def evaluate(out: Path, variant: str, num_images: int) -> list[Judged]:
     form = "{desc} |{bar:20}| {n_fmt}/{total_fmt} questions"
     with tqdm(total=len(questions), desc=f"{variant:<26}", bar_format=form, position=progress.line) as bar:
         return judge(model, processor, questions, progress=lambda done: bar.update(done - bar.n))
+
+
+def measure(checkpoint: Path, split: str, num_images: int) -> dict[str, float]:
+    """All that the scenes of a split measure of a checkpoint."""
+    model, processor = load_checkpoint(str(checkpoint))
+    return evaluate_all(model, processor, split, num_images, IMAGE_SIZE).metrics
 
 
 def differing(judged: dict[str, list[Judged]]) -> list[int]:

@@ -169,7 +169,7 @@ ABLATIONS = {
 }
 PAIRS = (("age-vlm", "ca-baseline-frozen"), ("age-vlm-lm", "ca-baseline"), ("age-vlm-lm, weight 0.1", "ca-baseline"))
 LONG_MODELS = {
-    "one head, denied words to the sink, long": replace(SUNK, length=LONG),
     "age-vlm-lm, long": replace(LM, length=LONG),
     "ca-baseline, long": replace(LM, guided=(), length=LONG),
+    "one head, denied words to the sink, long": replace(SUNK, length=LONG),
 }

@@ -13,13 +13,24 @@
 # limitations under the License.
 """The rows that a stage trains on."""
 
+import functools
 from pathlib import Path
 
-import pyarrow.compute as pc
-from datasets import Dataset, IterableDataset, concatenate_datasets, interleave_datasets, load_dataset, load_from_disk
+import pyarrow as pa
+from datasets import (
+    Dataset,
+    Features,
+    IterableDataset,
+    List,
+    Value,
+    concatenate_datasets,
+    interleave_datasets,
+    load_dataset,
+    load_from_disk,
+)
 
 from recipes.rows.files import load_records
-from recipes.scenes.rows import load_scenes
+from recipes.scenes.rows import FEATURES, load_scenes
 from recipes.training.arguments import DataArguments
 from trainers import Stage
 
@@ -76,21 +87,47 @@ def load_dataset_of(name: str, data: DataArguments, stage: Stage, image_size: in
         rows = load_from_disk(name)
         rows = rows[data.dataset_split] if (folder / "dataset_dict.json").exists() else rows
         return rows.to_iterable_dataset() if data.streaming else rows
-    return load_dataset(name, data.dataset_config, split=data.dataset_split, streaming=data.streaming)
+    load = functools.partial(load_dataset, name, data.dataset_config, split=data.dataset_split)
+    features = with_types(load(streaming=True).features) if folder.is_dir() else None
+    return load(streaming=data.streaming, features=features)
 
 
-def check_regions(rows: Dataset | IterableDataset, stage: Stage, guidance_weight: float) -> None:
-    """Raises `ValueError` if a guided stage would train on rows without a single region."""
+def with_types(features: Features | None) -> Features | None:
+    """
+    The features of a data set in whose first file nothing says of which type `regions` or one of their fields are, as where
+    all are nowhere in their pictures: with the types that other files may need. None if there is no such field.
+    """
+    regions, known = (features or {}).get("regions"), FEATURES["regions"]
+    if regions in (Value("null"), List(Value("null"))):
+        return Features({**features, "regions": known})
+    fields = regions.feature if isinstance(regions, List) and isinstance(regions.feature, dict) else {}
+    untyped = {name: known.feature[name] for name in known.feature if fields.get(name) == Value("null")}
+    return Features({**features, "regions": List({**fields, **untyped})}) if untyped else None
+
+
+def check_regions(rows: Dataset | IterableDataset, stage: Stage, guidance_weight: float, attention_sink: bool) -> None:
+    """Raises `ValueError` if a guided stage would train on rows without a single region that this model can look at."""
     if not stage.guided or guidance_weight == 0:
         return
-    columns = rows.column_names or []
-    lengths = (
-        pc.list_value_length(rows.data.column("regions"))
-        if isinstance(rows, Dataset) and "regions" in columns
-        else None
-    )
-    if "regions" not in columns or (lengths is not None and not (pc.max(lengths).as_py() or 0)):
+    num_regions = num_masks = 0
+    if "regions" in (rows.column_names or []):
+        if not isinstance(rows, Dataset):
+            return
+        for chunk in rows.data.column("regions").chunks:
+            regions = chunk.flatten() if pa.types.is_nested(chunk.type) else chunk
+            if pa.types.is_struct(regions.type):  # where no row has any, their type is null
+                num_regions += len(regions)
+                has_field = "mask" in regions.type.names  # otherwise the collator says what is missing
+                num_masks += len(regions) - (regions.field("mask").null_count if has_field else 0)
+    unguided = "train an unguided variant (`--variant ca-baseline-frozen` or `ca-baseline`)"
+    if num_regions == 0:
         raise ValueError(
             f"Stage {stage.number} adds the guidance loss, but no row of the data set has a region. Make masks first, or "
-            "train an unguided variant (`--variant ca-baseline-frozen` or `ca-baseline`)."
+            f"{unguided}."
+        )
+    if num_masks == 0 and not attention_sink:
+        raise ValueError(
+            f"Stage {stage.number} adds the guidance loss, but every region of the data set is nowhere in its picture (its "
+            "`mask` is null), where only the words of a model with an attention sink can look. Make masks, build the model "
+            f"with `--attention_sink true`, or {unguided}."
         )

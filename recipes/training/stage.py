@@ -116,7 +116,7 @@ def run_stage(
     model, processor = load_model(arguments, stage)
     if rows is None:
         rows = load_rows(data, stage, model.config.vision_config.image_size)
-    check_regions(rows, stage, training.guidance_weight)
+    check_regions(rows, stage, training.guidance_weight, model.config.text_config.attention_sink)
     apply_stage(model, stage)
     adapters = peft_config(model, arguments, stage)
     model.config.training_stage = number

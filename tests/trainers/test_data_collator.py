@@ -295,6 +295,146 @@ def test_guidance_level(level: str, expected: int):
         )
 
 
+# Regions that are nowhere in their picture
+
+
+ABSENT = row("Is there a dog in the image?", "No, there is no dog.")
+TWO_PICTURES = row(images=[picture(), picture(seed=1)]) | {
+    "messages": chat(
+        [{"type": "image"}, {"type": "text", "text": "A cup?"}],
+        "Yes.",
+        [{"type": "image"}, {"type": "text", "text": "Is there a cup?"}],
+        "No cup.",
+    )
+}
+
+
+def nowhere(**where: Any) -> dict[str, Any]:
+    return region(**where) | {"mask": None}
+
+
+def places(batch: dict[str, torch.Tensor], n: int, k: int) -> list[float]:
+    """Of each picture's cells and of the sink, the one value that they have in a region."""
+    *pictures, sink = batch["region_masks"][n, k].split(NUM_CELLS)
+    assert all((cells == cells[0]).all() for cells in pictures) and sink.shape == (1,)
+    return [cells[0].item() for cells in [*pictures, sink]]
+
+
+def test_nowhere_is_on_the_sink():
+    collate = collator(attention_sink=True)
+    batch = collate([ABSENT | {"regions": [nowhere(text="dog", message=0), nowhere(text="dog", message=1), region()]}])
+    assert batch["region_masks"].shape == (1, 3, NUM_CELLS + 1) and batch["dropped_regions"].tolist() == [0]
+    assert places(batch, 0, 0) == places(batch, 0, 1) == [0, 1]
+    assert query(collate, batch, k=0) == query(collate, batch, k=1) == "dog"
+    assert batch["query_masks"][0, 0].nonzero().max() < batch["query_masks"][0, 1].nonzero().min()
+    plain = collator()([ABSENT | {"regions": [region()]}])["region_masks"][0, 0]
+    assert batch["region_masks"][0, 2].tolist() == [*plain.tolist(), 0] and plain.any()
+
+
+def test_nowhere_in_one_picture_may_be_in_the_others():
+    """But not in pictures that the row does not have."""
+    regions = [nowhere(text="cup", message=2), nowhere(text="cup", message=2, image=1), region(text="cup", message=0)]
+    rows = [TWO_PICTURES | {"regions": regions}, ABSENT | {"regions": [nowhere(text="dog", message=1)]}]
+    batch = collator(attention_sink=True)(rows)
+    assert batch["region_masks"].shape == (2, 3, 2 * NUM_CELLS + 1) and batch["dropped_regions"].tolist() == [0, 0]
+    assert places(batch, 0, 0) == [0, 1, 1] and places(batch, 0, 1) == [1, 0, 1]
+    mask = batch["region_masks"][0, 2]
+    assert mask[:NUM_CELLS].any() and not mask[NUM_CELLS:].any()
+    assert places(batch, 1, 0) == [0, 0, 1]
+    assert not batch["region_masks"][1, 1:].any() and not batch["query_masks"][1, 1:].any()  # it has no more regions
+
+
+def test_without_a_sink_there_is_no_nowhere():
+    regions = [nowhere(text="dog", message=0), region(message=1), nowhere(message=0)]
+    collate = collator()
+    batch = collate([ABSENT | {"regions": regions}, row(regions=[region()])])
+    assert batch["region_masks"].shape == (2, 1, NUM_CELLS) and batch["dropped_regions"].tolist() == [2, 0]
+    assert query(collate, batch) == "No, there is no dog."
+    batch = collate([ABSENT | {"regions": regions[:1]}])
+    assert "region_masks" not in batch and batch["dropped_regions"].tolist() == [1]
+
+
+def test_empty_mask_is_not_nowhere():
+    batch = collator(attention_sink=True)([ABSENT | {"regions": [region(box_mask() & False), region()]}])
+    assert batch["dropped_regions"].tolist() == [1]
+    assert batch["region_masks"].shape == (1, 1, NUM_CELLS + 1) and batch["region_masks"][0, 0, -1] == 0
+
+
+def test_nowhere_is_cut_with_its_words():
+    the_row = TWO_PICTURES | {"regions": [nowhere(text="cup", message=0), nowhere(text="cup", message=2, image=1)]}
+    whole = collator(attention_sink=True)([the_row])
+    assert places(whole, 0, 0) == [0, 1, 1]
+    last = int(whole["query_masks"][0, 1].nonzero()[-1])
+    for length, dropped in ((last + 1, 0), (last, 1)):
+        batch = collator(attention_sink=True, max_length=length)([the_row])
+        assert batch["dropped_regions"].tolist() == [dropped] and batch["query_masks"].shape[1] == 2 - dropped
+    placeholder = int((whole["input_ids"][0] == IMAGE).nonzero()[1])
+    batch = collator(attention_sink=True, max_length=placeholder)([the_row])  # the second picture goes, too
+    assert batch["dropped_regions"].tolist() == [1] and places(batch, 0, 0) == [0, 1]
+
+
+def test_nowhere_before_its_picture_is_dropped_and_counted():
+    content = [{"type": "text", "text": "This cup"}, {"type": "image"}, {"type": "text", "text": "is it red?"}]
+    regions = [nowhere(text="This cup", message=0), nowhere(text="red", message=0), nowhere(message=0)]
+    collate = collator(attention_sink=True)
+    batch = collate([row(regions=regions) | {"messages": chat(content, "Yes.")}])
+    assert batch["dropped_regions"].tolist() == [1] and batch["query_masks"].shape[1] == 2
+    assert query(collate, batch, k=0) == " red" and query(collate, batch, k=1) == "is it red?"
+    later = TWO_PICTURES | {"regions": [nowhere(text="cup", message=0, image=1)]}
+    assert collate([later])["dropped_regions"].tolist() == [1]
+
+
+@pytest.mark.parametrize(("level", "expected"), [("all", ["No.", "dog"]), ("message", ["No."]), ("phrase", ["dog"])])
+def test_guidance_level_of_what_is_nowhere(level: str, expected: list[str]):
+    regions = [nowhere(message=1), nowhere(text="dog", message=0)]
+    collate = collator(guidance_level=level, attention_sink=True)
+    batch = collate([row("Is there a dog?", "No.", regions=regions)])
+    assert [query(collate, batch, k=k) for k in range(batch["query_masks"].shape[1])] == expected
+    assert batch["dropped_regions"].tolist() == [0]
+
+
+def test_words_of_what_is_nowhere():
+    """Found as those of a mask are: by span, by message, by what the query is."""
+    the_row = row("A dog or a dog?", "No dog.")
+    assert query_of(nowhere(text="dog", message=0), the_row, attention_sink=True) == "dog"
+    assert query_of(nowhere(message=1), the_row, attention_sink=True) == "No dog."
+    assert query_of(nowhere(), the_row, guidance_query="question", attention_sink=True) == "A dog or a dog?"
+    collate = collator(attention_sink=True)
+    spans = [nowhere(text="dog", message=0, span=span) for span in ([2, 5], [11, 14])]
+    first, second = collate([the_row | {"regions": spans}])["query_masks"][0]
+    assert first.sum() == second.sum() and first.nonzero().max() < second.nonzero().min()
+
+
+@pytest.mark.parametrize("attention_sink", [False, True])
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ({"image": 1}, "region 0: it belongs to image 1, but there are 1 images"),
+        ({"message": 2}, "region 0: it belongs to message 2, but there are 2 messages"),
+        ({"text": "cat"}, "region 0: its phrase 'cat' does not stand in its message"),
+    ],
+)
+def test_what_is_nowhere_is_looked_at_as_closely(attention_sink: bool, where: dict[str, Any], message: str):
+    with pytest.raises(BrokenRowError, match=message):
+        collator(attention_sink=attention_sink)([ABSENT | {"regions": [nowhere(**where)]}])
+
+
+def test_nowhere_fits_the_model():
+    """What the model makes of these masks is all that does not lie on the region's own picture."""
+    regions = [nowhere(text="cup", message=2), nowhere(text="cup", message=2, image=1), nowhere(text="cup", message=0)]
+    batch = collator(attention_sink=True)([TWO_PICTURES | {"regions": regions}])
+    names = ("input_ids", "attention_mask", "pixel_values", "query_masks")
+    inputs = {name: batch[name] for name in names}
+    model = tiny_model(text_config={"attention_sink": True})
+    maps = model(**inputs).grounding_maps
+    masses = model(**inputs, region_masks=batch["region_masks"]).region_attention
+    for layer, mass in zip(maps, masses, strict=True):
+        first, second, sink = layer[0].split([NUM_CELLS, NUM_CELLS, 1], dim=-1)
+        own = torch.stack([first[0].sum(), second[1].sum(), first[2].sum()])
+        assert_close(mass[0], 1 - own, MAP_LENGTH)
+        assert (second[2] == 0).all() and (sink > 0).all()  # the first words see no second picture
+
+
 # Batches
 
 

@@ -13,6 +13,7 @@
 # limitations under the License.
 """Masks by Florence-2 and SAM: everything around the two networks, exactly; the real classes with random weights."""
 
+import json
 import os
 import signal
 import subprocess
@@ -236,11 +237,14 @@ def test_texts_of_a_chat():
         turn("assistant", "B."),
     ]
     messages += [turn("user", "<image>", "<image>", "C?"), turn("assistant", "D."), turn("user", "E?")]
-    assert find_queries(messages, 3, "answer") == [Query(0, 3, "B."), Query(2, 5, "D.")]
-    assert find_queries(messages, 3, "question") == [Query(0, 2, "A?"), Query(2, 4, "C?"), Query(2, 6, "E?")]
-    assert find_queries(messages, 3, "both") == [Query(0, 2, "A? B."), Query(2, 4, "C? D."), Query(2, 6, "E?")]
+    assert find_queries(messages, 3, "answer") == ([Query(0, 3, "B."), Query(2, 5, "D.")], [])
+    assert find_queries(messages, 3, "question") == ([Query(0, 2, "A?"), Query(2, 4, "C?"), Query(2, 6, "E?")], [])
+    assert find_queries(messages, 3, "both") == ([Query(0, 2, "A? B."), Query(2, 4, "C? D."), Query(2, 6, "E?")], [])
     plain = [{"role": "user", "content": "A?"}, {"role": "assistant", "content": "B."}]
-    assert find_queries(plain, 1, "answer") == [Query(0, 1, "B.")] and find_queries(plain, 0, "answer") == []
+    assert find_queries(plain, 1, "answer") == ([Query(0, 1, "B.")], []) and find_queries(plain, 0, "answer") == (
+        [],
+        [],
+    )
 
 
 # Files
@@ -334,6 +338,10 @@ def test_other_settings_do_not_mix(tmp_path: Path):
     start_folder(tmp_path, MaskArguments(out="b", batch_size=3).settings)
     with pytest.raises(ValueError, match="holds masks made with another level, min_iou. Choose another `--out`"):
         start_folder(tmp_path, MaskArguments(out="a", level="phrase", min_iou=0.1).settings)
+    before = {name: value for name, value in MaskArguments(out="a").settings.items() if name != "version"}
+    (tmp_path / "masks.json").write_text(json.dumps(before))  # when what is nowhere was looked for
+    with pytest.raises(ValueError, match="holds masks made with another version. Choose another `--out`"):
+        start_folder(tmp_path, MaskArguments(out="a").settings)
 
 
 @pytest.mark.parametrize(

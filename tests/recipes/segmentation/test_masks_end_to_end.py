@@ -143,7 +143,7 @@ def test_look_at_masks(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     arguments = ["look_at_masks.py", "--out", str(tmp_path), "--number", "2", "--masks"]
     monkeypatch.setattr(sys, "argv", [*arguments, str(place / "masks")])
     look_at_masks.main()
-    assert "6 masks" in capsys.readouterr().out
+    assert "6 masks, 0 names of what is nowhere in the picture" in capsys.readouterr().out
     assert PIL.Image.open(tmp_path / "sheet.png").size[0] > 500
     page = (tmp_path / "index.html").read_text()
     assert page.count("<figure>") == page.count("data:image/jpeg") == 6 and "scene0" in page

@@ -25,12 +25,13 @@ import pytest
 from recipes.scenes.questions import load_questions
 from recipes.study import report, runs, settings
 from recipes.study.rows import exchange_masks, reshape, reshape_mask, training_rows
-from recipes.study.settings import ABLATIONS, LM, LONG_MODELS, MODELS, Setting
+from recipes.study.settings import ABLATIONS, HEADS, LM, LONG_MODELS, MODELS, Setting
 from trainers.run_lengths import decode_rle
 
 
 ROOT = Path(__file__).parents[3]
 DOCS = ROOT / "docs" / "claim"
+NAME_OF_LM, NAME_OF_BASELINE = "0b4264ed42", "0eea028958"
 
 
 def test_models_share_the_stages_that_they_agree_on():
@@ -64,6 +65,47 @@ def test_exchanged_masks_belong_to_other_rows():
     exchanged = exchange_masks(rows)
     assert [[region["text"] for region in row] for row in exchanged] == [[0, 1], [], [0, 1, 2], [0]]
     assert all(region["mask"][0] != str(n) for n, row in enumerate(exchanged) for region in row)
+    # what is nowhere stays so, and lends no mask
+    rows[0][1]["mask"] = None
+    (first, second), _, third, _ = exchange_masks(rows)
+    assert first["mask"] == "20" and second["mask"] is None and [r["mask"] for r in third] == ["30"] * 3
+
+
+def test_denied_words_are_guided_or_left_alone(monkeypatch):
+    monkeypatch.setattr(settings, "STEPS", {1: 2, 2: 2, 3: 2, 4: 10})
+    with_them, without = (
+        training_rows(replace(HEADS["one head, sink"], denied=denied), 4) for denied in (True, False)
+    )
+    nowhere = [[region["mask"] is None for region in row] for row in with_them["regions"]]
+    assert any(map(any, nowhere))
+    kept = [[region for region in row if region["mask"]] for row in with_them["regions"]]
+    assert without["regions"][:] == kept and without["messages"][:] == with_them["messages"][:]
+
+
+def test_settings_of_before_keep_their_names():
+    """The results of models that were trained before there were heads to choose are found by these."""
+    assert LM.folder(4) == "stage4-" + NAME_OF_LM
+    assert replace(LM, guided=()).folder(4) == "stage4-" + NAME_OF_BASELINE
+    # without guidance it makes no difference which heads it would have had, but the sink does
+    unguided = replace(LM, guided=())
+    assert replace(unguided, guidance_heads=(0,), denied=False).folder(4) == unguided.folder(4)
+    assert replace(unguided, attention_sink=True).folder(1) != unguided.folder(1)
+    changes = [{}, {"guidance_heads": (0,)}, {"guidance_layers": (1,)}, {"attention_sink": True}, {"denied": False}]
+    changes += [{"fades": True}]
+    assert len({replace(LM, **change).folder(4) for change in changes}) == len(changes)
+    assert replace(LM, fades=True).folder(3) == LM.folder(3)
+
+
+def test_interval_over_pictures():
+    """By hand: one model is right on every picture, the other on half of them."""
+    right = {0: {"by_picture": {"pope_accuracy": " ".join(["2/2"] * 50)}}}
+    half = {0: {"by_picture": {"pope_accuracy": " ".join(["1/2"] * 50)}}}
+    assert report.picture_interval(right, half, "pope_accuracy") == "[+0.500, +0.500]"
+    mixed = {0: {"by_picture": {"pope_accuracy": " ".join(["2/2", "0/2"] * 25)}}}
+    low, high = (float(bound) for bound in report.picture_interval(right, mixed, "pope_accuracy")[1:-1].split(","))
+    # the standard error of a share of one half over 50 pictures
+    assert low == pytest.approx(0.5 - 1.96 * 0.5 / 50**0.5, abs=0.03)
+    assert high == pytest.approx(0.5 + 1.96 * 0.5 / 50**0.5, abs=0.03)
 
 
 def test_rows_with_masks(monkeypatch):
@@ -77,7 +119,7 @@ def test_rows_with_masks(monkeypatch):
     assert part["messages"][:] == plain["messages"][:]
     other = training_rows(replace(LM, masks="other"), 3)
     assert all(
-        a["mask"] != b["mask"]
+        a["mask"] != b["mask"] if a["mask"] else b["mask"] is None
         for mine, theirs in zip(plain["regions"], other["regions"], strict=True)
         for a, b in zip(mine, theirs, strict=True)
     )

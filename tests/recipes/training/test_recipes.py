@@ -22,12 +22,12 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
+from datasets import Dataset, concatenate_datasets
 from huggingface_hub import constants
 from testing_utils import up_to_rounding
 
 from modeling_agevlm import AgeVlmForConditionalGeneration
 from recipes.scenes.rows import load_scenes
-from recipes.study.plans import ALL_VARIANTS, VARIANTS, lineage, plan
 from recipes.terminal.tables import plain_table
 from recipes.training.arguments import DataArguments, ModelArguments
 from recipes.training.data_sets import check_regions, load_rows
@@ -124,11 +124,45 @@ def test_stage_one_builds_from_the_default_parts(tmp_path, monkeypatch):
 
 def test_a_guided_stage_needs_regions():
     rows = load_scenes("train", "caption", 4, image_size=64)
-    check_regions(rows, get_stage(3), 1.0)
-    for without in (rows.remove_columns("regions"), rows.map(lambda row: {"regions": []}, features=rows.features)):
+    check_regions(rows, get_stage(3), 1.0, False)
+    plain = rows.remove_columns("regions")
+    untyped = [plain.map(lambda row, value=value: {"regions": value}) for value in ([], None)]
+    for without in (plain, rows.map(lambda row: {"regions": []}, features=rows.features), *untyped):
         with pytest.raises(ValueError, match="no row of the data set has a region"):
-            check_regions(without, get_stage(3), 1.0)
-        check_regions(without, get_stage(3, "ca-baseline"), 1.0)
+            check_regions(without, get_stage(3), 1.0, True)
+        check_regions(without, get_stage(3, "ca-baseline"), 1.0, False)
+
+
+@pytest.mark.parametrize("typed", [False, True])
+def test_a_stage_guided_by_what_is_nowhere_alone_needs_a_sink(typed):
+    rows = load_scenes("train", "caption", 4, image_size=64)
+    region = {"mask": None, "image": 0, "text": None, "span": None, "message": 0}
+    nowhere = rows.remove_columns("regions").map(
+        lambda row: {"regions": [region]}, features=rows.features if typed else None
+    )
+    assert all(row["regions"] == [region] for row in nowhere)
+    with pytest.raises(
+        ValueError, match="every region of the data set is nowhere in its picture .* `--attention_sink"
+    ):
+        check_regions(nowhere, get_stage(3), 1.0, False)
+    check_regions(nowhere, get_stage(3), 1.0, True)
+    check_regions(nowhere, get_stage(3, "ca-baseline"), 1.0, False)
+    if typed:
+        check_regions(concatenate_datasets([nowhere, rows]), get_stage(3), 1.0, False)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("first", [{"mask": None, "image": 0, "text": None, "span": None, "message": 0}, None])
+def test_files_of_a_folder_need_not_say_what_they_do_not_hold(tmp_path, streaming, first):
+    """In the first file every mask is null, or there are no regions: its types say nothing of the other files."""
+    mask = {"size": [2, 2], "counts": "04"}
+    second = {"mask": mask, "image": 0, "text": "cup", "span": [2, 5], "message": 0}
+    messages = [{"role": "user", "content": "A cup"}]
+    for n, region in enumerate((first, second)):
+        row = {"images": [], "messages": messages, "regions": [] if region is None else [region]}
+        Dataset.from_list([row]).to_parquet(tmp_path / f"train-{n}.parquet")
+    rows = load_rows(DataArguments(dataset_name=str(tmp_path), streaming=streaming), get_stage(3), 96)
+    assert [row["regions"] for row in rows] == [[] if first is None else [first], [second]]
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -142,15 +176,6 @@ def test_rows_are_read_from_folders(tmp_path, streaming):
         read = list(load_rows(data, get_stage(4), image_size=64))
         assert [row["messages"] for row in read] == [row["messages"] for row in rows]
         assert [row["regions"] for row in read] == [row["regions"] for row in rows]
-
-
-def test_the_demo_runs_shared_stages_once():
-    folders = [folder for folder, *_ in plan(VARIANTS)]
-    assert folders == ["stage1", "stage2", "stage3-guided", "stage3-unguided", "age-vlm", "ca-baseline-frozen"]
-    runs = plan(ALL_VARIANTS)
-    assert len(runs) == 8
-    assert lineage(runs, "ca-baseline") == ["stage1", "stage2", "stage3-unguided", "ca-baseline"]
-    assert lineage(runs, "age-vlm-lm") == ["stage1", "stage2", "stage3-guided", "age-vlm-lm"]
 
 
 def test_table():

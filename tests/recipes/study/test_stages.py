@@ -1,0 +1,83 @@
+# Copyright 2026 The AGE-VLM authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from recipes.scenes.evaluation import Judged
+from recipes.study.plans import ALL_VARIANTS, LLM_LAYERS, SCALES, VARIANTS, lineage, plan
+from recipes.study.results import differing, sheet_rows
+from recipes.study.stages import rows_of, tasks_of
+
+
+def test_stages_that_variants_share_run_once():
+    folders = [folder for folder, *_ in plan(VARIANTS)]
+    assert folders == ["stage1", "stage2", "stage3-guided", "stage3-unguided", "age-vlm-lm", "ca-baseline"]
+    runs = plan(ALL_VARIANTS)
+    assert len(runs) == 8
+    assert lineage(runs, "ca-baseline") == ["stage1", "stage2", "stage3-unguided", "ca-baseline"]
+    assert lineage(runs, "age-vlm-lm") == ["stage1", "stage2", "stage3-guided", "age-vlm-lm"]
+
+
+def test_what_is_done_does_not_run_again(tmp_path: Path):
+    runs = plan(VARIANTS)
+    (tmp_path / "stage1").mkdir()
+    (tmp_path / "stage1" / "config.json").touch()
+    (tmp_path / "stage2" / "checkpoint-20").mkdir(parents=True)  # begun, not done
+    tasks = tasks_of(tmp_path, "llama", SCALES["llama"], runs)
+    assert {name: task.after for name, task in tasks.items()} == {
+        "stage2": "stage1",
+        "stage3-guided": "stage2",
+        "stage3-unguided": "stage2",
+        "age-vlm-lm": "stage3-guided",
+        "ca-baseline": "stage3-unguided",
+    }
+    steps = SCALES["llama"].steps
+    assert tasks["stage2"].arguments[-1] == steps[3] + steps[4] and tasks["ca-baseline"].arguments[-1] == 0
+
+
+def test_rows_have_the_shares_of_their_tasks():
+    scale = replace(SCALES["llama"], steps={1: 1, 2: 1, 3: 2, 4: 10}, shares={"existence": 0.75, "caption": 0.25})
+    rows, captions = rows_of(4, scale), rows_of(1, scale)
+    answers = [row["messages"][1]["content"] for row in rows]
+    assert len(rows) == 40 and sum(answer in ("Yes.", "No.") for answer in answers) == 30
+    assert rows[0]["length"] == sum(len(message["content"]) for message in rows[0]["messages"])
+    assert len(captions) == 8
+
+
+def test_cross_attention_layers_are_those_of_the_checkpoints():
+    from modeling_agevlm.configuration_agevlm import default_cross_attention_layers
+
+    assert LLM_LAYERS["smollm2"] == default_cross_attention_layers(30)
+
+
+def judged(truth: str, prediction: str, kind: str = "random") -> Judged:
+    mask = {"size": [1, 1], "counts": "01"} if truth != "no" else None
+    question = {"question": "Is it?", "answer": truth, "kind": kind, "mask": mask, "image": None}
+    question["phrases"] = [{"text": "it", "mask": mask}]
+    return Judged(question, prediction, torch.zeros(2, 1, 4), torch.tensor([[0.0], [0.25]]), torch.zeros(2, 4))
+
+
+def test_the_sheet_begins_with_answers_that_differ():
+    kinds = [("yes", "random"), ("no", "random"), ("two", "count"), ("left", "relation"), ("yes", "adversarial")]
+    truths = [*kinds * 2, ("yes", "popular"), ("no", "popular"), ("yes", "random")]
+    guided = [judged(truth, "Yes.", kind) for truth, kind in truths]
+    other = [judged(truth, "No." if n >= 10 else "Yes.", kind) for n, (truth, kind) in enumerate(truths)]
+    assert differing({"a": guided, "b": other}) == [10, 11]
+    assert differing({"a": guided, "b": guided}) == []
+    rows = sheet_rows({"a": guided, "b": other}, {"a": "with", "b": "without"}, num_rows=5)
+    assert [row["truth"] for row in rows] == ["yes", "no", "yes", "two", "left"]
+    assert rows[0]["with"][0] == "Yes." and rows[0]["without"][0] == "No." and rows[0]["with"][2] == 0.25
