@@ -15,6 +15,7 @@
 
 import math
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,20 @@ def save_attention(
     plt.close(figure)
 
 
+def draw_sheet_line(axes: Sequence[plt.Axes], row: dict[str, Any], columns: list[str]) -> None:
+    """A line of [`save_attention_sheet`]: picture and question, then each model's answer and attention."""
+    axes[0].imshow(row["image"])
+    axes[0].set_axis_off()
+    axes[0].set_title(f"{textwrap.fill(row['question'], 34)}\ntruth: {row['truth']}", fontsize=8, loc="left")
+    for ax, name in zip(axes[1:], columns, strict=True):
+        prediction, attention, on_nothing = row[name]
+        side = math.isqrt(attention.numel())
+        draw_attention(ax, row["image"], attention.view(side, side).numpy(), on_nothing)
+        answer = textwrap.shorten(prediction, 70, placeholder=" ...")
+        title = f"{name}\n{textwrap.fill(answer, 36)}{share_on_nothing(on_nothing)}"
+        ax.set_title(title, fontsize=8, loc="left")
+
+
 def save_attention_sheet(path: Path, rows: list[dict[str, Any]], columns: list[str]) -> None:
     """
     A sheet like the paper's Table 4: picture, question, and for each model its answer and attention.
@@ -111,17 +126,7 @@ def save_attention_sheet(path: Path, rows: list[dict[str, Any]], columns: list[s
         len(rows), 1 + len(columns), figsize=(2.6 * (1 + len(columns)), 3.2 * len(rows)), squeeze=False
     )
     for axes, row in zip(grid, rows, strict=True):
-        axes[0].imshow(row["image"])
-        axes[0].set_axis_off()
-        question = textwrap.fill(row["question"], 34)
-        axes[0].set_title(f"{question}\ntruth: {row['truth']}", fontsize=8, loc="left")
-        for ax, name in zip(axes[1:], columns, strict=True):
-            prediction, attention, on_nothing = row[name]
-            side = math.isqrt(attention.numel())
-            draw_attention(ax, row["image"], attention.view(side, side).numpy(), on_nothing)
-            answer = textwrap.shorten(prediction, 70, placeholder=" ...")
-            title = f"{name}\n{textwrap.fill(answer, 36)}{share_on_nothing(on_nothing)}"
-            ax.set_title(title, fontsize=8, loc="left")
+        draw_sheet_line(axes, row, columns)
     figure.tight_layout()
     figure.savefig(path, dpi=110, bbox_inches="tight")
     plt.close(figure)
