@@ -14,8 +14,8 @@
 """
 Draws what the paper draws of a model's inside, for AGE-VLMs and for concatenation VLMs (LLaVA, SmolVLM, ...) alike.
 
-    python recipes/figures.py attention --models runs/demo/age-vlm llava-hf/llava-1.5-7b-hf
-    python recipes/figures.py heads --models runs/demo/age-vlm --num_scenes 1
+    python recipes/figures.py attention --models runs/demo/age-vlm-lm llava-hf/llava-1.5-7b-hf
+    python recipes/figures.py heads --models runs/demo/age-vlm-lm --num_scenes 1
     python recipes/figures.py similarity
     python recipes/figures.py padding --image wide.jpg tall.jpg
     python recipes/figures.py hallucination --records runs/pope.jsonl
@@ -40,7 +40,7 @@ from pathlib import Path
 from recipes.terminal.errors import one_sentence
 
 
-MODELS = ["runs/demo/age-vlm", "runs/demo/ca-baseline-frozen"]
+MODELS = ["runs/demo/age-vlm-lm", "runs/demo/ca-baseline"]
 
 
 def main() -> None:

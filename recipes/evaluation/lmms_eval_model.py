@@ -15,7 +15,7 @@
 A model for lmms-eval: any vision-language checkpoint that transformers loads, this project's included.
 
     pip install -e ".[eval]"
-    lmms-eval --model age_vlm --model_args pretrained=runs/demo/age-vlm --batch_size 16 --tasks pope
+    lmms-eval --model age_vlm --model_args pretrained=runs/demo/age-vlm-lm --batch_size 16 --tasks pope
     accelerate launch -m lmms_eval --model age_vlm --model_args pretrained=...,dtype=bfloat16,picture=none --tasks pope
 
 `picture` says what the model gets to see, which tells how much of an accuracy comes from the picture at all:
