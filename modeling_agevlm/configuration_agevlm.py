@@ -300,8 +300,8 @@ class AgeVlmConfig(PreTrainedConfig):
     projector_hidden_act (`str`, *optional*, defaults to `"gelu"`):
         Activation between the projector's two linear layers.
     use_visual_positions (`bool`, *optional*, defaults to `False`):
-        Whether the cross-attention reads the visual tokens normalized and with a fixed 2-D sine-cosine code of their
-        places, as strong as they are, in keys and values. The paper says nothing of positions, so the default leaves them
+        Whether a fixed 2-D sine-cosine code of their places, as strong as they are, is added to the visual tokens that the
+        cross-attention reads, in keys and values. The paper says nothing of positions, so the default leaves them
         to the convolutions, which tell hardly more than what is there.
     training_stage (`int`, *optional*, defaults to 0):
         The last training stage that the weights have been through, or are in; 0 if none. A stage starts only from a

@@ -229,7 +229,7 @@ def holds_images(pixel_values: torch.Tensor, num_images: torch.Tensor) -> bool:
 def sincos_position_code(height: int, width: int, dim: int, device: torch.device) -> torch.Tensor:
     """
     2-D sine-cosine code of the cells of a picture, `(height * width, dim)`: one half of the channels for rows, one for
-    columns, with periods from four times the side down to two cells. Its mean square is 1, like a normalized token's.
+    columns, with periods from four times the side down to two cells. Its mean square is 1.
     """
     angles = []  # 2 x (height * width, dim / 4)
     places = [(torch.arange(side, device=device) + 0.5) / side for side in (height, width)]
@@ -981,14 +981,14 @@ class AgeVlmModel(AgeVlmPreTrainedModel):
 
     def _with_positions(self, pixel_values: torch.Tensor, image_hidden_states: torch.Tensor) -> torch.Tensor:
         """
-        The visual tokens with the code of their places. They are normalized first: projected tokens are larger than the
-        code by far (20 times, measured), and what is said of a place would be lost beside them.
+        The visual tokens with the code of their places, as strong as they are: trained ones are far larger than 1, and
+        what a weaker code says would be lost beside them.
         """
         height, width = (side // self.config.vision_config.patch_size for side in pixel_values.shape[-2:])
         hidden_size = image_hidden_states.shape[-1]
         code = sincos_position_code(height, width, hidden_size, image_hidden_states.device)
-        tokens = nn.functional.rms_norm(image_hidden_states, (hidden_size,), eps=self.config.text_config.rms_norm_eps)
-        return tokens + code.to(tokens.dtype)
+        strengths = torch.linalg.vector_norm(image_hidden_states, dim=-1, keepdim=True) / hidden_size**0.5
+        return image_hidden_states + strengths * code.to(strengths.dtype)
 
 
 @auto_docstring(custom_intro="AGE-VLM with its language modeling head.")

@@ -51,7 +51,7 @@ class Setting:
     attention_sink: bool = False
     """Whether the cross-attention has a place for nothing."""
     positions: bool = False
-    """Whether the visual tokens are normalized and have a code of their places."""
+    """Whether the visual tokens have a code of their places."""
     denied: bool = True
     """Whether the words of denied objects are guided to it."""
     fades: bool = False

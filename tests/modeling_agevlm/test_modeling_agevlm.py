@@ -337,14 +337,18 @@ def test_values_hold_positions_as_well_as_keys():
     layer.register_forward_pre_hook(lambda module, args: seen.update(states=args[1].cross_attention_states))
     model(**batch)
     tokens = model.model.get_image_features(batch["pixel_values"]).pooler_output
-    norms = tokens.square().mean(dim=-1, keepdim=True).add(1e-5).sqrt()
+    strengths = tokens.square().mean(dim=-1, keepdim=True).sqrt()
     code = sincos_position_code(3, 3, tokens.shape[-1], tokens.device)
-    expected = (tokens / norms + code).view(*batch["pixel_values"].shape[:2], *code.shape).flatten(1, 2)
+    expected = (tokens + strengths * code).view(*batch["pixel_values"].shape[:2], *code.shape).flatten(1, 2)
     used = batch["pixel_values"].flatten(2).any(dim=-1).repeat_interleave(len(code), dim=1)
     assert_close(seen["states"][used], expected[used])
     plain = tiny_model()
     plain.load_state_dict(model.state_dict())
     assert (plain(**batch).logits - model(**batch).logits).abs().max() > 1e-3
+    # what fills up rows with fewer pictures has no strength, and no gradient that is none
+    batch = tiny_batch(placeholders=((0, 5), (2,)))
+    model(**batch, labels=batch["input_ids"]).loss.backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
 def test_cross_attention_without_an_mlp():
