@@ -281,8 +281,8 @@ class AgeVlmProcessor(ProcessorMixin):
         Returns:
             `list[list[torch.FloatTensor]]`: For each row and picture a tensor of shape `(num_regions, height, width)`,
             in float32 on the CPU. A pixel's value is its share of the query's attention: over all pictures of a row they
-            sum to 1, less what lies on the sink of a model that has one. Each cell's attention lies evenly on the part of the picture that the cell shows: nothing lies on
-            padding, and nothing on what was cropped.
+            sum to 1, less what lies on the sink of a model that has one. Each cell's attention lies evenly on the part of
+            the picture that the cell shows: nothing lies on padding, and nothing on what was cropped.
 
         Raises:
             ValueError: If there are no `grounding_maps`, or the sizes do not fit them.

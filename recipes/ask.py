@@ -17,9 +17,13 @@ Asks a checkpoint about a picture, and draws where the words of the question and
     python recipes/ask.py --image kitchen.png --question "Is there a cup in the image?" [--phrases cup "left lion"]
 
 Prints the answer and writes two files. The PNG holds the picture, and over it the attention of the whole question, of the
-whole answer and of every phrase of theirs, averaged over the cross-attention layers. The .npz beside it holds the same in
-float32: `question`, `answer`, `question: cup` and so on of the picture's height and width, summing to 1; and as `cells of
-question` and so on what each layer gave, of shape (layers, rows, columns).
+whole answer and of every phrase of theirs, averaged over the guided layers and heads: all, unless the model's training chose
+some. The .npz beside it holds the same in float32: `question`, `answer`, `question: cup` and so on of the picture's height
+and width, summing to 1; and as `cells of question` and so on what each of these layers gave, of shape (layers, rows, columns).
+
+The words of a model with an attention sink may look at nothing. How much of their attention does is printed and stands over
+each panel, which is the darker the more it is; the maps sum to what is left, and `nothing of question` and so on, of shape
+(layers,), is what each layer gave to the sink.
 
 Without `--phrases` the phrases are guessed: the longest runs of words between punctuation marks and function words (a
 fixed list). That needs no parser, but verbs and adverbs come along ("man riding").
@@ -60,6 +64,7 @@ def main() -> None:
 
         from modeling_agevlm.image_reading_agevlm import read_image
         from recipes.answering.answers import ask
+        from recipes.answering.attention import split_sink
         from recipes.answering.checkpoint import load_checkpoint
         from recipes.answering.phrases import find_queries, guess_phrases
         from recipes.drawing.attention import save_attention
@@ -85,13 +90,19 @@ def main() -> None:
         outputs = model(**inputs, query_masks=torch.stack(list(masks.values()))[None])
     maps = processor.post_process_grounding(outputs, target_sizes=[(picture.height, picture.width)])[0][0].numpy()
     size, patch_size = processor.image_processor.size, processor.image_processor.patch_size
-    cells = torch.cat(outputs.grounding_maps).unflatten(-1, (size.height // patch_size, size.width // patch_size))
-    arrays = dict(zip(masks, maps, strict=True))
-    arrays |= {f"cells of {name}": cells[:, n].cpu().numpy() for n, name in enumerate(masks)}
+    height, width = size.height // patch_size, size.width // patch_size
+    cells, sink = (part[0].numpy() for part in split_sink(outputs.grounding_maps, height * width))
+    cells = cells.reshape(*cells.shape[:-1], height, width)
+    on_nothing = dict(zip(masks, sink.mean(axis=-1).tolist(), strict=True))
+    arrays = dict(zip(masks, maps, strict=True)) | {f"cells of {name}": cells[n] for n, name in enumerate(masks)}
+    if model.config.text_config.attention_sink:
+        arrays |= {f"nothing of {name}": sink[n] for n, name in enumerate(masks)}
+        print("\n".join(f"{name}: {share:.0%} on nothing" for name, share in on_nothing.items()))
     titles = {"question": f"question: {args.question}", "answer": f"answer: {answer}"}
     try:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        save_attention(args.out, picture, {titles.get(name, name): arrays[name] for name in masks})
+        looks = {titles.get(name, name): (arrays[name], share) for name, share in on_nothing.items()}
+        save_attention(args.out, picture, looks)
         np.savez_compressed(args.out.with_suffix(".npz"), **arrays)
     except OSError as error:
         sys.exit(f"error: {args.out} cannot be written ({error}).")

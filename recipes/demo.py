@@ -42,9 +42,10 @@ def main() -> None:
     args = parser.parse_args()
 
     from recipes.drawing.attention import save_attention_sheet
+    from recipes.drawing.benefit import save_benefit
     from recipes.drawing.curves import save_curves
     from recipes.scenes.evaluation import summarize
-    from recipes.study.results import evaluate, sheet_rows
+    from recipes.study.results import benefit, evaluate, sheet_rows
     from recipes.study.side_by_side import Task, run_tasks
     from recipes.study.stages import rows_of, tasks_of
     from recipes.training.record import public_command
@@ -66,13 +67,13 @@ def main() -> None:
     columns = {"ca-baseline": "without guidance", "age-vlm-lm": "with guidance"}
     lines = sheet_rows(judged, columns)
     save_attention_sheet(args.out / "attention.png", lines, list(columns.values()))
-    save_attention_sheet(args.out / "attention_short.png", lines[:2], list(columns.values()))
+    save_benefit(args.out / "benefit.png", lines[:2], list(columns.values()), benefit(judged, metrics, columns))
     save_curves(args.out / "curves.png", {v: history(args.out, lineage(runs, v)) for v in variants})
     seconds = time.time() - start
     (args.out / "metrics.json").write_text(
         json.dumps({"command": public_command(sys.argv), "seconds": seconds, **metrics}, indent=2) + "\n"
     )
-    print(f"{seconds:.0f} s; see {args.out}/metrics.json, attention.png, curves.png")
+    print(f"{seconds:.0f} s; see {args.out}/benefit.png, attention.png, curves.png, metrics.json")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@
 Runs the paper's benchmarks, with, without and with the wrong picture, and prints its Table 2 with a row for the model.
 
     pip install -e ".[eval]"
-    python recipes/evaluate.py --model runs/demo/age-vlm --benchmarks scenes
+    python recipes/evaluate.py --model runs/demo/age-vlm-lm --benchmarks scenes
     accelerate launch recipes/evaluate.py --model me/age-vlm --batch_size 16
 
 lmms-eval asks the questions (its own prompts and data), `recipes/scorers.py` scores the answers. The output folder gets

@@ -14,18 +14,22 @@
 """
 Draws what the paper draws of a model's inside, for AGE-VLMs and for concatenation VLMs (LLaVA, SmolVLM, ...) alike.
 
-    python recipes/figures.py attention --models runs/demo/age-vlm llava-hf/llava-1.5-7b-hf
+    python recipes/figures.py attention --models runs/demo/age-vlm-lm llava-hf/llava-1.5-7b-hf
+    python recipes/figures.py heads --models runs/demo/age-vlm-lm --num_scenes 1
     python recipes/figures.py similarity
     python recipes/figures.py padding --image wide.jpg tall.jpg
     python recipes/figures.py hallucination --records runs/pope.jsonl
 
-Each writes a PNG and, beside it, the numbers as JSON (`attention` also its maps as .npz).
+Each writes a PNG and, beside it, the numbers as JSON (`attention` and `heads` also their maps as .npz).
 
 - `attention`: where the words of a question look (Tables 4 and 6), in the first layer that reads the picture, as the paper
-  draws it, and averaged over all of them.
+  draws it, and averaged over all of them. Of an AGE-VLM these are its guided layers and heads; above a panel stands how
+  much of the attention lies on its sink, if it has one, and looks at nothing.
+- `heads`: the same for every head of every cross-attention layer of an AGE-VLM, guided or not.
 - `similarity`: the cosine similarity of text and image states for matching and mismatching captions (Fig. 2).
 - `padding`: the share of the attention that falls on padding (appendix D), against the padding's share of the area.
-- `hallucination`: whether attention that is spread out tells that an answer is wrong.
+- `hallucination`: whether attention that is spread out tells that an answer is wrong; of an AGE-VLM with a sink also
+  whether what looks at nothing tells that an object is not there.
 
 `recipes/inside/vlm.py` says how the two kinds of models are read.
 """
@@ -36,7 +40,7 @@ from pathlib import Path
 from recipes.terminal.errors import one_sentence
 
 
-MODELS = ["runs/demo/age-vlm", "runs/demo/ca-baseline-frozen"]
+MODELS = ["runs/demo/age-vlm-lm", "runs/demo/ca-baseline"]
 
 
 def main() -> None:
@@ -49,13 +53,16 @@ def main() -> None:
         made.add_argument("--out", type=Path, default=Path(f"runs/figures/{name}.png"), help="PNG file to draw to")
         return made
 
-    made = command("attention", "where words look: Tables 4 and 6")
-    made.add_argument("--image", nargs="+", default=[], help="picture files; test scenes by default")
-    made.add_argument(
-        "--question", nargs="+", default=["Describe the image."], help="one for all pictures, or one each"
-    )
-    made.add_argument("--words", nargs="+", help="words of the question; all of them by default")
-    made.add_argument("--num_scenes", type=int, default=4, help="lines to draw without `--image`")
+    for made, num_scenes in (
+        (command("attention", "where words look: Tables 4 and 6"), 4),
+        (command("heads", "where words look in every head of an AGE-VLM"), 1),
+    ):
+        made.add_argument("--image", nargs="+", default=[], help="picture files; test scenes by default")
+        made.add_argument(
+            "--question", nargs="+", default=["Describe the image."], help="one for all pictures, or one each"
+        )
+        made.add_argument("--words", nargs="+", help="words of the question; all of them by default")
+        made.add_argument("--num_scenes", type=int, default=num_scenes, help="pictures to draw without `--image`")
     made = command("similarity", "text and image states of matching and mismatching pairs: Fig. 2")
     made.add_argument("--data", default="scenes", help="JSONL of `image` and `caption`, data set folder or Hub id")
     made.add_argument("--split", default="train", help="split of a data set")
@@ -84,6 +91,7 @@ def main() -> None:
         similarity,
     )
     from recipes.inside.hallucination import read_answers
+    from recipes.inside.heads import heads
     from recipes.inside.vlm import load_vlm
     from recipes.terminal.progress import show_own_bars_only
 
@@ -94,8 +102,9 @@ def main() -> None:
         if args.command == "hallucination" and args.records and len(args.models) > 1:
             raise ValueError("`--records` are one model's answers: pass that model as `--models`.")
         vlms = [load_vlm(name) for name in args.models]
-        if args.command == "attention":
-            attention(vlms, attention_rows(args.image, args.question, args.words, args.num_scenes), args.out)
+        if args.command in ("attention", "heads"):
+            rows = attention_rows(args.image, args.question, args.words, args.num_scenes)
+            (attention if args.command == "attention" else heads)(vlms, rows, args.out)
         elif args.command == "similarity":
             similarity(vlms, read_captions(args.data, args.split, args.num_rows), args.out)
         elif args.command == "padding":

@@ -15,7 +15,7 @@
 Puts a checkpoint up on the Hub: model, processor, code and a model card with what was measured. It checks first that the
 checkpoint loads back where nothing of this project is installed.
 
-    python recipes/push.py --checkpoint runs/demo/age-vlm --repo_id me/age-vlm [--private] [--revision BRANCH]
+    python recipes/push.py --checkpoint runs/demo/age-vlm-lm --repo_id me/age-vlm [--private] [--revision BRANCH]
 
 The token is the one that `hf auth login` stored, or `HF_TOKEN`. A checkpoint of any stage will do, also a `checkpoint-N`
 folder; the optimizer and the like stay here.

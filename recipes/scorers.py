@@ -27,6 +27,7 @@ A *record* is one question with one answer, a line of a JSONL file:
 | `prediction` | what the model wrote                                                                             |
 | `correct`    | whether that is right by the rule below; made where it is missing                                |
 | `judged`     | optional: whether a judge says that it is right                                                  |
+| `on_nothing` | optional: share of the attention of what is asked about that looks at nothing, of 1              |
 | `image`      | optional: file of the picture, relative to the JSONL file                                        |
 | others       | the benchmark's own columns, of which `COLUMNS` lists those that its metrics need                |
 

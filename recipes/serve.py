@@ -14,7 +14,7 @@
 """
 Serves a checkpoint to OpenAI's clients.
 
-    python recipes/serve.py runs/demo/age-vlm --port 8000
+    python recipes/serve.py runs/demo/age-vlm-lm --port 8000
 
 It answers `POST /v1/chat/completions` (whole or as a stream, with pictures in the messages), `GET /v1/models` and
 `GET /health`; the `openai` package and `transformers chat` talk to it. Pictures are part of the request, as data URLs. A

@@ -28,7 +28,7 @@ from recipes.publishing.checkpoint import make_card
 from trainers import DataCollatorForGuidedVisionLanguageModeling
 
 
-NAME = "runs/demo/age-vlm"
+NAME = "runs/demo/age-vlm-lm"
 # Every way to load and to call a checkpoint that transformers has for such models; what comes out is saved.
 CALLS = """
 import base64, io, os
@@ -36,7 +36,7 @@ from threading import Thread
 from transformers import TextIteratorStreamer, pipeline
 
 os.chdir(work)
-name, image, trust = "runs/demo/age-vlm", Image.open("tests/data/kitchen.jpg"), {"trust_remote_code": True}
+name, image, trust = "runs/demo/age-vlm-lm", Image.open("tests/data/kitchen.jpg"), {"trust_remote_code": True}
 def ask(*parts):
     return [{"role": "user", "content": [*({"type": "image", "image": i} for i in parts[1:]),
                                          {"type": "text", "text": parts[0]}]}]

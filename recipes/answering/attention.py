@@ -13,6 +13,7 @@
 # limitations under the License.
 """Where the words of many rows look."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import PIL.Image
@@ -50,6 +51,23 @@ class Grounding(NamedTuple):
 
 
 @torch.inference_mode()
+def shares_on_nothing(
+    model: PreTrainedModel, processor: ProcessorMixin, inputs: Mapping[str, torch.Tensor], phrases: list[str]
+) -> list[float]:
+    """How much of the attention of a phrase in each prompt lies on the model's sink, averaged over the guided layers."""
+    query_masks = processor.get_query_masks(inputs["input_ids"], [[phrase] for phrase in phrases])
+    maps = model.model(**inputs, query_masks=query_masks).grounding_maps
+    shares = torch.stack([layer_map[:, 0, -1].cpu() for layer_map in maps]).mean(dim=0)
+    return shares.clamp(max=1).tolist()  # rounding can take a mean of ones above 1
+
+
+def split_sink(grounding_maps: Sequence[torch.Tensor], num_cells: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A model's `grounding_maps` of `num_cells` visual tokens as the first two of [`Grounding`]: on cells and on the sink."""
+    maps = torch.stack([layer_map.cpu() for layer_map in grounding_maps], dim=2)  # layers may lie on several devices
+    return maps[..., :num_cells], maps[..., num_cells:].sum(dim=-1)
+
+
+@torch.inference_mode()
 def grounding_maps(model: PreTrainedModel, processor: ProcessorMixin, rows: list[dict[str, Any]]) -> Grounding:
     """
     The attention that the rows' regions ask for.
@@ -65,6 +83,5 @@ def grounding_maps(model: PreTrainedModel, processor: ProcessorMixin, rows: list
         for name in ("input_ids", "attention_mask", "pixel_values", "pixel_attention_mask", "query_masks")
         if name in batch
     }
-    maps = torch.stack(model.model(**inputs).grounding_maps, dim=2).cpu()
     cells = batch["region_masks"]
-    return Grounding(maps[..., : cells.shape[-1]], maps[..., cells.shape[-1] :].sum(dim=-1), cells)
+    return Grounding(*split_sink(model.model(**inputs).grounding_maps, cells.shape[-1]), cells)

@@ -15,6 +15,7 @@
 
 import math
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,27 @@ from recipes.drawing import plt
 LONGEST_SIDE = 1000  # pixels of a picture that is drawn
 
 
-def draw_attention(axes: plt.Axes, picture: PIL.Image.Image, attention: np.ndarray) -> None:
-    """The picture, dimmed where the attention, an array over all of the picture in any resolution, is low."""
+def share_on_nothing(on_nothing: float) -> str:
+    """A further line of a title: what of the attention lies on a model's sink; no line if nothing does, as without a sink."""
+    return f"\n{on_nothing:.0%} on nothing" if on_nothing else ""
+
+
+def draw_attention(axes: plt.Axes, picture: PIL.Image.Image, attention: np.ndarray, on_nothing: float = 0.0) -> None:
+    """
+    The picture, dimmed where the attention, an array over all of the picture in any resolution, is low. Low is measured by
+    its maximum, for attention that is spread out would be dark everywhere; and all of it by the share that looks at the
+    picture, for what is left by words that look at nothing would be as bright as any.
+
+    Args:
+        axes (`plt.Axes`): Where to draw.
+        picture (`PIL.Image.Image`): The picture.
+        attention (`np.ndarray`): Attention over the picture.
+        on_nothing (`float`, *optional*, defaults to 0): The share of the attention that lies on the model's sink instead.
+    """
     height, width = picture.height, picture.width
     axes.imshow(picture.convert("L").convert("RGB"), extent=(0, width, height, 0))
     step = -(-max(attention.shape) // LONGEST_SIDE)
-    attention = attention[::step, ::step] / attention.max()
+    attention = (1 - on_nothing) * (attention[::step, ::step] / (attention.max() or 1))
     axes.imshow(
         attention,
         extent=(0, width, height, 0),
@@ -46,7 +62,7 @@ def draw_attention(axes: plt.Axes, picture: PIL.Image.Image, attention: np.ndarr
 
 
 def save_attention(
-    path: Path, picture: PIL.Image.Image, attentions: dict[str, np.ndarray], num_columns: int = 4
+    path: Path, picture: PIL.Image.Image, attentions: dict[str, tuple[np.ndarray, float]], num_columns: int = 4
 ) -> None:
     """
     One picture and beside it where each text looks.
@@ -54,7 +70,8 @@ def save_attention(
     Args:
         path (`Path`): PNG file.
         picture (`PIL.Image.Image`): The picture.
-        attentions (`dict`): Attention over the picture, `(height, width)`, by title.
+        attentions (`dict`): By title the attention over the picture, `(height, width)`, and the share that lies on the
+            model's sink instead, 0 without one.
         num_columns (`int`, *optional*, defaults to 4): Panels in a line.
     """
     picture = picture.copy()
@@ -70,13 +87,28 @@ def save_attention(
     for ax in grid.flat:
         ax.set_axis_off()
     grid[0, 0].imshow(picture)
-    for ax, (title, attention) in zip(grid.flat[1:], attentions.items(), strict=False):  # the last line may have gaps
-        draw_attention(ax, picture, attention)
-        title = textwrap.fill(textwrap.shorten(title, 120, placeholder=" ..."), 40)
+    # The last line may have gaps.
+    for ax, (title, (attention, on_nothing)) in zip(grid.flat[1:], attentions.items(), strict=False):
+        draw_attention(ax, picture, attention, on_nothing)
+        title = textwrap.fill(textwrap.shorten(title, 120, placeholder=" ..."), 40) + share_on_nothing(on_nothing)
         ax.set_title(title, fontsize=9, loc="left", parse_math=False)
     figure.tight_layout()
     figure.savefig(path, dpi=110, bbox_inches="tight")
     plt.close(figure)
+
+
+def draw_sheet_line(axes: Sequence[plt.Axes], row: dict[str, Any], columns: list[str]) -> None:
+    """A line of [`save_attention_sheet`]: picture and question, then each model's answer and attention."""
+    axes[0].imshow(row["image"])
+    axes[0].set_axis_off()
+    axes[0].set_title(f"{textwrap.fill(row['question'], 34)}\ntruth: {row['truth']}", fontsize=8, loc="left")
+    for ax, name in zip(axes[1:], columns, strict=True):
+        prediction, attention, on_nothing = row[name]
+        side = math.isqrt(attention.numel())
+        draw_attention(ax, row["image"], attention.view(side, side).numpy(), on_nothing)
+        answer = textwrap.shorten(prediction, 70, placeholder=" ...")
+        title = f"{name}\n{textwrap.fill(answer, 36)}{share_on_nothing(on_nothing)}"
+        ax.set_title(title, fontsize=8, loc="left")
 
 
 def save_attention_sheet(path: Path, rows: list[dict[str, Any]], columns: list[str]) -> None:
@@ -85,24 +117,16 @@ def save_attention_sheet(path: Path, rows: list[dict[str, Any]], columns: list[s
 
     Args:
         path (`Path`): PNG file.
-        rows (`list[dict]`): Each with `image`, `question`, `truth`, and under every name of `columns` a pair of
-            prediction, attention, `(num_image_tokens,)` over a square grid of cells, and what lies on the sink.
+        rows (`list[dict]`): Each with `image`, `question`, `truth`, and under every name of `columns` its
+            prediction, attention, `(num_image_tokens,)` over a square grid of cells, and the share that lies on the
+            model's sink instead, 0 without one.
         columns (`list[str]`): Names of the models.
     """
     figure, grid = plt.subplots(
         len(rows), 1 + len(columns), figsize=(2.6 * (1 + len(columns)), 3.2 * len(rows)), squeeze=False
     )
     for axes, row in zip(grid, rows, strict=True):
-        axes[0].imshow(row["image"])
-        axes[0].set_axis_off()
-        question = textwrap.fill(row["question"], 34)
-        axes[0].set_title(f"{question}\ntruth: {row['truth']}", fontsize=8, loc="left")
-        for ax, name in zip(axes[1:], columns, strict=True):
-            prediction, attention, sink = row[name]
-            side = math.isqrt(attention.numel())
-            draw_attention(ax, row["image"], attention.view(side, side).numpy())
-            answer = textwrap.fill(textwrap.shorten(prediction, 70, placeholder=" ..."), 36)
-            ax.set_title(f"{name}\n{answer}\n{sink:.0%} on nothing", fontsize=8, loc="left")
+        draw_sheet_line(axes, row, columns)
     figure.tight_layout()
     figure.savefig(path, dpi=110, bbox_inches="tight")
     plt.close(figure)

@@ -61,6 +61,7 @@ BENCHMARKS = {
     "scenes": Benchmark("", ("age_vlm_scenes",), ("kind",)),
     "scenes_transfer": Benchmark("", ("age_vlm_scenes_transfer",), ("kind",)),
 }
+EXISTENCE = ("pope", "scenes", "scenes_transfer")  # ask whether something is there, also when it is not
 PAPERS = ("hallusionbench", "ocrbench", "cvbench", "realworldqa", "pope")
 PICTURES = {"real": "", "none": "no picture", "swapped": "swapped picture"}
 
@@ -94,6 +95,7 @@ def run(
         ValueError: If the data cannot be loaded.
     """
     import lmms_eval.tasks  # here, because a table of what is there needs none of it
+    from accelerate.utils import gather_object
     from lmms_eval.evaluator import simple_evaluate
     from tenacity import RetryError
 
@@ -116,6 +118,7 @@ def run(
     except RetryError as error:
         reason = " ".join(str(error.last_attempt.exception()).split()).rstrip(".")
         raise ValueError(f"The data of {name} cannot be loaded: {reason}. `--data` takes local copies.") from error
+    lm.asks_what_is_there, lm.on_nothing = name in EXISTENCE, {}
     lm.clean = lambda: None  # It would take the model away after the first benchmark.
     with redirect_stdout(sys.stderr):
         results = simple_evaluate(
@@ -127,6 +130,7 @@ def run(
             # where tasks write files of their own; scoring does not need the pictures again
             cli_args=argparse.Namespace(output_path=str(out / "lmms_eval" / lm.picture), process_with_media=False),
         )
+    on_nothing = dict(gather_object(list(lm.on_nothing.items())))
     if results is None:
         return None
     records = []
@@ -137,6 +141,8 @@ def run(
             record |= {"answer": doc[benchmark.answer], "prediction": sample["filtered_resps"][0].strip()}
             record |= {column: doc[column] for column in benchmark.columns}
             record["correct"] = mark(record)
+            if (task, sample["doc_id"]) in on_nothing:
+                record["on_nothing"] = on_nothing[task, sample["doc_id"]]
             if save_pictures:
                 record["image"] = save(lm.task_dict[task][benchmark.split][sample["doc_id"]]["image"], out)
             records.append(record)

@@ -105,7 +105,7 @@ def bootstrap(
 
     def difference(drawn: np.ndarray) -> dict[str, float]:
         before, after = metrics(first, drawn), metrics(second, drawn)
-        return {name: after[name] - before[name] for name in after}
+        return {name: after[name] - before[name] for name in after if name in before}
 
     measured = difference(np.arange(len(units)))
     draws = [difference(rng.integers(len(units), size=len(units))) for _ in range(resamples)]

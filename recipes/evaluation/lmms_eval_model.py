@@ -15,7 +15,7 @@
 A model for lmms-eval: any vision-language checkpoint that transformers loads, this project's included.
 
     pip install -e ".[eval]"
-    lmms-eval --model age_vlm --model_args pretrained=runs/demo/age-vlm --batch_size 16 --tasks pope
+    lmms-eval --model age_vlm --model_args pretrained=runs/demo/age-vlm-lm --batch_size 16 --tasks pope
     accelerate launch -m lmms_eval --model age_vlm --model_args pretrained=...,dtype=bfloat16,picture=none --tasks pope
 
 `picture` says what the model gets to see, which tells how much of an accuracy comes from the picture at all:
@@ -39,14 +39,22 @@ from lmms_eval.api.model import lmms
 from lmms_eval.protocol import ChatMessages
 from lmms_eval.utils import Collator
 from tqdm import tqdm
-from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
+from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig, PreTrainedConfig
 
+from modeling_agevlm import AgeVlmConfig
 from modeling_agevlm.conversion import check_tensors, loading
 from modeling_agevlm.image_reading_agevlm import read_image
 from recipes.answering.answers import generate, prompts
+from recipes.answering.attention import shares_on_nothing
+from recipes.answering.phrases import guess_phrases
 
 
 PICTURES = ("real", "none", "swapped")
+
+
+def has_sink(config: PreTrainedConfig) -> bool:
+    """Whether a configuration is of an AGE-VLM with an attention sink. The classes of a checkpoint's own code are its own."""
+    return config.model_type == AgeVlmConfig.model_type and config.text_config.attention_sink
 
 
 def fingerprint(image: Any) -> bytes:
@@ -124,6 +132,9 @@ class ImageTextToTextModel(lmms):
         if self.processor.tokenizer.pad_token is None:
             self.processor.tokenizer.pad_token = self.processor.tokenizer.eos_token
         self.model = model.to(self.device).eval()
+        # Of an AGE-VLM with an attention sink, by task and question: how much of the question's first phrase looks at nothing.
+        self.on_nothing: dict[tuple[str, int], float] = {}
+        self.asks_what_is_there = False
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
         # Long questions first: there is less padding, and a batch that does not fit into memory fails at once.
@@ -138,6 +149,11 @@ class ImageTextToTextModel(lmms):
             for batch in batches.get_batched(n=self.batch_size):
                 chats = [self.chat(messages, *place) for _, messages, _, *place in batch]
                 answers += self.answer(chats, batch[0][2])
+                if self.asks_what_is_there and self.picture != "none" and has_sink(self.model.config):
+                    shares = self.look(chats)
+                    self.on_nothing |= {
+                        (task, n): share for (*_, n, task, _), share in zip(batch, shares, strict=True)
+                    }
                 progress.update(len(batch))
         return batches.get_original(answers)
 
@@ -180,6 +196,15 @@ class ImageTextToTextModel(lmms):
         for text in until:
             answers = [answer.split(text)[0] for answer in answers]
         return answers
+
+    def look(self, chats: list[list[dict[str, Any]]]) -> list[float]:
+        """How much of the attention of each question's first phrase looks at nothing."""
+        questions = [
+            " ".join(part["text"] for part in chat[-1]["content"] if part["type"] == "text") for chat in chats
+        ]
+        inputs = prompts(self.processor, chats).to(self.device, dtype=self.model.dtype)
+        phrases = [next(iter(guess_phrases(question)), question) for question in questions]
+        return shares_on_nothing(self.model, self.processor, inputs, phrases)
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         raise NotImplementedError("age_vlm only writes answers: choose tasks of the output type `generate_until`.")

@@ -16,6 +16,8 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+
 from recipes.evaluation.records import POPE_CATEGORIES, Record, grouped
 from recipes.evaluation.rules import says_no
 from recipes.terminal.tables import markdown
@@ -55,8 +57,19 @@ def score_pope(answers: Sequence[str], predictions: Sequence[str]) -> dict[str, 
 
 def area_under_curve(positives: Sequence[float], negatives: Sequence[float]) -> float:
     """Area under the ROC curve: how often the score of a positive is above that of a negative, ties half."""
-    pairs = [(positive > negative) + (positive == negative) / 2 for positive in positives for negative in negatives]
-    return sum(pairs) / len(pairs)
+    negatives = np.sort(negatives)
+    below, not_above = (np.searchsorted(negatives, positives, side) for side in ("left", "right"))
+    return int((below + not_above).sum()) / (2 * len(negatives) * len(below))
+
+
+def _absence(records: list[Record]) -> dict[str, float]:
+    """How well the attention's share on nothing tells what is not there, if the records have it and both answers."""
+    shares = {"yes": [], "no": []}
+    for record in records:
+        shares[record["answer"].strip().lower()].append(record.get("on_nothing"))
+    if None in shares["yes"] + shares["no"] or not shares["yes"] or not shares["no"]:
+        return {}
+    return {"absence_auc": area_under_curve(shares["no"], shares["yes"])}
 
 
 def _summarize_hallusionbench(records: list[Record]) -> dict[str, float]:
@@ -72,7 +85,7 @@ def _summarize_hallusionbench(records: list[Record]) -> dict[str, float]:
 def _summarize_pope(records: list[Record]) -> dict[str, float]:
     answers, predictions = zip(*((r["answer"].strip().lower(), r["prediction"]) for r in records), strict=True)
     exact = sum(said.strip().lower() == answer for answer, said in zip(answers, predictions, strict=True))
-    return {**score_pope(answers, predictions), "accuracy_exact": exact / len(records)}
+    return {**score_pope(answers, predictions), "accuracy_exact": exact / len(records), **_absence(records)}
 
 
 def _summarize_ocrbench(records: list[Record]) -> dict[str, float]:
@@ -96,7 +109,7 @@ def _summarize_scenes(records: list[Record]) -> dict[str, float]:
     metrics = {"accuracy": share(records)}
     if pope := [record for record in records if record["kind"] in POPE_CATEGORIES]:
         scores = _summarize_pope(pope)
-        metrics |= {f"pope_{name}": scores[name] for name in ("accuracy", "f1", "yes_ratio")}
+        metrics |= {f"pope_{name}": scores[name] for name in ("accuracy", "f1", "yes_ratio")} | _absence(pope)
     return metrics | {f"{kind}_accuracy": share(group) for kind, group in grouped(records, "kind").items()}
 
 
@@ -116,7 +129,8 @@ def summarize(records: Sequence[Record]) -> dict[str, float]:
     The metrics of one benchmark from its marked records.
 
     - `pope`: accuracy, precision, recall, f1 (of yes), yes_ratio (of the predictions) and accuracy_exact ("yes" or "no"
-      and nothing else, but for case).
+      and nothing else, but for case); absence_auc where the records say what looks at nothing (`on_nothing`): the area under
+      the ROC curve of that share for what is not there against what is.
     - `hallusionbench`, in percent: aAcc of all questions, fAcc of pictures with all their questions right, qAcc of questions
       that are right on every picture, the original (`visual_input` "1") and the edited ones ("2"). The image split has 951
       questions about 346 pictures, 455 different ones.

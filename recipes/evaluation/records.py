@@ -45,7 +45,7 @@ COLUMNS = {
     "scenes_transfer": ("kind",),
 }
 # What else a record may hold, and of which type. The rest is not looked at.
-OPTIONAL = {"correct": bool, "judged": bool, "image": str}
+OPTIONAL = {"correct": bool, "judged": bool, "image": str, "on_nothing": float}
 POPE_CATEGORIES = ("random", "popular", "adversarial")
 # Those whose rule has to read a choice out of free text, which a judge may do better.
 JUDGED = ("hallusionbench", "cvbench", "realworldqa")
@@ -121,9 +121,11 @@ def check_record(record: Any) -> None:
         elif not isinstance(record[column], str | int | float):
             raise ValueError(f"`{column}` must be a string or a number, got {str(record[column])[:60]!r}")
     for column, kind in OPTIONAL.items():
-        if column in record and not isinstance(record[column], kind):
-            words = "true or false" if kind is bool else "a string"
-            raise ValueError(f"`{column}` must be {words}, got {str(record[column])[:60]!r}")
+        value = record.get(column)
+        is_share = kind is not float or (isinstance(value, float) and 0 <= value <= 1)
+        if column in record and not (isinstance(value, kind) and is_share):
+            words = {bool: "true or false", str: "a string", float: "a share from 0.0 to 1.0"}[kind]
+            raise ValueError(f"`{column}` must be {words}, got {str(value)[:60]!r}")
 
 
 def read_records(path: Path | str) -> list[Record]:

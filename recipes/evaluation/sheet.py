@@ -45,6 +45,11 @@ def truth(record: Record) -> str:
     return answer if isinstance(answer, str) else " / ".join(answer)
 
 
+def looks(record: Record) -> list[str]:
+    """A line that says how much of the attention of what was asked about looks at nothing; none where that is not known."""
+    return [f"looks at nothing: {record['on_nothing']:.0%}"] if "on_nothing" in record else []
+
+
 def load_picture(record: Record) -> PIL.Image.Image | str:
     """A record's picture, or, where it cannot be read, the words that stand in its place."""
     if "image" not in record:
@@ -90,7 +95,7 @@ def save_sheet(path: Path, names: Sequence[str], questions: Sequence[tuple[Recor
             *wrap(f"Truth: {truth(answers[0])}", TEXT - 2 * PAD),
         ]
         said = [
-            wrap(f"{'✓' if a['correct'] else '✗'} {a['prediction'].strip() or '(nothing)'}", TEXT - 2 * PAD)
+            wrap(f"{'✓' if a['correct'] else '✗'} {a['prediction'].strip() or '(nothing)'}", TEXT - 2 * PAD) + looks(a)
             for a in answers
         ]
         cells.append([asked, *said])
@@ -147,6 +152,7 @@ def save_answers_page(path: Path, names: Sequence[str], questions: Sequence[tupl
     for answers in questions:
         blocks = [Block("question", answers[0]["question"]), Block("truth", truth(answers[0]))]
         for name, record in zip(names, answers, strict=True):
-            blocks.append(Block(name, record["prediction"] or "(nothing)", "right" if record["correct"] else "wrong"))
+            text = "\n".join([record["prediction"] or "(nothing)", *looks(record)])
+            blocks.append(Block(name, text, "right" if record["correct"] else "wrong"))
         cards.append(Card(load_picture(answers[0]), blocks))
     save_page(path, "Answers", [Section("", cards)], preface=tables, wide=True)

@@ -25,7 +25,7 @@ import torch
 
 from modeling_agevlm.image_reading_agevlm import read_image
 from recipes.drawing import plt
-from recipes.drawing.attention import draw_attention
+from recipes.drawing.attention import draw_attention, share_on_nothing
 from recipes.inside.hallucination import answer_questions, draw_aucs, draw_curves, score, tell
 from recipes.inside.measures import auc, concentration, derangement, interval, overlap
 from recipes.inside.vlm import LAYERS, AgeVlm, Vlm, by_layers, labels, read_rows
@@ -91,11 +91,18 @@ def attention(vlms: list[Vlm], rows: list[dict[str, Any]], out: Path) -> dict[st
             look = vlm.look(inputs, vlm.find(inputs, words)[None])
             seen = as_placed(image, vlm.placement(image, look.maps.shape[-2:])[0])
             shares, cells = by_layers(look.image_share[0]), by_layers(look.maps[0])
+            on_nothing = {layer: share.item() for layer, share in by_layers(look.on_nothing[0]).items()}
             answer = vlm.decode(vlm.generate([image], [row["question"]])[0])
             below = {"first": textwrap.shorten(answer, 80, placeholder=" ...") or "(no answer)", "mean": ""}
+            titles = LAYERS | {"first": vlm.first_layer}
+            if vlm.layer_names is not LAYERS:
+                titles = {layer: textwrap.fill(title, 24) for layer, title in vlm.layer_names.items()}
             for axes, layer in zip(panels, LAYERS, strict=True):
-                draw_attention(axes, seen, cells[layer].numpy())
-                title = f"{name}\n{vlm.first_layer if layer == 'first' else 'mean over layers'}"
+                if layer == "mean" and titles["mean"] == titles["first"]:
+                    axes.set_axis_off()
+                    continue
+                draw_attention(axes, seen, cells[layer].numpy(), on_nothing[layer])
+                title = f"{name}\n{titles[layer]}{share_on_nothing(on_nothing[layer])}"
                 axes.set_title(title, fontsize=9, loc="left", parse_math=False)
                 text = textwrap.fill(below[layer], 36)
                 if not isinstance(vlm, AgeVlm):
@@ -105,10 +112,17 @@ def attention(vlms: list[Vlm], rows: list[dict[str, Any]], out: Path) -> dict[st
             entry["models"][name] = {
                 "answer": answer,
                 "image_share": {layer: shares[layer].item() for layer in LAYERS},
-                "entropy": {layer: concentration(cells[layer])["entropy"] for layer in LAYERS},
+                "entropy": {layer: concentration(cells[layer], on_nothing[layer])["entropy"] for layer in LAYERS},
             }
+            if vlm.layer_names is not LAYERS:
+                entry["models"][name]["layers"] = vlm.layer_names
         numbers["rows"].append(entry)
-    text = "Brightness is relative to each panel's brightest cell. Below: what the model answers."
+    dimmed = (
+        ", times the share that is not on nothing"
+        if any(isinstance(vlm, AgeVlm) and vlm.can_look_away for vlm in vlms)
+        else ""
+    )
+    text = f"Brightness is relative to each panel's brightest cell{dimmed}. Below: what the model answers."
     figure.text(grid[0, 0].get_position().x0, 0.03, text, fontsize=8, va="top")
     save(figure, out, numbers)
     np.savez_compressed(out.with_suffix(".npz"), **maps)
@@ -239,17 +253,15 @@ def padding(vlms: list[Vlm], images: list[PIL.Image.Image], question: str, out: 
             if isinstance(vlm, AgeVlm):
                 everything = torch.ones_like(inputs["pixel_attention_mask"])
                 versions = {"open": inputs | {"pixel_attention_mask": everything}, "masked": inputs}
-            looks = {version: vlm.look(version_inputs, words).maps[0] for version, version_inputs in versions.items()}
-            box, padded = vlm.placement(image, looks["open"].shape[-2:])
+            looks = {version: vlm.look(version_inputs, words) for version, version_inputs in versions.items()}
+            box, padded = vlm.placement(image, looks["open"].maps.shape[-2:])
             if not padded.any():
                 continue
             shares["area"].append(padded.float().mean().item())
-            for version, maps in looks.items():
-                for layer, cells in by_layers(maps).items():
+            for version, look in looks.items():
+                for layer, cells in by_layers(look.maps[0]).items():
                     shares.setdefault(f"{version}, {LAYERS[layer]}", []).append(cells[padded].sum().item())
-            examples.setdefault(
-                name, (as_placed(image, box), {v: by_layers(maps)["first"] for v, maps in looks.items()})
-            )
+            examples.setdefault(name, (vlm, as_placed(image, box), looks))
         if shares["area"]:
             means = {key: float(np.mean(values)) for key, values in shares.items()}
             numbers["models"][name] = {"num_pictures": len(shares["area"]), **means, "each": shares}
@@ -262,12 +274,14 @@ def padding(vlms: list[Vlm], images: list[PIL.Image.Image], question: str, out: 
 
     shape = {"figsize": (10.5, 3.5 * len(examples)), "gridspec_kw": {"width_ratios": [1, 1, 1.3]}}
     figure, grid = plt.subplots(len(examples), 3, squeeze=False, **shape)
-    for line, (name, (seen, cells)) in zip(grid, examples.items(), strict=True):
+    for line, (name, (vlm, seen, looks)) in zip(grid, examples.items(), strict=True):
         for axes, version, title in zip(line, ("open", "masked"), ("padding open", "padding masked"), strict=False):
             axes.set_axis_off()
-            if version in cells:
-                draw_attention(axes, seen, cells[version].numpy())
-                axes.set_title(f"{name}\n{title}, first layer", fontsize=9, loc="left", parse_math=False)
+            if version in looks:
+                on_nothing = looks[version].on_nothing[0, 0].item()
+                draw_attention(axes, seen, looks[version].maps[0, 0].numpy(), on_nothing)
+                title = f"{name}\n{title}, {vlm.layer_names['first']}{share_on_nothing(on_nothing)}"
+                axes.set_title(title, fontsize=9, loc="left", parse_math=False)
             else:
                 axes.text(0.5, 0.5, "this model has no mask\nfor padding", ha="center", va="center", fontsize=9)
         bars = {key: v for key, v in numbers["models"][name].items() if key not in ("num_pictures", "each")}
@@ -314,9 +328,10 @@ def hallucination(vlms: list[Vlm], rows: list[dict[str, Any]], layers: str, out:
         numbers["models"][name] = {"num_without_answer": len(answered) - len(spoken), **told}
         draw_curves(curve, cases)
         accuracy = 1 - told["wrong"]["num_positive"] / len(cases)
-        curve.set_title(
-            f"{name}: {len(cases)} answers, {accuracy:.2f} right", fontsize=9, loc="left", parse_math=False
-        )
+        title = f"{name}: {len(cases)} answers, {accuracy:.2f} right"
+        if vlm.layer_names is not LAYERS:
+            title += f"\nattention: {vlm.layer_names[layers]}"
+        curve.set_title(title, fontsize=9, loc="left", parse_math=False)
         draw_aucs(chart, told)
     figure.tight_layout()
     save(figure, out, numbers)
@@ -324,10 +339,11 @@ def hallucination(vlms: list[Vlm], rows: list[dict[str, Any]], layers: str, out:
 
 
 def attention_rows(images: list[str], questions: list[str], words: list[str] | None, num_scenes: int) -> list[dict]:
-    """What the command line says, or the first test scenes that show what they are asked about."""
+    """What the command line says, or the first test scenes that show what they are asked about, with its mask."""
     if not images:
         shown = [q for q in existence_questions(num_images=max(20, num_scenes)) if q["answer"] == "yes"]
-        return [{"image": q["image"], "question": q["question"], "words": q["object"]} for q in shown[:num_scenes]]
+        names = {"image": "image", "question": "question", "words": "object", "mask": "mask"}
+        return [{name: question[of] for name, of in names.items()} for question in shown[:num_scenes]]
     if len(questions) not in (1, len(images)) or len(words or [None]) not in (1, len(images)):
         raise ValueError(
             f"There are {len(images)} pictures, {len(questions)} questions and {len(words or [])} phrases. Pass one question "
@@ -336,6 +352,6 @@ def attention_rows(images: list[str], questions: list[str], words: list[str] | N
     questions = questions * (len(images) // len(questions))
     words = (words or [None]) * (len(images) // len(words or [None]))
     return [
-        {"image": read_image(image), "question": question, "words": phrase}
+        {"image": read_image(image), "question": question, "words": phrase, "mask": None}
         for image, question, phrase in zip(images, questions, words, strict=True)
     ]

@@ -31,15 +31,21 @@ from recipes.inside.vlm import AgeVlm, Vlm, by_layers, read_rows
 
 
 TARGETS = {"wrong": "the answer is wrong", "false_yes": "a yes is wrong"}
+# Of models whose words can look at nothing, for questions of existence: whether they do so by themselves.
+ABSENT = {"absent": "it is not there"}
 
 
 @dataclass
 class Case:
-    """One answered question. `wrong` and `false_yes` are what is to be told; the latter only where the answer is yes."""
+    """
+    One answered question. `wrong`, `false_yes` and `absent` are what is to be told; the second only where the answer is yes,
+    the third, that what the question asks about is not there, only of models with a sink.
+    """
 
     scores: dict[str, float]  # each expected to be higher where the answer is wrong
     wrong: bool
     false_yes: bool | None
+    absent: bool | None
 
 
 def read_answers(records: Path) -> list[dict[str, Any]]:
@@ -86,25 +92,28 @@ def score(vlm: Vlm, row: dict[str, Any], layers: str) -> Case:
     look = vlm.look(inputs, torch.stack(list(queries.values())))
     scores = {}
     for k, query in enumerate(queries):
-        measured = concentration(by_layers(look.maps[k])[layers])
+        on_nothing = by_layers(look.on_nothing[k])[layers].item()
+        measured = concentration(by_layers(look.maps[k])[layers], on_nothing)
         scores[f"{query}: high entropy"] = measured["entropy"]
         scores[f"{query}: low max"] = -measured["max"]
         scores[f"{query}: low top 5%"] = -measured["top 5%"]
-        if not isinstance(vlm, AgeVlm):  # all of its attention to the picture is cross-attention
+        if vlm.can_look_away:
             scores[f"{query}: low share on picture"] = -by_layers(look.image_share[k])[layers].item()
     scores["answer: low probability"] = -look.logits[prompt_length - 1].float().softmax(-1)[ids[0]].item()
     is_existence = row["answer"] in ("yes", "no")
     says_yes = is_existence and score_pope([row["answer"]], [row["prediction"]])["yes_ratio"] == 1
-    return Case(scores, not row["correct"], row["answer"] == "no" if says_yes else None)
+    is_absent = row["answer"] == "no"
+    knows_nothing = is_existence and isinstance(vlm, AgeVlm) and vlm.can_look_away
+    return Case(scores, not row["correct"], is_absent if says_yes else None, is_absent if knows_nothing else None)
 
 
 def tell(cases: list[Case]) -> dict[str, Any]:
     """
-    For either target the counts, and for every score its AUC with a bootstrap interval over the answers. Of so many
+    For every target the counts, and for every score its AUC with a bootstrap interval over the answers. Of so many
     scores one or the other leaves 0.5 by chance.
     """
     numbers = {}
-    for target in TARGETS:
+    for target in TARGETS | (ABSENT if any(case.absent is not None for case in cases) else {}):
         chosen = [case for case in cases if getattr(case, target) is not None]
         positive = np.array([getattr(case, target) for case in chosen], dtype=bool)
         numbers[target] = {"num_answers": len(chosen), "num_positive": int(positive.sum()), "auc": {}}
@@ -133,8 +142,12 @@ def draw_curves(axes: plt.Axes, cases: list[Case]) -> None:
 
 def draw_aucs(axes: plt.Axes, told: dict[str, Any]) -> None:
     axes.axvline(0.5, color="lightgray", linewidth=1)
-    keys = list(max((told[target]["auc"] for target in TARGETS), key=len))
-    for (target, title), shift, color in zip(TARGETS.items(), (-0.15, 0.15), ("tab:blue", "tab:red"), strict=True):
+    keys = list(max((told[target]["auc"] for target in told), key=len))
+    titles = {target: title for target, title in (TARGETS | ABSENT).items() if target in told}
+    shifts = np.linspace(-0.075, 0.075, len(titles)) * len(titles)
+    for (target, title), shift, color in zip(
+        titles.items(), shifts, ("tab:blue", "tab:red", "tab:green")[: len(titles)], strict=True
+    ):
         entries = told[target]["auc"]
         label = f"{title} ({told[target]['num_positive']} of {told[target]['num_answers']})"
         places = np.arange(len(entries)) + shift

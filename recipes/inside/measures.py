@@ -65,12 +65,12 @@ def interval(
     return float(low), float(high)
 
 
-def concentration(attention: torch.Tensor) -> dict[str, float]:
+def concentration(attention: torch.Tensor, on_nothing: float = 0.0) -> dict[str, float]:
     """
-    How concentrated attention is that sums to 1 over the cells of a picture: its `entropy` as a share of even attention's,
-    its `max`, and the share that its `top 5%` of cells have.
+    How concentrated attention is that sums to 1 over the cells of a picture, or to 1 less what is `on_nothing`: its `entropy`
+    as a share of even attention's, its `max`, and the share that its `top 5%` of cells have, all of what is on the picture.
     """
-    attention = attention.flatten().double()
+    attention = attention.flatten().double() / max(1 - on_nothing, torch.finfo(torch.float32).eps)
     entropy = -torch.special.xlogy(attention, attention).sum() / np.log(attention.numel())
     top = attention.topk(max(1, round(0.05 * attention.numel()))).values.sum()
     return {"entropy": entropy.item(), "max": attention.max().item(), "top 5%": top.item()}

@@ -14,8 +14,9 @@
 """
 Any VLM of transformers, opened for a look inside: where its words look, and how its text and image states compare.
 
-Two kinds are told apart by the model type of their config.json. An AGE-VLM reads the picture by cross-attention. A
-concatenation VLM (LLaVA, SmolVLM, ...) puts the picture's tokens between those of the text, so that self-attention reads
+Two kinds are told apart by the model type of their config.json. An AGE-VLM reads the picture by cross-attention, and points at
+what its words mean with the guided heads of its guided layers, which are therefore the ones that are read here; what lies on
+its attention sink, if it has one, looks at nothing. A concatenation VLM (LLaVA, SmolVLM, ...) puts the picture's tokens between those of the text, so that self-attention reads
 them; it has to give a picture one square grid of tokens. Models that cut a picture into tiles (SmolVLM, Idefics3) get it
 whole here: `do_image_splitting` is set to False.
 """
@@ -42,6 +43,7 @@ from transformers import (
 from modeling_agevlm import AgeVlmConfig, AgeVlmImageProcessor, AgeVlmProcessor
 from modeling_agevlm.conversion import in_words
 from recipes.answering.answers import generate, one_question, prompts
+from recipes.answering.attention import split_sink
 from recipes.answering.checkpoint import load_checkpoint
 
 
@@ -55,16 +57,19 @@ LEAST_OF_PICTURE = 0.75
 class Look:
     """What one forward pass tells of K queries' attention in L layers to a picture of h x w visual tokens."""
 
-    maps: torch.Tensor  # (K, L, h, w), each summing to 1
+    maps: torch.Tensor  # (K, L, h, w), each summing to 1, less what is on nothing
     image_share: torch.Tensor  # (K, L), of all attention, what goes to the picture
     logits: torch.Tensor  # (T, vocab_size)
+    on_nothing: torch.Tensor  # (K, L), what lies on the sink of an AGE-VLM; 0 without one
 
 
 class Vlm:
     """A model with its processor. One picture and one question at a time, except for `generate`."""
 
     first_layer: str  # what the paper draws
+    layer_names: dict[str, str] = LAYERS  # of a model that reads some of its layers only, with their numbers
     image_states: str  # what is compared to the text's states
+    can_look_away: bool  # whether attention can go elsewhere than to the picture
 
     def __init__(self, name: str, model: PreTrainedModel, processor: ProcessorMixin, image_token_id: int) -> None:
         self.name = name
@@ -186,16 +191,58 @@ class Vlm:
 
 
 class AgeVlm(Vlm):
-    first_layer = "first cross-attention layer"
     image_states = "adapter's output"
+
+    @property
+    def can_look_away(self) -> bool:
+        return self.model.config.text_config.attention_sink
+
+    @property
+    def layer_names(self) -> dict[str, str]:
+        """`LAYERS`, or where only some layers or heads are guided, which they are. Both are one if one layer is."""
+        text = self.model.config.text_config
+        if text.guidance_layers is None and text.guidance_heads is None:
+            return LAYERS
+        layers, heads = sorted(text.guided_layers), sorted(text.guidance_heads or ())
+        of_heads = f", head{'s'[: len(heads) > 1]} {', '.join(map(str, heads))}" if heads else ""
+        names = {"first": f"layer {layers[0]}{of_heads}"}
+        mean = f"mean over layers {', '.join(map(str, layers))}{of_heads}"
+        return names | {"mean": mean if len(layers) > 1 else names["first"]}
+
+    @property
+    def first_layer(self) -> str:
+        return "first cross-attention layer" if self.layer_names is LAYERS else self.layer_names["first"]
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the picture's cells."""
+        size, patch_size = self.processor.image_processor.size, self.processor.image_processor.patch_size
+        return size.height // patch_size, size.width // patch_size
 
     @torch.inference_mode()
     def look(self, inputs: dict[str, torch.Tensor], query_masks: torch.BoolTensor) -> Look:
         outputs = self.model(**inputs, query_masks=query_masks[None])
-        maps = torch.stack([layer[0].cpu() for layer in outputs.grounding_maps], dim=1)  # (K, L, h * w)
-        size, patch_size = self.processor.image_processor.size, self.processor.image_processor.patch_size
-        maps = maps.unflatten(-1, (size.height // patch_size, size.width // patch_size))
-        return Look(maps, torch.ones(maps.shape[:2]), outputs.logits[0].cpu())
+        maps, sink = (part[0] for part in split_sink(outputs.grounding_maps, math.prod(self.grid)))
+        return Look(maps.unflatten(-1, self.grid), 1 - sink, outputs.logits[0].cpu(), sink)
+
+    @torch.inference_mode()
+    def look_of_heads(
+        self, inputs: dict[str, torch.Tensor], words: torch.BoolTensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Where the words `(T,)` look in every head of every cross-attention layer, guided or not: the attention
+        `(num_layers, num_heads, h, w)`, and what lies on the sink, `(num_layers, num_heads)`, 0 without one.
+        """
+        num_cells = math.prod(self.grid)
+        each = torch.eye(num_cells + self.can_look_away, device=self.model.device)  # a region of every cell by itself
+        outputs = self.model(
+            **inputs,
+            query_masks=words.expand(1, len(each), -1),
+            region_masks=each[None],
+            output_head_region_attention=True,
+        )
+        maps = torch.stack([layer[0].float().cpu() for layer in outputs.head_region_attention])
+        return maps[..., :num_cells].unflatten(-1, self.grid), maps[..., num_cells:].sum(-1)
 
     @torch.inference_mode()
     def similarities(self, inputs: dict[str, torch.Tensor], words: torch.BoolTensor) -> dict[str, float]:
@@ -203,10 +250,11 @@ class AgeVlm(Vlm):
         No layer of an AGE-VLM has image states: the adapter's output stands for them. It is not in the text's space (the
         keys' and values' weights lie in between), so the second comparison is of what meets in the attention: each word's
         query and the key nearest to it, for a word needs no more than one cell that shows what it names. Averaged over
-        heads, words and layers.
+        the guided heads, words and guided layers.
         """
-        layers = self.model.model.language_model.layers
-        attentions = [layers[index].cross_attn for index in self.model.config.text_config.cross_attention_layers]
+        text_config, layers = self.model.config.text_config, self.model.model.language_model.layers
+        attentions = [layers[index].cross_attn for index in text_config.guided_layers]
+        heads = slice(None) if text_config.guidance_heads is None else text_config.guidance_heads
         states = {}
         hooks = [
             module.register_forward_hook(lambda module, args, output: states.update({module: output[0].float()}))
@@ -223,13 +271,14 @@ class AgeVlm(Vlm):
             queries = states[attention.q_norm][:, words].unsqueeze(2)
             keys = states[attention.k_norm].repeat_interleave(attention.num_key_value_groups, dim=0).unsqueeze(1)
             cosines = torch.cosine_similarity(queries, keys, dim=-1)  # (num_heads, num_words, num_image_tokens)
-            in_layers.append(cosines.mean(0).amax(-1).mean())
+            in_layers.append(cosines[heads].mean(0).amax(-1).mean())
         return {self.image_states: adapter.item(), "nearest keys, to queries": torch.stack(in_layers).mean().item()}
 
 
 class ConcatenationVlm(Vlm):
     first_layer = "first self-attention layer"
     image_states = "last hidden states"
+    can_look_away = True
 
     def _image_tokens(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.BoolTensor, int]:
         """Which tokens `(T,)` are the picture's, and the side of their grid."""
@@ -254,7 +303,7 @@ class ConcatenationVlm(Vlm):
         share = attention.sum(-1)
         # A layer with a window that does not reach the picture has a map of zeros.
         maps = attention / share.clamp(min=torch.finfo(share.dtype).tiny).unsqueeze(-1)
-        return Look(maps.unflatten(-1, (side, side)), share, outputs.logits[0].cpu())
+        return Look(maps.unflatten(-1, (side, side)), share, outputs.logits[0].cpu(), torch.zeros_like(share))
 
     @torch.inference_mode()
     def similarities(self, inputs: dict[str, torch.Tensor], words: torch.BoolTensor) -> dict[str, float]:

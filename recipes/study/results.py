@@ -13,6 +13,7 @@
 # limitations under the License.
 """What a finished demo shows: scored questions, and a sheet of some of them."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from tqdm import tqdm
 
 from modeling_agevlm.conversion import loading
 from recipes.answering.checkpoint import load_checkpoint
+from recipes.drawing.benefit import Measure
 from recipes.evaluation.rules import says_no
+from recipes.scenes.classes import POPE_KINDS
 from recipes.scenes.evaluation import Judged, evaluate_all, judge
 from recipes.scenes.questions import load_questions
 from recipes.study.plans import IMAGE_SIZE
@@ -41,6 +44,36 @@ def measure(checkpoint: Path, split: str, num_images: int) -> dict[str, float]:
     """All that the scenes of a split measure of a checkpoint."""
     model, processor = load_checkpoint(str(checkpoint))
     return evaluate_all(model, processor, split, num_images, IMAGE_SIZE).metrics
+
+
+def wilson(right: int, number: int) -> tuple[float, float, float]:
+    """A share and its 95 % interval (Wilson's)."""
+    share, z = right / number, 1.96
+    center = (share + z**2 / (2 * number)) / (1 + z**2 / number)
+    half = z / (1 + z**2 / number) * math.sqrt(share * (1 - share) / number + z**2 / (4 * number**2))
+    return share, center - half, center + half
+
+
+def benefit(
+    judged: dict[str, list[Judged]], metrics: dict[str, dict[str, float]], names: dict[str, str]
+) -> list[Measure]:
+    """What guidance is good for, of the variants that have names."""
+    existence, points = {}, {}
+    for variant, name in names.items():
+        asked = [j for j in judged[variant] if j.question["kind"] in POPE_KINDS]
+        right = sum(says_no(j.prediction) == (j.question["answer"] == "no") for j in asked)
+        existence[name] = wilson(right, len(asked))
+        inside = [bool(hit) for j in judged[variant] if j.question["mask"] for hit in j.points_inside[1:]]
+        points[name] = wilson(sum(inside), len(inside))
+    even = next(iter(metrics.values()))["uniform_mass"]
+    masses = {name: (metrics[variant]["in_mask_mass"],) * 3 for variant, name in names.items()}
+    absence = {name: (metrics[variant]["absence_auc"],) * 3 for variant, name in names.items()}
+    return [
+        Measure('"Is there a ...?": right answers', existence, 0.5),
+        Measure("what is absent, told by the attention (AUC)", absence, 0.5),
+        Measure("object words' attention inside the object", masses, even),
+        Measure("its maximum inside the object", points, even),
+    ]
 
 
 def differing(judged: dict[str, list[Judged]]) -> list[int]:

@@ -141,6 +141,7 @@ def train(out: Path, setting: Setting, number: int) -> None:
         cross_attention_layers=list(setting.cross_attention_layers),
         cross_attention_intermediate_size=setting.mlp_width,
         attention_sink=setting.attention_sink,
+        use_visual_positions=setting.positions,
     )
     length = setting.length if number == 4 else 1
     training = GuidedSFTConfig(

@@ -50,6 +50,8 @@ class Setting:
     """Their attention heads that are guided; None for all."""
     attention_sink: bool = False
     """Whether the cross-attention has a place for nothing."""
+    positions: bool = False
+    """Whether the visual tokens are normalized and have a code of their places."""
     denied: bool = True
     """Whether the words of denied objects are guided to it."""
     fades: bool = False
@@ -74,7 +76,7 @@ class Setting:
         names = ["seed", "cross_attention_layers", "mlp_width", "first_image_size", "pictures"]
         names += ["stage2"] * (number >= 2) + ["language_model", "length"] * (number == 4)
         guided = [stage for stage in self.guided if stage <= number]
-        later = ["attention_sink"]  # what was not there at first counts where it is not as it was then
+        later = ["attention_sink", "positions"]  # what was not there at first counts where it is not as it was then
         if guided:
             names += ["normalization", "level", "downsampling", "weight", "masked_share", "masks"]
             later += ["guidance_layers", "guidance_heads", "denied"] + ["fades"] * (number == 4)
@@ -124,6 +126,7 @@ HEAD_ABLATIONS = {
     "weight 0.03": replace(SUNK, weight=0.03),
     "weight 0.3": replace(SUNK, weight=0.3),
     "weight 1": replace(SUNK, weight=1.0),
+    "with positions": replace(SUNK, positions=True),
     "guidance fades out in stage 4": replace(SUNK, fades=True),
     "guidance in stage 3 only": replace(SUNK, guided=(3,)),
     "1 % of the rows have masks": replace(SUNK, masked_share=0.01),

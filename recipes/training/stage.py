@@ -13,8 +13,11 @@
 # limitations under the License.
 """Runs a stage: model, rows, training, saving."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import torch
 from datasets import Dataset, IterableDataset
 from peft import LoraConfig
 from transformers import PreTrainedModel, PrinterCallback, ProcessorMixin, ProgressCallback, TrainerCallback, set_seed
@@ -84,6 +87,22 @@ def peft_config(model: PreTrainedModel, arguments: ModelArguments, stage: Stage)
     return lora_config(model, stage, arguments.lora_r, arguments.lora_alpha, lora_dropout=arguments.lora_dropout)
 
 
+class Augmenting:
+    """A collator whose batches' pictures, normalized and of shape `(num_pictures, 3, height, width)`, are changed."""
+
+    def __init__(
+        self, collate: Callable[..., dict[str, torch.Tensor]], change: Callable[[torch.Tensor], torch.Tensor]
+    ):
+        self.collate, self.change = collate, change
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        batch = self.collate(rows)
+        if "pixel_values" in batch:
+            pictures = batch["pixel_values"]
+            batch["pixel_values"] = self.change(pictures.flatten(0, 1)).view_as(pictures)
+        return batch
+
+
 def run_stage(
     number: int,
     arguments: ModelArguments,
@@ -91,6 +110,7 @@ def run_stage(
     training: GuidedSFTConfig,
     progress: TrainerCallback | None = None,
     rows: Dataset | IterableDataset | None = None,
+    augment: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> GuidedSFTTrainer:
     """
     Trains stage `number` and saves model, processor, code and log to `training.output_dir`.
@@ -103,6 +123,7 @@ def run_stage(
         progress (`TrainerCallback`, *optional*): Shows the progress instead of the table of what trains and the
             trainer's own bar and log lines.
         rows (`Dataset`, *optional*): The rows themselves, instead of those that `data` names.
+        augment (`Callable`, *optional*): Changes the normalized pictures of a batch, `(num_pictures, 3, height, width)`.
 
     Raises:
         ValueError: If the stage cannot start from what it is given.
@@ -129,6 +150,8 @@ def run_stage(
         card_template=card_template(),
         record=run_record(number, arguments, data, training),
     )
+    if augment is not None:
+        trainer.data_collator = Augmenting(trainer.data_collator, augment)
     if adapters is not None and (trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled()):
         raise ValueError(
             "`--use_peft` merges the adapters in the end, which takes whole weights on every process: launch with plain "

@@ -76,7 +76,7 @@ def exchange_masks(rows: Dataset) -> Dataset:
 def masses(model: torch.nn.Module, processor, rows: Dataset) -> Masses:
     """As `recipes.scenes.evaluation` measures them."""
     model.eval()
-    maps, cells = grounding_maps(model, processor, list(rows))
+    maps, _, cells = grounding_maps(model, processor, list(rows))
     maps = maps.mean(2)  # of the layers: (num_rows, num_regions, num_image_tokens)
     row, _ = named = (cells.sum(-1) > 0).nonzero(as_tuple=True)
     maps, cells = maps[named], cells[named]

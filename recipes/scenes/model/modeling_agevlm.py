@@ -1144,8 +1144,8 @@ class AgeVlmForConditionalGeneration(AgeVlmPreTrainedModel, GenerationMixin):
         >>> from PIL import Image
         >>> from transformers import AutoModelForImageTextToText, AutoProcessor
 
-        >>> model = AutoModelForImageTextToText.from_pretrained("runs/demo/age-vlm", trust_remote_code=True)
-        >>> processor = AutoProcessor.from_pretrained("runs/demo/age-vlm", trust_remote_code=True)
+        >>> model = AutoModelForImageTextToText.from_pretrained("runs/demo/age-vlm-lm", trust_remote_code=True)
+        >>> processor = AutoProcessor.from_pretrained("runs/demo/age-vlm-lm", trust_remote_code=True)
         >>> question = {"type": "text", "text": "Is there a cup in the image?"}
         >>> messages = [{"role": "user", "content": [{"type": "image", "image": Image.open("cup.png")}, question]}]
         >>> inputs = processor.apply_chat_template(

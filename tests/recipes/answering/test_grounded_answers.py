@@ -43,7 +43,9 @@ from modeling_agevlm import AgeVlmProcessor
 from modeling_agevlm.modeling_agevlm import AgeVlmCausalLMOutputWithPast
 from recipes import ask
 from recipes.answering import phrases
-from recipes.drawing.attention import draw_attention
+from recipes.answering.answers import one_question, prompts
+from recipes.answering.attention import shares_on_nothing
+from recipes.drawing.attention import draw_attention, save_attention, save_attention_sheet
 from trainers import DataCollatorForGuidedVisionLanguageModeling
 
 
@@ -381,14 +383,67 @@ def run(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def test_ask_writes_a_drawing_and_arrays(run, capsys: pytest.CaptureFixture):
     run(phrases=["cup", "is  there"])
-    assert capsys.readouterr().out.endswith("where it looked: out/ask.png, out/ask.npz\n")
-    arrays = dict(np.load("out/ask.npz"))
+    printed, arrays = capsys.readouterr().out, dict(np.load("out/ask.npz"))
+    assert printed.endswith("where it looked: out/ask.png, out/ask.npz\n")
+    assert "on nothing" not in printed and not any(name.startswith("nothing") for name in arrays)
     assert {"question", "answer", "question: cup", "question: is  there", "cells of question"} <= arrays.keys()
     for name, array in arrays.items():
         assert array.dtype == np.float32
         assert array.shape == ((2, 3, 3) if name.startswith("cells of ") else (50, 80))
         assert array.sum(axis=(-2, -1)) == up_to_rounding(np.ones(array.shape[:-2]), 50 * 80)
     assert PIL.Image.open("out/ask.png").width > 1000
+
+
+SINK = {"text_config": {"attention_sink": True, "guidance_layers": [3], "guidance_heads": [2]}}
+
+
+def test_ask_says_what_looks_at_nothing(
+    run, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    """Of the guided head: the last column of its attention, by hand; the maps hold the other columns."""
+    shutil.copytree(checkpoint, tmp_path / "sink")
+    tiny_model(**SINK).save_pretrained(tmp_path / "sink")
+    drawn = {}
+    monkeypatch.setattr("recipes.drawing.attention.save_attention", lambda path, picture, looks: drawn.update(looks))
+    run(model=tmp_path / "sink", phrases=["cup"])
+    printed, arrays = capsys.readouterr().out, dict(np.load("out/ask.npz"))
+
+    processor = tiny_processor(do_pad=True)
+    inputs = prompts(processor, [one_question("Is there a cup?", picture(50, 80))])
+    words = processor.get_query_masks(inputs["input_ids"], ["Is there a cup?", "cup"])[0]
+    with torch.no_grad():
+        weights = tiny_model(**SINK, attn_implementation="eager")(**inputs, output_attentions=True).cross_attentions
+    assert weights[1].shape == (1, 4, inputs["input_ids"].shape[1], 10)
+    for name, title, tokens_of in zip(
+        ("question", "question: cup"), ("question: Is there a cup?", "question: cup"), words, strict=True
+    ):
+        expected = weights[1][0, 2, tokens_of].mean(0)  # of the second cross-attention layer, 3, its head 2
+        assert 0.01 < expected[-1] < 0.99
+        assert arrays[f"cells of {name}"].shape == (1, 3, 3) and arrays[f"nothing of {name}"].shape == (1,)
+        assert_close(torch.from_numpy(arrays[f"cells of {name}"]).flatten(), expected[:-1])
+        assert_close(torch.from_numpy(arrays[f"nothing of {name}"]), expected[-1:])
+        assert arrays[name].sum() == up_to_rounding(1 - expected[-1].item(), 50 * 80)
+        assert f"\n{name}: {expected[-1].item():.0%} on nothing\n" in printed
+        attention, on_nothing = drawn[title]
+        assert np.array_equal(attention, arrays[name]) and on_nothing == arrays[f"nothing of {name}"].item()
+
+
+def test_shares_on_nothing_of_several_prompts():
+    """Padding and the other rows change nothing: the mean over guided layers, by hand, of each prompt alone."""
+    over = {"text_config": {"attention_sink": True, "guidance_heads": [0, 3]}}
+    processor, chats = tiny_processor(), []
+    for n, question in enumerate(("Is there a cup?", "Is there a red table in the image?")):
+        chats.append(one_question(question, picture(seed=n)))
+    found = shares_on_nothing(tiny_model(**over), processor, prompts(processor, chats), ["cup", "red table"])
+    eager = tiny_model(**over, attn_implementation="eager")
+    for share, chat, phrase in zip(found, chats, ("cup", "red table"), strict=True):
+        inputs = prompts(processor, [chat])
+        words = processor.get_query_masks(inputs["input_ids"], [phrase])[0, 0]
+        with torch.no_grad():
+            layers = eager(**inputs, output_attentions=True).cross_attentions
+        expected = torch.stack([layer[0, [0, 3]][:, words, -1].mean() for layer in layers]).mean()
+        assert share == up_to_rounding(expected.item()) and 0.01 < share < 0.99
+    assert abs(found[0] - found[1]) > 1e-3
 
 
 def test_ask_guesses_phrases(run):
@@ -467,3 +522,35 @@ def test_drawing_covers_the_picture():
     assert tuple(photograph.get_extent()) == tuple(overlay.get_extent()) == (0, 90, 40, 0)
     np.testing.assert_allclose(overlay.get_array(), attention / 5)
     pyplot.close(figure)
+
+
+@pytest.mark.parametrize(("scale", "on_nothing"), [(0.21, 0.79), (3e-8, 1.0), (0.0, 1.0)])
+def test_what_looks_at_nothing_is_drawn_dark(scale: float, on_nothing: float):
+    """What is left on the picture is as bright as its share, in values and in opacity."""
+    figure, axes = pyplot.subplots()
+    attention = np.array([[0.25, 0.5], [1.0, 0.0]])
+    draw_attention(axes, picture(40, 90), scale * attention, on_nothing)
+    overlay = axes.get_images()[1]
+    np.testing.assert_allclose(overlay.get_array(), (1 - on_nothing) * attention)
+    np.testing.assert_allclose(overlay.get_alpha(), 0.25 + 0.5 * (1 - on_nothing) * attention)
+    assert overlay.get_clim() == (0, 1)
+    pyplot.close(figure)
+
+
+def test_titles_say_what_looks_at_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    closed = []
+    monkeypatch.setattr(pyplot, "close", closed.append)
+    looks = {"cup": (np.ones((4, 5)), 0.79), "table": (np.ones((4, 5)), 0.0)}
+    save_attention(tmp_path / "looks.png", picture(), looks)
+    cells = torch.ones(9)
+    line = {"image": picture(), "question": "Is there a cup?", "truth": "no"}
+    line |= {"with": ("No.", cells, 0.786), "without": ("Yes.", cells, 0.0)}
+    save_attention_sheet(tmp_path / "sheet.png", [line], ["with", "without"])
+    titles = [[axes.get_title(loc="left") for axes in figure.axes] for figure in closed]
+    assert titles == [
+        ["", "cup\n79% on nothing", "table"],
+        ["Is there a cup?\ntruth: no", "with\nNo.\n79% on nothing", "without\nYes."],
+    ]
+    monkeypatch.undo()
+    for figure in closed:
+        pyplot.close(figure)

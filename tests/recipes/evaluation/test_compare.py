@@ -141,6 +141,29 @@ def test_differences_table():
     assert lines[2].startswith("| accuracy | 0.5 | 1 | +0.5 | +0") and len(lines) == 2 + len(summarize(run(1)))
 
 
+def test_only_metrics_of_both_runs_are_compared():
+    """A model without a sink has no `absence_auc`."""
+    plain, sink = run(1, 0, 1, 0), [{**r, "on_nothing": 0.5} for r in run(1, 1, 1, 1)]
+    assert "absence_auc" in summarize(sink)
+    for first, second in ((plain, sink), (sink, plain)):
+        table = differences_table(("A", "B"), list(zip(first, second, strict=True)), resamples=20, seed=0)
+        assert "accuracy" in table and "absence_auc" not in table
+    both = differences_table(("A", "B"), list(zip(sink, sink, strict=True)), resamples=20, seed=0)
+    assert "| absence_auc | 0.5 | 0.5 | +0 | +0 to +0 |" in both
+
+
+def test_sheet_and_page_say_what_looks_at_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    figures = []
+    monkeypatch.setattr(plt, "close", figures.append)
+    questions = [(record(1, True, on_nothing=0.786), record(1, False))]
+    save_sheet(tmp_path / "sheet.png", ["A", "B"], questions)
+    said = [text.get_text() for text in figures[0].axes[0].texts]
+    assert "✓ no\nlooks at nothing: 79%" in said and "✗ yes" in said
+    save_answers_page(tmp_path / "page.html", ["A", "B"], questions, "")
+    page = (tmp_path / "page.html").read_text()
+    assert "no\nlooks at nothing: 79%" in page and page.count("looks at nothing") == 1
+
+
 def test_align_goes_by_id():
     first = run(1, 0, 1)
     lines = align({"A": first, "B": first[::-1]})

@@ -18,6 +18,7 @@ checkpoint: what is asked, what is saved, and that its numbers and ours are abou
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -230,6 +231,20 @@ def test_the_papers_benchmarks_with_without_and_with_another_picture(run, tmp_pa
     }
     different = {picture.tobytes() for rows in ROWS.values() for picture in (row["image"] for row in rows)}
     assert len(list((out / "pictures").iterdir())) == len(different)
+
+
+def test_records_say_what_looks_at_nothing(run, checkpoint, tmp_path):
+    shutil.copytree(checkpoint, tmp_path / "sink")
+    tiny_model(text_config={"attention_sink": True, "guidance_heads": [1]}).save_pretrained(tmp_path / "sink")
+    results = run("pope", "realworldqa", model=str(tmp_path / "sink"), pictures=["real", "none"])
+    records = read_records(tmp_path / "out/pope-real.jsonl")
+    shares = [record["on_nothing"] for record in records]
+    assert len(set(shares)) == 6 and 0 < min(shares) and max(shares) < 1
+    won = [absent > there for absent in shares[3:] for there in shares[:3]]
+    assert results["pope"]["real"]["metrics"]["absence_auc"] == pytest.approx(sum(won) / 9)
+    assert "absence_auc" not in results["pope"]["none"]["metrics"]
+    assert not any("on_nothing" in record for record in read_records(tmp_path / "out/realworldqa-real.jsonl"))
+    assert "| pope absence_auc |" in report.report("sink", results)
 
 
 def test_lmms_evals_rules_and_ours(run, say):

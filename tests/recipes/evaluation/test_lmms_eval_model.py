@@ -13,9 +13,11 @@
 # limitations under the License.
 """The model as lmms-eval sees it: which pictures and words reach the checkpoint, and what comes back."""
 
+import shutil
+
 import pytest
 import torch
-from testing_utils import picture, tiny_model, tiny_processor
+from testing_utils import picture, tiny_model, tiny_processor, up_to_rounding
 from transformers import AutoProcessor
 
 
@@ -117,6 +119,37 @@ def test_dtype_is_that_of_weights_and_pictures(checkpoint, monkeypatch):
     monkeypatch.setattr(model.model, "generate", lambda **inputs: given.append(inputs) or generate(**inputs))
     (answer,) = model.generate_until(requests(model, docs_with(picture())))
     assert model.model.dtype == given[0]["pixel_values"].dtype == torch.bfloat16 and answer
+
+
+SINK = {"text_config": {"attention_sink": True, "guidance_layers": [3], "guidance_heads": [2]}}
+
+
+def test_what_looks_at_nothing_is_that_of_the_questions_first_phrase(checkpoint, tmp_path):
+    shutil.copytree(checkpoint, tmp_path / "sink")
+    tiny_model(**SINK).save_pretrained(tmp_path / "sink")
+    model = ImageTextToTextModel(str(tmp_path / "sink"), batch_size=2)
+    texts = ["Is there a cup in the image?", "Is there a red table?", "A cup?"]
+    docs = [{"images": [picture(seed=n)], "text": text} for n, text in enumerate(texts)]
+    model.generate_until(requests(model, docs))
+    assert model.on_nothing == {}  # only where it is asked what is there
+    model.asks_what_is_there = True
+    model.generate_until(requests(model, docs))
+    eager = tiny_model(**SINK, attn_implementation="eager")
+    for n, phrase in enumerate(("cup", "red table", "cup")):
+        inputs = inputs_of(model, texts[n], picture(seed=n))
+        words = model.processor.get_query_masks(inputs["input_ids"], [phrase])[0, 0]
+        with torch.no_grad():
+            layer = eager(**inputs, output_attentions=True).cross_attentions[1]
+        assert model.on_nothing["task", n] == up_to_rounding(layer[0, 2, words, -1].mean().item())
+    model.picture, model.on_nothing = "none", {}
+    model.generate_until(requests(model, docs))
+    assert model.on_nothing == {}
+
+
+def test_models_without_a_sink_say_nothing_of_it(model):
+    model.asks_what_is_there = True
+    model.generate_until(requests(model, docs_with(picture())))
+    assert model.on_nothing == {}
 
 
 def test_questions_with_other_arguments_are_no_batch(model):

@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from testing_utils import TEXT, tiny_tokenizer
@@ -25,7 +26,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from recipes import scorers
 from recipes.evaluation import records
 from recipes.evaluation.judge import judge, judge_prompt, judged_summary
-from recipes.evaluation.metrics import score_pope, summarize
+from recipes.evaluation.metrics import area_under_curve, score_pope, summarize
 from recipes.evaluation.records import mark, read_records, write_records
 from recipes.evaluation.rules import contains, parse_option, parse_yes_no, score_count, score_relation
 
@@ -287,6 +288,28 @@ def test_scenes_summary():
     assert metrics == pytest.approx(expected | {f"{kind}_accuracy": share for kind, share in shares.items()})
 
 
+def test_what_looks_at_nothing_tells_what_is_not_there():
+    """Of the pairs of an absent and a present object the absent one has more on nothing in 4 of 6, ties half."""
+    shares = [("no", 0.75), ("yes", 0.25), ("Yes", 0.75), ("no", 0.25), ("yes", 0.125)]
+    records = [{**pope(answer, "yes"), "on_nothing": share} for answer, share in shares]
+    assert summarize(records)["absence_auc"] == (1 + 1 / 2 + 1 + 1 / 2 + 0 + 1) / 6
+    of_scenes = [
+        {**record("scenes", answer.lower(), "", kind="random"), "on_nothing": share} for answer, share in shares
+    ]
+    count = {**record("scenes", "two", "two", kind="count"), "on_nothing": 0.9}
+    assert summarize([*of_scenes, count])["absence_auc"] == summarize(records)["absence_auc"]
+    assert "absence_auc" not in summarize([*records, pope("no", "no")])  # one of them is not known
+    assert "absence_auc" not in summarize(records[1:3])  # nothing to tell apart
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_area_under_curve_counts_pairs(seed: int):
+    rng = np.random.default_rng(seed)
+    positives, negatives = rng.integers(0, 5, 30).tolist(), rng.integers(0, 4, 20).tolist()
+    won = [(p > n) + (p == n) / 2 for p in positives for n in negatives]
+    assert area_under_curve(positives, negatives) == sum(won) / 600
+
+
 def test_summarize_wants_one_benchmark():
     with pytest.raises(ValueError, match="one benchmark, got .'pope', 'realworldqa'"):
         summarize([pope("yes", "yes"), record("realworldqa", "3", "3")])
@@ -326,6 +349,12 @@ GOOD = {"benchmark": "pope", "id": "7", "question": "Is it?", "answer": "yes", "
         ({**GOOD, "id": "8", "correct": 1}, "line 3: `correct` must be true or false, got '1'"),
         ({**GOOD, "id": "8", "correct": None}, "line 3: `correct` must be true or false, got 'None'"),
         ({**GOOD, "id": "8", "judged": "yes"}, "line 3: `judged` must be true or false, got 'yes'"),
+        ({**GOOD, "id": "8", "on_nothing": "79%"}, "line 3: `on_nothing` must be a share from 0.0 to 1.0, got '79%'"),
+        ({**GOOD, "id": "8", "on_nothing": 79.0}, "line 3: `on_nothing` must be a share from 0.0 to 1.0, got '79.0'"),
+        (
+            {**GOOD, "id": "8", "on_nothing": float("nan")},
+            "line 3: `on_nothing` must be a share from 0.0 to 1.0, got 'nan'",
+        ),
         ({**GOOD, "id": "8", "image": ["a.png"]}, """line 3: `image` must be a string, got "['a.png']\""""),
         (
             {**GOOD, "id": "8", "benchmark": "scenes", "kind": ["count"]},

@@ -46,6 +46,7 @@ from recipes.scenes import BACKBONES
 
 QUESTION = "Is there a cup in the image?"
 KINDS = ("agevlm", "llava", "idefics3")
+SINK = {"text_config": {"attention_sink": True, "guidance_layers": [3], "guidance_heads": [2]}}
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +55,8 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("vlms")
     tiny_model().save_pretrained(folder / "agevlm")
     tiny_processor().save_pretrained(folder / "agevlm")
+    tiny_model(**SINK).save_pretrained(folder / "sink")
+    tiny_processor().save_pretrained(folder / "sink")
     tiny_llava(folder / "llava")
     tiny_llava(folder / "llava-pad", do_pad=True)
     tiny_idefics3(folder / "idefics3")
@@ -110,6 +113,8 @@ def test_concentration_of_a_point_and_of_even_attention():
     halves = torch.zeros(16)
     halves[:4] = 0.25
     assert concentration(halves) == up_to_rounding({"entropy": 0.5, "max": 0.25, "top 5%": 0.25}, 16)
+    assert concentration(0.21 * halves, on_nothing=0.79) == up_to_rounding(concentration(halves), 16)
+    assert concentration(0 * halves, on_nothing=1.0) == {"entropy": 0, "max": 0, "top 5%": 0}
 
 
 @pytest.mark.parametrize("num_rows", [2, 3, 50])
@@ -164,11 +169,61 @@ def test_attention_of_a_concatenation_vlm_by_hand(vlms: dict[str, Vlm], kind: st
 def test_attention_of_ours_is_its_grounding_maps(vlms: dict[str, Vlm]):
     vlm, image = vlms["agevlm"], picture()
     example = row(QUESTION, images=[image], regions=[query(image, 0), query(image, 0, text="cup")])
-    expected, _ = grounding_maps(vlm.model, vlm.processor, [example])
+    expected, _, _ = grounding_maps(vlm.model, vlm.processor, [example])
     inputs, _ = vlm.encode(image, QUESTION)
     look = vlm.look(inputs, torch.stack([vlm.find(inputs, QUESTION), vlm.find(inputs, "cup")]))
     assert_close(look.maps.flatten(2), expected[0])
-    assert torch.equal(look.image_share, torch.ones(2, 2))
+    assert torch.equal(look.image_share, torch.ones(2, 2)) and not look.on_nothing.any()
+
+
+def cross_attentions(vlm: Vlm, phrase: str, **over) -> torch.Tensor:
+    """Where a phrase of the question looks, by what eager attention returns: `(num_layers, num_heads, num_keys)`."""
+    inputs, _ = vlm.encode(picture(), QUESTION)
+    with torch.no_grad():
+        layers = tiny_model(attn_implementation="eager", **over)(**inputs, output_attentions=True).cross_attentions
+    return torch.stack([layer[0][:, vlm.find(inputs, phrase)].mean(1) for layer in layers])
+
+
+def test_attention_of_guided_heads_and_of_the_sink_by_hand(vlms: dict[str, Vlm]):
+    vlm = vlms["sink"]
+    inputs, _ = vlm.encode(picture(), QUESTION)
+    look = vlm.look(inputs, torch.stack([vlm.find(inputs, QUESTION), vlm.find(inputs, "cup")]))
+    assert look.maps.shape == (2, 1, 3, 3) and look.on_nothing.shape == (2, 1)
+    for k, phrase in enumerate((QUESTION, "cup")):
+        expected = cross_attentions(vlm, phrase, **SINK)[1, 2]
+        assert 0.01 < expected[9] < 0.99
+        assert_close(look.maps[k, 0].flatten(), expected[:9])
+        assert_close(look.on_nothing[k, 0], expected[9])
+        assert_close(look.image_share[k, 0], expected[:9].sum())
+
+
+@pytest.mark.parametrize(("kind", "over"), [("agevlm", {}), ("sink", SINK)])
+def test_attention_of_every_head_by_hand(vlms: dict[str, Vlm], kind: str, over: dict):
+    vlm = vlms[kind]
+    inputs, _ = vlm.encode(picture(), QUESTION)
+    maps, on_nothing = vlm.look_of_heads(inputs, vlm.find(inputs, "a cup"))
+    expected = cross_attentions(vlm, "a cup", **over)
+    assert maps.shape == (2, 4, 3, 3)
+    assert_close(maps.flatten(2), expected[..., :9])
+    assert_close(on_nothing, expected[..., 9:].sum(-1))
+    assert bool(on_nothing.any()) == (kind == "sink")
+
+
+@pytest.mark.parametrize(
+    ("layers", "heads", "first", "mean"),
+    [
+        (None, None, "first cross-attention layer", "mean over layers"),
+        ([3], [2], "layer 3, head 2", "layer 3, head 2"),
+        ([3, 1], [2, 0], "layer 1, heads 0, 2", "mean over layers 1, 3, heads 0, 2"),
+        (None, [2], "layer 1, head 2", "mean over layers 1, 3, head 2"),
+        ([3], None, "layer 3", "layer 3"),
+    ],
+)
+def test_names_say_which_layers_and_heads(names: dict[str, str], layers, heads, first: str, mean: str):
+    vlm = load_vlm(names["agevlm"])
+    vlm.model.config.text_config.guidance_layers = layers
+    vlm.model.config.text_config.guidance_heads = heads
+    assert (vlm.first_layer, vlm.layer_names["mean"]) == (first, mean)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -261,8 +316,11 @@ def test_similarity_of_last_hidden_states_by_hand(vlms: dict[str, Vlm]):
     )
 
 
-def test_similarities_of_ours_by_hand(vlms: dict[str, Vlm]):
-    vlm = vlms["agevlm"]
+@pytest.mark.parametrize(
+    ("kind", "guided_layers", "guided_heads"), [("agevlm", (1, 3), range(4)), ("sink", (3,), [2])]
+)
+def test_similarities_of_ours_by_hand(vlms: dict[str, Vlm], kind: str, guided_layers, guided_heads):
+    vlm = vlms[kind]
     inputs, _ = vlm.encode(picture(), QUESTION)
     words = vlm.find(inputs, "a cup")
     with torch.no_grad():
@@ -270,13 +328,15 @@ def test_similarities_of_ours_by_hand(vlms: dict[str, Vlm]):
         image = outputs.image_outputs.pooler_output[0]
         adapter = torch.cosine_similarity(image.mean(0), outputs.last_hidden_state[0, words].mean(0), dim=0)
         nearest = []
-        for index in (1, 3):  # the cross-attention layers
+        for index in guided_layers:
             layer = vlm.model.model.language_model.layers[index]
             attention, entering = layer.cross_attn, layer.input_layernorm(outputs.hidden_states[index][0, words])
             queries = attention.q_norm(attention.q_proj(entering).view(2, 4, 8))
             keys = attention.k_norm(attention.k_proj(image).view(9, 2, 8))
             for word in queries:
-                cosines = [[torch.cosine_similarity(word[h], key[h // 2], dim=0) for h in range(4)] for key in keys]
+                cosines = [
+                    [torch.cosine_similarity(word[h], key[h // 2], dim=0) for h in guided_heads] for key in keys
+                ]
                 nearest.append(torch.tensor(cosines).mean(1).max())
     expected = {"adapter's output": adapter.item(), "nearest keys, to queries": torch.stack(nearest).mean().item()}
     assert vlm.similarities(inputs, words) == pytest.approx(expected, abs=tolerance(torch.float32, MODEL_LENGTH))
@@ -302,7 +362,12 @@ def test_captions_are_mismatched_only_where_they_differ(vlms: dict[str, Vlm], tm
 
 
 class Pointing(AgeVlm):
-    """Looks at one cell from the object's word, at all evenly from before the answer, at three from the answer."""
+    """
+    Looks at one cell from the object's word, at all evenly from before the answer, at three from the answer; and with a sink
+    from each as much at nothing as `on_nothing` says.
+    """
+
+    on_nothing = torch.zeros(3)
 
     def look(self, inputs: dict[str, torch.Tensor], query_masks: torch.BoolTensor) -> Look:
         self.seen = [inputs["input_ids"][0, mask].tolist() for mask in query_masks]
@@ -311,7 +376,23 @@ class Pointing(AgeVlm):
         maps[1] = 1 / 9
         maps[2, :, :3] = 1 / 3
         logits = super().look(inputs, query_masks).logits
-        return Look(maps.unflatten(-1, (3, 3)), torch.ones(3, 2), logits)
+        on_nothing = self.on_nothing[:, None].expand(3, 2)
+        maps *= 1 - on_nothing[..., None]
+        return Look(maps.unflatten(-1, (3, 3)), 1 - on_nothing, logits, on_nothing)
+
+
+THIRD = np.log(3) / np.log(9)
+CONCENTRATIONS = {
+    "object: high entropy": 0,
+    "object: low max": -1,
+    "object: low top 5%": -1,
+    "before the answer: high entropy": 1,
+    "before the answer: low max": -1 / 9,
+    "before the answer: low top 5%": -1 / 9,
+    "answer: high entropy": THIRD,
+    "answer: low max": -1 / 3,
+    "answer: low top 5%": -1 / 3,
+}
 
 
 @pytest.mark.parametrize("layers", ["first", "mean"])
@@ -327,24 +408,28 @@ def test_scores_of_constructed_attention(vlms: dict[str, Vlm], layers: str):
         prompt[-1:],
         tokenizer("Yes")["input_ids"],
     ]
-    assert (case.wrong, case.false_yes) == (True, True)
+    assert (case.wrong, case.false_yes, case.absent) == (True, True, None)
     assert case.scores.pop("answer: low probability") == up_to_rounding(-first_token_probability(vlm, "Yes"))
-    third = np.log(3) / np.log(9)
-    assert case.scores == pytest.approx(
-        {
-            "object: high entropy": 0,
-            "object: low max": -1,
-            "object: low top 5%": -1,
-            "before the answer: high entropy": 1,
-            "before the answer: low max": -1 / 9,
-            "before the answer: low top 5%": -1 / 9,
-            "answer: high entropy": third,
-            "answer: low max": -1 / 3,
-            "answer: low top 5%": -1 / 3,
-        }
-    )
+    assert case.scores == pytest.approx(CONCENTRATIONS)
     assert score(vlm, asked | {"prediction": "No.", "correct": True}, layers).false_yes is None
     assert score(vlm, asked | {"answer": "yes", "correct": True}, layers).false_yes is False
+
+
+def test_scores_of_attention_to_nothing(vlms: dict[str, Vlm]):
+    """The concentration is of what is left on the picture; how much that is, is a score of its own."""
+    sink = vlms["sink"]
+    vlm = Pointing(sink.name, sink.model, sink.processor, sink.image_token_id)
+    vlm.on_nothing = torch.tensor([0.75, 0.5, 0.0])
+    asked = {"image": picture(), "question": QUESTION, "answer": "no", "prediction": "Yes, a cup.", "correct": False}
+    case = score(vlm, asked, "first")
+    del case.scores["answer: low probability"]
+    shares = {"object": -0.25, "before the answer": -0.5, "answer": -1.0}
+    assert case.scores == pytest.approx(
+        CONCENTRATIONS | {f"{query}: low share on picture": share for query, share in shares.items()}
+    )
+    assert case.absent is True
+    assert score(vlm, asked | {"answer": "yes"}, "first").absent is False
+    assert score(vlm, asked | {"answer": "red"}, "first").absent is None
 
 
 def first_token_probability(vlm: Vlm, word: str) -> float:
@@ -356,10 +441,10 @@ def first_token_probability(vlm: Vlm, word: str) -> float:
 
 def test_tell_compares_wrong_to_right_and_false_yes_to_true_yes():
     cases = [
-        Case({"a": 4.0, "b": 1.0}, wrong=True, false_yes=True),
-        Case({"a": 3.0, "b": 1.0}, wrong=True, false_yes=None),
-        Case({"a": 2.0, "b": 1.0}, wrong=False, false_yes=None),
-        Case({"a": 5.0, "b": 1.0}, wrong=False, false_yes=False),
+        Case({"a": 4.0, "b": 1.0}, wrong=True, false_yes=True, absent=None),
+        Case({"a": 3.0, "b": 1.0}, wrong=True, false_yes=None, absent=None),
+        Case({"a": 2.0, "b": 1.0}, wrong=False, false_yes=None, absent=None),
+        Case({"a": 5.0, "b": 1.0}, wrong=False, false_yes=False, absent=None),
     ]
     numbers = tell(cases)
     assert (numbers["wrong"]["num_answers"], numbers["wrong"]["num_positive"]) == (4, 2)
@@ -367,6 +452,14 @@ def test_tell_compares_wrong_to_right_and_false_yes_to_true_yes():
     assert {key: entry["auc"] for key, entry in numbers["wrong"]["auc"].items()} == {"a": 0.5, "b": 0.5}
     assert numbers["false_yes"]["auc"]["a"]["auc"] == 0
     assert tell(cases[:2])["wrong"]["auc"] == {}  # nothing to compare with
+    assert numbers.keys() == {"wrong", "false_yes"}
+
+
+def test_tell_compares_what_is_absent_to_what_is_there():
+    told = [(0.9, True), (0.8, True), (0.85, False), (0.1, False), (0.95, None)]
+    cases = [Case({"a": score}, wrong=False, false_yes=None, absent=absent) for score, absent in told]
+    numbers = tell(cases)["absent"]
+    assert (numbers["num_answers"], numbers["num_positive"], numbers["auc"]["a"]["auc"]) == (4, 2, 0.75)
 
 
 # The command line
@@ -417,12 +510,80 @@ def test_every_figure_from_the_command_line(names: dict[str, str], tmp_path: Pat
     assert "object: low share on picture" in told["models"]["llava"]["wrong"]["auc"]
 
 
+@pytest.mark.filterwarnings("ignore:Glyph")
+def test_figures_of_guided_heads_and_a_sink(names: dict[str, str], vlms: dict[str, Vlm], tmp_path: Path, monkeypatch):
+    closed = []
+    monkeypatch.setattr(figures.plt, "close", closed.append)
+    picture().save(tmp_path / "picture.png")
+    asked = ["--image", str(tmp_path / "picture.png"), "--question", QUESTION]
+    asked += ["--words", "cup", "--models", names["sink"], names["agevlm"]]
+    drawn = run(monkeypatch, tmp_path / "attention.png", "attention", *asked)["rows"][0]["models"]
+    every = cross_attentions(vlms["sink"], "cup", **SINK)
+    share = every[1, 2, 9].item()
+    for layer in ("first", "mean"):  # the only one
+        assert drawn["sink"]["image_share"][layer] == up_to_rounding(1 - share)
+        left = (every[1, 2, :9] / (1 - share)).double()
+        assert drawn["sink"]["entropy"][layer] == up_to_rounding(concentration(left)["entropy"])
+        assert drawn["agevlm"]["image_share"][layer] == 1
+    assert np.load(tmp_path / "attention.npz")["0 sink"].shape == (1, 3, 3)
+    _, guided, empty, *plain = closed.pop().axes
+    assert guided.get_title(loc="left") == f"sink\nlayer 3, head 2\n{share:.0%} on nothing"
+    assert guided.get_images()[1].get_array().max() == up_to_rounding(1 - share)
+    assert not empty.get_images() and not empty.axison
+    titles = [axes.get_title(loc="left") for axes in plain]
+    assert titles == ["agevlm\nfirst cross-attention layer", "agevlm\nmean over layers"]
+    assert plain[0].get_images()[1].get_array().max() == 1
+
+    drawn = run(monkeypatch, tmp_path / "heads.png", "heads", *asked)["models"]
+    assert (drawn["sink"]["layers"], drawn["sink"]["guided"]) == ([1, 3], [[3, 2]])
+    assert len(drawn["agevlm"]["guided"]) == 8
+    assert_close(torch.tensor(drawn["sink"]["rows"][0]["on nothing"]), every[..., 9])
+    assert drawn["agevlm"]["rows"] == [{"question": QUESTION, "words": "cup"}]
+    assert np.load(tmp_path / "heads.npz")["0 sink"].shape == (2, 4, 3, 3)
+    panels = [axes for axes in closed.pop().axes if axes.get_title(loc="left").startswith("layer")]
+    assert len(panels) == 16
+    reds = [axes.get_title(loc="left") for axes in panels if axes._left_title.get_color() == "tab:red"]
+    assert reds == [
+        f"layer 3, head 2\n{share:.0%} on nothing",
+        *(f"layer {i}, head {h}" for i in (1, 3) for h in range(4)),
+    ]
+
+    picture(30, 90).save(tmp_path / "wide.png")
+    run(monkeypatch, tmp_path / "padding.png", "padding", "--image", str(tmp_path / "wide.png"), *asked[6:])
+    titles = [axes.get_title(loc="left").splitlines() for axes in closed.pop().axes]
+    assert titles[0][:2] == ["sink", "padding open, layer 3, head 2"] and titles[0][2].endswith("% on nothing")
+    assert titles[3] == ["agevlm", "padding open, first layer"]
+
+    told = run(monkeypatch, tmp_path / "scenes.png", "hallucination", *asked[6:], "--num_scenes", "6")["models"]
+    assert told["sink"]["absent"]["num_positive"] == told["sink"]["absent"]["num_answers"] / 2 > 0
+    assert "object: low share on picture" in told["sink"]["absent"]["auc"]
+    assert "absent" not in told["agevlm"]
+    assert closed.pop().axes[0].get_title(loc="left").endswith("\nattention: layer 3, head 2")
+
+
+def test_heads_in_and_out_of_the_mask(names: dict[str, str], tmp_path: Path, monkeypatch):
+    """Of a test scene, whose mask is known."""
+    drawn = run(monkeypatch, tmp_path / "heads.png", "heads", "--models", names["agevlm"])["models"]["agevlm"]
+    (question,) = figures.attention_rows([], [], None, num_scenes=1)
+    (entry,), maps = drawn["rows"], torch.from_numpy(np.load(tmp_path / "heads.npz")["0 agevlm"])
+    vlm = load_vlm(names["agevlm"])
+    region = query(question["image"], 0, text=question["words"], mask=question["mask"])
+    found = grounding_maps(
+        vlm.model, vlm.processor, [row(question["question"], images=[question["image"]], regions=[region])]
+    )
+    inside = found.cells[0, 0].view(3, 3)
+    assert 0 < inside.sum() < 9
+    assert_close(torch.tensor(entry["in the mask"]), (maps * inside).sum((-2, -1)))
+    assert_close(maps.mean(1).flatten(1), found.maps[0, 0])
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         (["attention", "--models", "nowhere/at-all"], "nowhere/at-all cannot be loaded as a vision-language model"),
         (["attention", "--models", "EMPTY"], "it has no config.json"),
         (["attention", "--models", "TEXT"], "Unrecognized configuration class"),
+        (["heads", "--models", "LLAVA"], "llava is no AGE-VLM: it has no heads of cross-attention"),
         (["padding", "--models", "MODEL", "--image", "no.png"], "'no.png' cannot be read as a picture"),
         (["attention", "--models", "MODEL", "--image", "a", "b", "--words", "x", "y", "z"], "There are 2 pictures, 1 questions and 3 phrases"),
         (["hallucination", "--models", "MODEL", "--records", "PART"], "Row 0 of .* has no correct, image, prediction"),
@@ -437,6 +598,7 @@ def test_bad_input_ends_in_one_sentence(names, tmp_path: Path, monkeypatch, argu
         "EMPTY": tmp_path,
         "TEXT": BACKBONES / "llama",
         "MODEL": names["agevlm"],
+        "LLAVA": names["llava"],
         "PART": tmp_path / "part.jsonl",
     }
     monkeypatch.setattr(sys, "argv", ["figures.py", *(str(places.get(part, part)) for part in arguments)])

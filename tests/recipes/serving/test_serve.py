@@ -34,7 +34,7 @@ from recipes.scenes import TRAINED_MODEL
 
 openai = pytest.importorskip("openai", reason="needs transformers[serving]")
 
-NAME = "runs/demo/age-vlm"
+NAME = "runs/demo/age-vlm-lm"
 QUESTION = "Is there a cup in the image?"
 TEXT_PART = {"type": "text", "text": QUESTION}
 

@@ -91,7 +91,7 @@ def test_settings_of_before_keep_their_names():
     assert replace(unguided, guidance_heads=(0,), denied=False).folder(4) == unguided.folder(4)
     assert replace(unguided, attention_sink=True).folder(1) != unguided.folder(1)
     changes = [{}, {"guidance_heads": (0,)}, {"guidance_layers": (1,)}, {"attention_sink": True}, {"denied": False}]
-    changes += [{"fades": True}]
+    changes += [{"fades": True}, {"positions": True}]
     assert len({replace(LM, **change).folder(4) for change in changes}) == len(changes)
     assert replace(LM, fades=True).folder(3) == LM.folder(3)
 

@@ -15,11 +15,14 @@
 from dataclasses import replace
 from pathlib import Path
 
+import PIL.Image
+import pytest
 import torch
 
+from recipes.drawing.benefit import save_benefit
 from recipes.scenes.evaluation import Judged
 from recipes.study.plans import ALL_VARIANTS, LLM_LAYERS, SCALES, VARIANTS, lineage, plan
-from recipes.study.results import differing, sheet_rows
+from recipes.study.results import benefit, differing, sheet_rows, wilson
 from recipes.study.stages import rows_of, tasks_of
 
 
@@ -64,6 +67,12 @@ def test_cross_attention_layers_are_those_of_the_checkpoints():
     assert LLM_LAYERS["smollm2"] == default_cross_attention_layers(30)
 
 
+def test_intervals_of_shares():
+    """Wilson's, by the table of Brown, Cai and DasGupta (2001): 0 of 10 ends at 0.278, 5 of 10 begins at 0.237."""
+    assert wilson(0, 10) == pytest.approx((0, 0, 0.2775), abs=1e-4)
+    assert wilson(5, 10) == pytest.approx((0.5, 0.2366, 0.7634), abs=1e-4)
+
+
 def judged(truth: str, prediction: str, kind: str = "random") -> Judged:
     mask = {"size": [1, 1], "counts": "01"} if truth != "no" else None
     question = {"question": "Is it?", "answer": truth, "kind": kind, "mask": mask, "image": None}
@@ -81,3 +90,26 @@ def test_the_sheet_begins_with_answers_that_differ():
     rows = sheet_rows({"a": guided, "b": other}, {"a": "with", "b": "without"}, num_rows=5)
     assert [row["truth"] for row in rows] == ["yes", "no", "yes", "two", "left"]
     assert rows[0]["with"][0] == "Yes." and rows[0]["without"][0] == "No." and rows[0]["with"][2] == 0.25
+
+
+def test_what_guidance_is_good_for(tmp_path: Path):
+    questions = [("yes", "random"), ("no", "popular"), ("no", "adversarial"), ("two", "count")]
+    both = {
+        "age-vlm-lm": [judged(truth, truth.capitalize(), kind) for truth, kind in questions],
+        "ca-baseline": [judged(truth, "Yes.", kind) for truth, kind in questions],
+    }
+    for j in both["age-vlm-lm"]:  # points at the first cell, the masks' only one
+        j.attention[1:, :, 0], j.cells[1:, 0] = 0.75, 1.0
+    for j in both["ca-baseline"]:
+        j.attention[1:, :, 1], j.cells[1:, 0] = 0.75, 1.0
+    metrics = {v: {"uniform_mass": 0.25, "in_mask_mass": 0.5, "absence_auc": 0.9} for v in both}
+    names = {"ca-baseline": "without guidance", "age-vlm-lm": "with guidance"}
+    existence, absence, mass, points = benefit(both, metrics, names)
+    assert existence.values["with guidance"] == wilson(3, 3) and existence.values["without guidance"] == wilson(1, 3)
+    assert points.values["with guidance"] == wilson(2, 2) and points.values["without guidance"] == wilson(0, 2)
+    assert absence.values["with guidance"] == (0.9,) * 3 and mass.chance == 0.25
+    for j in (*both["age-vlm-lm"], *both["ca-baseline"]):
+        j.question["image"] = PIL.Image.new("RGB", (64, 64))
+    rows = sheet_rows(both, names, num_rows=1)
+    save_benefit(tmp_path / "benefit.png", rows, list(names.values()), [existence, absence, mass, points])
+    assert PIL.Image.open(tmp_path / "benefit.png").size[0] > 1000

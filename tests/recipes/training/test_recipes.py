@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 from datasets import Dataset, concatenate_datasets
 from huggingface_hub import constants
 from testing_utils import up_to_rounding
@@ -31,7 +32,7 @@ from recipes.scenes.rows import load_scenes
 from recipes.terminal.tables import plain_table
 from recipes.training.arguments import DataArguments, ModelArguments
 from recipes.training.data_sets import check_regions, load_rows
-from recipes.training.stage import load_model
+from recipes.training.stage import Augmenting, load_model
 from trainers import get_stage
 
 
@@ -176,6 +177,20 @@ def test_rows_are_read_from_folders(tmp_path, streaming):
         read = list(load_rows(data, get_stage(4), image_size=64))
         assert [row["messages"] for row in read] == [row["messages"] for row in rows]
         assert [row["regions"] for row in read] == [row["regions"] for row in rows]
+
+
+def test_pictures_of_a_batch_are_changed_and_nothing_else():
+    batch = {"pixel_values": torch.rand(2, 3, 3, 4, 4), "labels": torch.arange(4)}
+    rows, seen = [{"images": []}], []
+
+    def change(pictures: torch.Tensor) -> torch.Tensor:
+        seen.append(pictures.shape)
+        return -pictures
+
+    found = Augmenting(lambda given: dict(batch) if given is rows else {}, change)(rows)
+    assert seen == [(6, 3, 4, 4)] and torch.equal(found["pixel_values"], -batch["pixel_values"])
+    assert found["labels"] is batch["labels"]
+    assert Augmenting(lambda given: {"labels": batch["labels"]}, change)(rows).keys() == {"labels"}
 
 
 def test_table():
