@@ -235,7 +235,7 @@ def _instruction(plan: Plan, rng: np.random.Generator) -> list[Message]:
 
 def _layout(plan: Plan, rng: np.random.Generator) -> list[Message]:
     """
-    Returns turns about where things are and how many, in a random order: the places of up to 3 objects, up to 3 relations,
+    Returns turns about where things are and how many, in a random order: the places of up to 3 objects, up to 6 relations,
     the numbers of all that stands more than once and, half of the time, of something that stands once.
 
     Many answers per picture, for each says little: a relation is one bit, and what reads it has to learn to read places
@@ -248,7 +248,7 @@ def _layout(plan: Plan, rng: np.random.Generator) -> list[Message]:
     for name, side, other in rng.permutation(relations_of(plan)).tolist():
         relations.setdefault((frozenset((name, other)), side in ("left", "right")), (name, side, other))
     turns = [_place_turn(plan, name) for name in single[:3]]
-    turns += [_relation_turn(plan, rng, *relation) for relation in list(relations.values())[:3]]
+    turns += [_relation_turn(plan, rng, *relation) for relation in list(relations.values())[:6]]
     counted = several + single[-1:] * (not several or rng.random() < 0.5)
     turns += [_count_turn(plan, name, pick(rng, COUNT_QUESTIONS)) for name in counted]
     return [message for i in rng.permutation(len(turns)) for message in turns[i]]
