@@ -16,7 +16,7 @@
 # "transfer": another artist's drawings in front of other backgrounds, of which training shows nothing. A split's place is
 # part of its seed: new ones go to the end.
 SPLITS = ("train", "test", "transfer")
-TASKS = ("caption", "instruction", "existence")
+TASKS = ("caption", "instruction", "existence", "layout")
 POPE_KINDS = ("random", "popular", "adversarial")
 
 # context: its own classes, the frequent ones first

@@ -91,7 +91,7 @@ def row_generator(split: str, index: int, seed: int, stream: str) -> np.random.G
     """Returns the generator of one use (`stream`) of one row; raises `ValueError` for an unknown split."""
     if split not in SPLITS:
         raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
-    streams = ("plan", "background", "caption", "instruction", "object", "pair", "existence", "recolor")
+    streams = ("plan", "background", "caption", "instruction", "object", "pair", "existence", "recolor", "layout")
     return np.random.default_rng([seed, SPLITS.index(split), index, streams.index(stream)])
 
 

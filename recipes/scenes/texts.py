@@ -158,6 +158,23 @@ def relation_question(plan: Plan, name: str, sides: tuple[str, str], other: str)
     )
 
 
+def _relation_turn(plan: Plan, rng: np.random.Generator, name: str, side: str, other: str) -> list[Message]:
+    sides = (side, OPPOSITES[side]) if rng.random() < 0.5 else (OPPOSITES[side], side)
+    answer = make_message("assistant", *_relation_parts(plan, name, side, other), whole=False)
+    return [relation_question(plan, name, sides, other), answer]
+
+
+def _place_turn(plan: Plan, name: str) -> list[Message]:
+    """Asks where an object is that stands once in the plan; the answer tells both axes where both tell something."""
+    phrase = name, plan.groups[name]
+    item = plan.items[plan.groups[name][0]]
+    place = _position(item)
+    if abs(item.cx - 0.5) >= 0.12 and abs(item.cy - 0.5) >= 0.12:
+        place = f"at the {'top' if item.cy < 0.5 else 'bottom'} {'left' if item.cx < 0.5 else 'right'}"
+    answer = "The ", phrase, f" is {place}."
+    return [make_message("user", "Where is the ", phrase, "?"), make_message("assistant", *answer, whole=False)]
+
+
 EXISTENCE_QUESTIONS = ("Is there {} in the image?", "Does the image show {}?", "Can you see {} in the image?")
 COUNT_QUESTIONS = ("How many {} are in the image?", "How many {} can you see?", "How many {} does the image show?")
 
@@ -205,10 +222,7 @@ def _instruction(plan: Plan, rng: np.random.Generator) -> list[Message]:
     relations = relations_of(plan)
     rest = []
     if relations:
-        name, side, other = pick(rng, relations)
-        sides = (side, OPPOSITES[side]) if rng.random() < 0.5 else (OPPOSITES[side], side)
-        question = relation_question(plan, name, sides, other)
-        rest.append([question, make_message("assistant", *_relation_parts(plan, name, side, other), whole=False)])
+        rest.append(_relation_turn(plan, rng, *pick(rng, relations)))
     # first the classes that stand more than once, then those that were the least likely to be named above
     names.reverse()
     names.sort(key=lambda name: len(plan.groups[name]) == 1)
@@ -219,12 +233,34 @@ def _instruction(plan: Plan, rng: np.random.Generator) -> list[Message]:
     return [message for turn in turns for message in turn]
 
 
+def _layout(plan: Plan, rng: np.random.Generator) -> list[Message]:
+    """
+    Returns turns about where things are and how many, in a random order: the places of up to 3 objects, up to 6 relations,
+    the numbers of all that stands more than once and, half of the time, of something that stands once.
+
+    Many answers per picture, for each says little: a relation is one bit, and what reads it has to learn to read places
+    first. No two relations are about the same objects and axis, for one gives away the other.
+    """
+    names = [str(name) for name in rng.permutation(list(plan.groups))]
+    several = [name for name in names if len(plan.groups[name]) > 1]
+    single = [name for name in names if len(plan.groups[name]) == 1]
+    relations: dict[tuple[frozenset[str], bool], tuple[str, str, str]] = {}
+    for name, side, other in rng.permutation(relations_of(plan)).tolist():
+        relations.setdefault((frozenset((name, other)), side in ("left", "right")), (name, side, other))
+    turns = [_place_turn(plan, name) for name in single[:3]]
+    turns += [_relation_turn(plan, rng, *relation) for relation in list(relations.values())[:6]]
+    counted = several + single[-1:] * (not several or rng.random() < 0.5)
+    turns += [_count_turn(plan, name, pick(rng, COUNT_QUESTIONS)) for name in counted]
+    return [message for i in rng.permutation(len(turns)) for message in turns[i]]
+
+
 def make_dialog(plan: Plan, task: str, split: str, index: int, seed: int) -> list[Message]:
     """Returns the messages of a row; raises `ValueError` for an unknown task."""
     if task not in TASKS:
         raise ValueError(f"task must be one of {TASKS}, got {task!r}")
     rng = row_generator(split, index, seed, task)
-    return {"caption": _caption, "instruction": _instruction, "existence": _existence}[task](plan, rng)
+    dialogs = {"caption": _caption, "instruction": _instruction, "existence": _existence, "layout": _layout}
+    return dialogs[task](plan, rng)
 
 
 def scene_texts(split: str, num: int, seed: int = 0) -> Iterator[list[dict[str, str]]]:

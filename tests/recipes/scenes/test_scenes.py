@@ -286,6 +286,39 @@ def test_existence_is_answered_in_one_word():
     assert abs(answers["Yes."] / answers.total() - 0.5) < 0.08
 
 
+@pytest.mark.parametrize("split", SPLITS)
+def test_layouts_are_true_and_none_gives_away_another(split: str):
+    kinds, sides, numbers = Counter(), Counter(), Counter()
+    for index in range(150):
+        scene = sample_scene(split, index)
+        dialog = make_dialog(make_plan(split, index, 0), "layout", split, index, 0)
+        asked = Counter()
+        for question, answer in zip(dialog[::2], dialog[1::2], strict=True):
+            things = [SINGULAR[thing] for thing in re.findall(rf"\b({THINGS})\b", question.content)]
+            assert [scene.objects[item].name for _, _, items in question.mentions for item in items[:1]] == things
+            kinds[question.content.split()[0]] += 1
+            if question.content.startswith("How many"):
+                number = COUNT_WORDS[answer.content.split()[2]]
+                assert counts_of(scene)[things[0]] == number
+                numbers[number] += 1
+                asked[things[0], "number"] += 1
+            elif question.content.startswith("Where"):
+                x, y = center(scene, things[0])
+                holds = {"left": x < 0.45, "right": x > 0.55, "top": y < 0.45, "bottom": y > 0.55}
+                places = re.findall(r"\b(?:left|right|top|bottom)\b", answer.content)
+                assert all(holds[place] for place in places)
+                assert places or (abs(x - 0.5) < 0.2 and abs(y - 0.5) < 0.2)
+                asked[things[0], "place"] += 1
+            else:
+                side = re.search(r"left|right|above|below", answer.content)[0]
+                assert side_holds(scene, things[0], side, things[1])
+                sides[side] += 1
+                asked[frozenset(things), side in ("left", "right")] += 1
+        assert dialog and set(asked.values()) == {1}
+    assert kinds["Where"] > 200 and kinds["Is"] > 150 and min(sides.values()) > 25
+    assert numbers[1] < 0.6 * numbers.total()
+
+
 def test_texts_are_those_of_the_rows():
     for index, messages in enumerate(scene_texts("train", 8)):
         caption, instruction = (_row("train", task, index, 48, 0)["messages"] for task in ("caption", "instruction"))
