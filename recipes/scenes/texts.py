@@ -235,23 +235,26 @@ def _instruction(plan: Plan, rng: np.random.Generator) -> list[Message]:
 
 def _layout(plan: Plan, rng: np.random.Generator) -> list[Message]:
     """
-    Returns turns about where things are and how many, in a random order: the places of up to 3 objects, up to 6 relations,
-    the numbers of all that stands more than once and, half of the time, of something that stands once.
+    Returns turns about how many things there are and where: first numbers, then the places of up to 3 objects and up to 6
+    relations in a random order. Of what stands once a tenth is counted and of what stands twice one half, for otherwise
+    nine answers of ten would be "one" and "two".
 
     Many answers per picture, for each says little: a relation is one bit, and what reads it has to learn to read places
-    first. No two relations are about the same objects and axis, for one gives away the other.
+    first. No two relations are about the same objects and axis, for one gives away the other; and what is asked for by its
+    place stands once, which nothing tells before its number is asked for.
     """
     names = [str(name) for name in rng.permutation(list(plan.groups))]
-    several = [name for name in names if len(plan.groups[name]) > 1]
     single = [name for name in names if len(plan.groups[name]) == 1]
+    counted = [name for name in names if rng.random() < {1: 0.1, 2: 0.5}.get(len(plan.groups[name]), 1)]
     relations: dict[tuple[frozenset[str], bool], tuple[str, str, str]] = {}
     for name, side, other in rng.permutation(relations_of(plan)).tolist():
         relations.setdefault((frozenset((name, other)), side in ("left", "right")), (name, side, other))
-    turns = [_place_turn(plan, name) for name in single[:3]]
-    turns += [_relation_turn(plan, rng, *relation) for relation in list(relations.values())[:6]]
-    counted = several + single[-1:] * (not several or rng.random() < 0.5)
-    turns += [_count_turn(plan, name, pick(rng, COUNT_QUESTIONS)) for name in counted]
-    return [message for i in rng.permutation(len(turns)) for message in turns[i]]
+    if not (single or counted):
+        counted = names[:1]
+    numbers = [_count_turn(plan, name, pick(rng, COUNT_QUESTIONS)) for name in counted]
+    places = [_place_turn(plan, name) for name in single[:3]]
+    places += [_relation_turn(plan, rng, *relation) for relation in list(relations.values())[:6]]
+    return [message for turns in (numbers, places) for i in rng.permutation(len(turns)) for message in turns[i]]
 
 
 def make_dialog(plan: Plan, task: str, split: str, index: int, seed: int) -> list[Message]:
