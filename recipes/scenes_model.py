@@ -62,11 +62,13 @@ def main() -> None:
 
     start = time.time()
     tasks = tasks_of(args.out, "llama", SCALE, plan(VARIANTS))
-    places = [(variant, split) for variant in VARIANTS for split in ("test", "transfer")]
-    for variant, split in places:
-        tasks[f"{variant}, {split}"] = Task(measure, (args.out / variant, split, NUM_IMAGES), variant)
-    done = dict(run_tasks(tasks, processes=2))
-    metrics = {place: done[place] for place in (f"{variant}, {split}" for variant, split in places)}
+    measures = {
+        f"{variant}, {split}": Task(measure, (args.out / variant, split, NUM_IMAGES), variant)
+        for variant in VARIANTS
+        for split in ("test", "transfer")
+    }
+    done = dict(run_tasks(tasks | measures, processes=2))
+    metrics = {place: done[place] for place in measures}
     print(f"\n{plain_table(metrics)}\n\n{time.time() - start:.0f} s")
     existence = metrics[f"{VARIANTS[0]}, test"]["pope_accuracy"]
     if existence < GOOD:

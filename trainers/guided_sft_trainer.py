@@ -231,9 +231,7 @@ class GuidedSFTTrainer(CheckpointMixin, HubMixin, SFTTrainer):
         if region_masks is not None:
             # With label smoothing, TRL runs the model a second time, without gradients.
             guidance = self._guidance(base_outputs[0] if base_outputs else None, region_masks, by_mass)
-            is_absent = region_masks[..., -1:].amax(dim=-1) > 0
-            if not self._base_model().config.text_config.attention_sink:
-                is_absent = torch.zeros_like(is_absent)
+            is_absent = (region_masks[..., -1] > 0) & base_model.config.text_config.attention_sink
             shown, absent = guidance.is_guided & ~is_absent, guidance.is_guided & is_absent
             local_regions = guidance.is_guided.sum().float()
             sums["guidance_loss"] = guidance.loss.detach() * local_regions

@@ -18,18 +18,17 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from recipes.evaluation.metrics import area_under_curve
+
 
 def auc(scores: np.ndarray, positive: np.ndarray) -> float:
     """
     Area under the ROC curve: the chance that a positive has a higher score than a negative, ties counting one half
     (Mann-Whitney). NaN if there is only one of the two groups.
     """
-    _, group, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[group]  # ties share their mean rank
-    n = int(positive.sum())
-    if n in (0, len(positive)):
+    if positive.all() or not positive.any():
         return float("nan")
-    return float((ranks[positive].sum() - n * (n + 1) / 2) / (n * (len(positive) - n)))
+    return area_under_curve(scores[positive], scores[~positive])
 
 
 def roc(scores: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

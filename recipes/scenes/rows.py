@@ -25,7 +25,7 @@ Columns of a row of `load_scenes`:
 |------------|--------------------------------------------------------------------------------------------------------|
 | `images`   | list of one PIL picture, RGB, `image_size` x `image_size` pixels                                       |
 | `messages` | list of `{"role": "user" or "assistant", "content": str}`                                              |
-| `regions`  | list of `{"mask", "image", "text", "span", "message"}`, one for each phrase that names a class          |
+| `regions`  | list of `{"mask", "image", "text", "span", "message"}`, one per phrase that names a class, or message   |
 
 Fields of a region:
 

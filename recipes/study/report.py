@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from recipes.drawing import plt
+from recipes.inside.measures import interval as bootstrap_interval
 from recipes.study.settings import (
     ABLATIONS,
     BASELINE,
@@ -88,14 +89,13 @@ def picture_interval(
     Mean over the seeds of what a model adds to a metric, and its 95 % interval over the pictures, of which as many are
     drawn with replacement, the same for both (bootstrap).
     """
-    num_pictures = len(shares(next(iter(models.values())), key))
-    draws = np.random.default_rng(0).multinomial(num_pictures, np.full(num_pictures, 1 / num_pictures), size=number)
-    sums = [
-        [draws @ shares(results[seed], key) for results in (models, baseline)] for seed in models if seed in baseline
-    ]
-    ratios = [[with_it[:, 0] / with_it[:, 1] for with_it in seed] for seed in sums]
-    added = np.mean([one - other for one, other in ratios], axis=0)
-    low, high = np.quantile(added, [0.025, 0.975])
+    pairs = [[shares(results[seed], key) for results in (models, baseline)] for seed in models if seed in baseline]
+
+    def added(pictures: np.ndarray) -> float:
+        sums = ([counts[pictures].sum(axis=0) for counts in pair] for pair in pairs)
+        return mean(one[0] / one[1] - other[0] / other[1] for one, other in sums)
+
+    low, high = bootstrap_interval(added, len(pairs[0][0]), number)
     return f"[{low:+.3f}, {high:+.3f}]"
 
 
