@@ -15,7 +15,7 @@
 Writes the tables of numbers in README.md and docs/ anew, from committed data.
 
     python docs/write_tables.py         # all of them
-    python docs/write_tables.py demo    # one of them, after `cp runs/demo/metrics.json runs/demo/attention_short.png docs/demo/`
+    python docs/write_tables.py demo    # one of them, after `cp runs/demo/metrics.json runs/demo/benefit.png docs/demo/`
 
 A table stands below the line `<!-- made by: python docs/write_tables.py NAME -->`.
 """
@@ -62,20 +62,20 @@ def demo() -> str:
     metrics = json.loads((DOCS / "demo" / "metrics.json").read_text())
     header = [
         f"on test scenes, after {metrics['seconds']:.0f} s of `make demo`",
-        "with guidance (`age-vlm`)",
-        "without (`ca-baseline-frozen`)",
+        "with guidance (`age-vlm-lm`)",
+        "without (`ca-baseline`)",
     ]
     lines = {
         "object words' attention inside their masks (`in_mask_mass`)": ["in_mask_mass"],
         "the same for even attention (`uniform_mass`)": ["uniform_mass"],
         "the attention's maximum inside the mask (`pointing_accuracy`)": ["pointing_accuracy"],
-        "all words of the question (`question_in_mask_mass`)": ["question_in_mask_mass"],
-        "the same for even attention": ["question_uniform_mass"],
+        "words for what is not there: attention on nothing (`absent_sink_mass`)": ["absent_sink_mass"],
+        "what is not there, told by that alone (`absence_auc`)": ["absence_auc"],
         "existence, random / popular / adversarial (POPE's rule)": POPE,
         "counting": ["count_accuracy"],
         "relations": ["relation_accuracy"],
     }
-    models = [metrics[name] for name in ("age-vlm", "ca-baseline-frozen")]
+    models = [metrics[name] for name in ("age-vlm-lm", "ca-baseline")]
     return markdown(header, [[title, *(numbers(model, *names) for model in models)] for title, names in lines.items()])
 
 
