@@ -38,6 +38,10 @@ class Scale:
     cross_attention_layers: list[int]
     shares: dict[str, float]
     """Of the rows of stage 4, by their task."""
+    positions: bool = False
+    """Whether the visual tokens have a code of their places."""
+    disturbed: bool = False
+    """Whether the pictures' colors change at random and a texture lies over them."""
     save_steps: int | None = None
     """Steps between the checkpoints that a stage is taken up from again; `None` for stages of minutes."""
 

@@ -19,6 +19,7 @@ import torch
 from datasets import Dataset
 
 from recipes.scenes import BACKBONES
+from recipes.scenes.pretraining import disturb
 from recipes.scenes.rows import load_scenes
 from recipes.study.plans import IMAGE_SIZE, Run, Scale, llm_checkpoint
 from recipes.study.rows import dialogs, with_lengths
@@ -62,6 +63,7 @@ def train(out: Path, text: str, scale: Scale, run: Run, later_steps: int = 0) ->
         image_size=IMAGE_SIZE,
         cross_attention_layers=scale.cross_attention_layers,
         attention_sink=True,
+        use_visual_positions=scale.positions,
     )
     training = GuidedSFTConfig(
         output_dir=str(folder),
@@ -85,5 +87,6 @@ def train(out: Path, text: str, scale: Scale, run: Run, later_steps: int = 0) ->
     )
     rows = rows_of(run.stage, scale)
     data = DataArguments(num_scenes=len(rows))
-    trainer = run_stage(run.stage, arguments, data, training, progress=StageBar(run.folder, later_steps), rows=rows)
+    bar, augment = StageBar(run.folder, later_steps), disturb if scale.disturbed else None
+    trainer = run_stage(run.stage, arguments, data, training, progress=bar, rows=rows, augment=augment)
     trainer.accelerator.free_memory()
