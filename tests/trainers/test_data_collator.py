@@ -121,8 +121,8 @@ def test_query_of_a_phrase():
 
 def test_query_of_a_phrase_that_ends_within_a_token():
     """Every token that holds a character of the phrase belongs to it."""
-    assert query_of(region(text="the ta"), row(answer="On the table.")) == " the table"
-    assert query_of(region(text="up"), row(answer="A cup.")) == " cup"
+    assert query_of(region(text="the ta", span=[3, 9]), row(answer="On the table.")) == " the table"
+    assert query_of(region(text="up", span=[3, 5]), row(answer="A cup.")) == " cup"
 
 
 def test_query_of_a_repeated_phrase_is_its_first_occurrence():
