@@ -51,8 +51,7 @@ IMAGES_TO_PLACEHOLDERS = """\
                 {%- set body.images = '' %}
             {%- endif %}
         {%- endfor %}
-        {%- set text = body.text | trim %}
-        {%- set text = text + body.images if body.is_placed else body.images + text %}
+        {%- set text = (body.text + body.images) | trim if body.is_placed else body.images + body.text | trim %}
         {%- set message = dict(message, content=text) %}
     {%- endif %}
     {%- set flat.messages = flat.messages + [message] %}
