@@ -17,6 +17,7 @@ import re
 import textwrap
 import unicodedata
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import groupby
 
 import torch
@@ -33,7 +34,7 @@ from transformers.utils import auto_docstring
 
 
 # Goes before an LLM's own chat template, which knows only words: a message's list of parts becomes its words with one
-# placeholder per image, where the image stands. If all images of a message come last they are moved to its front, for
+# placeholder per image, where the image stands. If all images of a message come last, they are moved to its front, for
 # only the text after a placeholder sees the image. The date that LLaMA-3.2's template would take from the clock is fixed.
 IMAGES_TO_PLACEHOLDERS = """\
 {%- set flat = namespace(messages=[]) %}
@@ -41,17 +42,21 @@ IMAGES_TO_PLACEHOLDERS = """\
     {%- if message['content'] is string %}
         {%- set message = dict(message, content=message['content'] | trim) %}
     {%- elif message['content'] is iterable %}
-        {%- set body = namespace(images='', text='', is_placed=false) %}
+        {%- set types = message['content'] | map(attribute='type') | join(' ') %}
+        {%- set is_placed = 'text image' in types and 'image text' in types %}
+        {%- set body = namespace(text='') %}
         {%- for part in message['content'] %}
-            {%- if part['type'] == 'image' %}
-                {%- set body.images = body.images + '<|image|>' %}
-            {%- else %}
-                {%- set body.is_placed = body.is_placed or body.images != '' %}
-                {%- set body.text = body.text + body.images + part['text'] %}
-                {%- set body.images = '' %}
+            {%- if part['type'] != 'image' %}
+                {%- set body.text = body.text + part['text'] %}
+            {%- elif is_placed %}
+                {%- set body.text = body.text + '<|image|>' %}
             {%- endif %}
         {%- endfor %}
-        {%- set text = (body.text + body.images) | trim if body.is_placed else body.images + body.text | trim %}
+        {%- set text = body.text | trim %}
+        {%- if not is_placed %}
+            {%- set images = message['content'] | selectattr('type', 'equalto', 'image') | list | length %}
+            {%- set text = '<|image|>' * images + text %}
+        {%- endif %}
         {%- set message = dict(message, content=text) %}
     {%- endif %}
     {%- set flat.messages = flat.messages + [message] %}
@@ -98,6 +103,7 @@ def find_words(text: str, phrase: str) -> list[tuple[int, int]]:
     return found
 
 
+@lru_cache(maxsize=16)  # often one text for several phrases
 def _fold(text: str) -> tuple[str, Sequence[int], Sequence[int]]:
     """Text in which what is alike is equal, and where each of its characters begins and ends in the one that was given."""
     if text.isascii():
