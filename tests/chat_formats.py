@@ -258,7 +258,15 @@ FORMATS = {
 def letters_tokenizer(tokens: list[str]) -> Tokenizer:
     """As LLaMA-2's: no text is split before it is put together, and a text that begins gets a space."""
     letters = ["\u2581", *string.digits, *string.ascii_letters, *string.punctuation, "\n"]
-    merges = [("\u2581", "["), ("\u2581", "<"), ("\u2581", "Y"), ("Y", "e"), ("\u2581Y", "e"), ("\n", "\n")]
+    merges = [
+        ("\u2581", "["),
+        ("\u2581", "<"),
+        ("\u2581", "Y"),
+        ("Y", "e"),
+        ("\u2581Y", "e"),
+        ("]", "("),
+        ("\n", "\n"),
+    ]
     vocabulary = [*tokens[:3], *letters, *("".join(pair) for pair in merges)]
     tokenizer = Tokenizer(models.BPE({token: n for n, token in enumerate(vocabulary)}, merges, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)

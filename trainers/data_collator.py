@@ -263,18 +263,12 @@ class DataCollatorForGuidedVisionLanguageModeling:
         image_token = self.processor.image_token
         if text.count(image_token) != len(images):
             raise ValueError(f"the image placeholder {image_token} stands among its words")
-        encoding = tokenizer(
-            text,
-            add_special_tokens=False,
-            return_offsets_mapping=True,
-            verbose=False,
-        )
-        starts, ends = np.array(encoding["offset_mapping"]).reshape(-1, 2).T
-        input_ids = np.array(encoding["input_ids"])
+        answers = self._assistant_spans(messages, up_to)
+        input_ids, starts, ends = self._tokenize(text, [start for start, _ in answers])
         special = np.isin(input_ids, tokenizer.all_special_ids + [self.processor.image_token_id])
 
         is_label = np.zeros(len(starts), dtype=bool)
-        for span in self._assistant_spans(messages, up_to):
+        for span in answers:
             is_label |= (starts < span[1]) & (ends > span[0])
         is_label &= input_ids != self.processor.image_token_id
         # Cut here: the tokenizer would keep its own truncation as a setting, and save it with the checkpoint.
@@ -310,6 +304,27 @@ class DataCollatorForGuidedVisionLanguageModeling:
             else:
                 example.dropped_regions += 1
         return example
+
+    def _tokenize(self, text: str, prompt_ends: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """
+        Token ids, and where each token begins and ends in the text, `(T,)` each. In use a prompt is tokenized before there is
+        an answer: a token with letters of both (Mistral's "](", where an answer begins with a bracket) is taken apart.
+        """
+        tokenizer = self.processor.tokenizer
+        encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        input_ids = np.array(encoding["input_ids"])
+        spans = np.array(encoding["offset_mapping"]).reshape(-1, 2)
+        for place in prompt_ends:
+            for n in np.flatnonzero((spans[:, 0] < place) & (spans[:, 1] > place)):
+                ids, halves = [], []
+                for span in ((spans[n, 0], place), (place, spans[n, 1])):
+                    # Behind a line break, for some tokenizers put a space before what stands alone.
+                    both = tokenizer(["\n", "\n" + text[slice(*span)]], add_special_tokens=False)["input_ids"]
+                    ids += both[1][len(both[0]) :]
+                    halves += [span] * (len(ids) - len(halves))
+                input_ids = np.concatenate([input_ids[:n], ids, input_ids[n + 1 :]])
+                spans = np.concatenate([spans[:n], halves, spans[n + 1 :]])
+        return input_ids, spans[:, 0], spans[:, 1]
 
     def _render(self, messages: list[dict[str, Any]], add_generation_prompt: bool = False) -> str:
         """The chat text."""

@@ -190,6 +190,9 @@ class AgeVlmProcessor(ProcessorMixin):
             chat_template = "{{- bos_token }}" + chat_template
         # `generate` goes on behind a row's last token, and LLaMA's tokenizers say "right". Only what was passed is saved.
         tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"
+        # Where LLaMA-2's tokenizers put spaces, which they lose when they are saved (transformers 5.24).
+        if hasattr(tokenizer, "legacy"):
+            tokenizer.init_kwargs["legacy"] = tokenizer.legacy
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
     @auto_docstring

@@ -26,7 +26,13 @@ from chat_formats import FORMATS, Format, save_llm, tokenizer_of
 from jinja2 import TemplateError
 from test_init import save_tower
 from testing_utils import picture, region
-from transformers import GenerationConfig, ImageTextToTextPipeline, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    GenerationConfig,
+    ImageTextToTextPipeline,
+    LlamaTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from modeling_agevlm import AgeVlmForConditionalGeneration, AgeVlmImageProcessor, AgeVlmProcessor
 from recipes.answering.answers import prompts
@@ -260,6 +266,48 @@ def test_only_what_was_prompted_for_is_trained_on():
     assert ids[: len(prompt)] == prompt and labels[: len(prompt)] == [-100] * len(prompt)
     assert processor.decode(labels[len(prompt) :]) == "No.</s>"
     assert read(processor, chat[:3])[1][-1] == end_of_turn(processor)
+
+
+def test_no_token_lies_across_the_end_of_a_prompt():
+    """Mistral's answers follow the bracket of the prompt at once, and there is a token "](", which no prompt ends with."""
+    processor = processor_of("mistral")
+    chat = [user("", QUESTION), assistant("(A) Yes."), user("And there?"), assistant("(B) No.")]
+    joined = processor.apply_chat_template(chat, tokenize=True, return_dict=True)["input_ids"][0]
+    bracket, paren, both = processor.tokenizer.convert_tokens_to_ids(["]", "(", "]("])
+    assert joined.count(both) == 2
+    ids, labels = read(processor, chat)
+    assert both not in ids and processor.decode(ids) == processor.decode(joined)
+    places = [n for n in range(1, len(ids)) if ids[n - 1 : n + 1] == [bracket, paren]]
+    assert [labels[n - 1 : n + 1] for n in places] == [[-100, paren]] * 2
+    prompt = prompts(processor, [chat[:1]])["input_ids"][0].tolist()
+    assert ids[: len(prompt)] == prompt and labels[len(prompt)] == paren
+
+
+def legacy_tokenizer() -> LlamaTokenizer:
+    """LLaMA-2's own, as folders that say `legacy` have it: a space comes behind every special token."""
+    letters = ["<unk>", "<s>", "</s>", "\u2581", "\n", *"<|>uservaitn?AcupY."]
+    vocabulary = {letter: n for n, letter in enumerate(dict.fromkeys(letters))}
+    tokenizer = LlamaTokenizer(vocabulary, [], legacy=True, add_bos_token=True)
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<|image|>"], "pad_token": "<|pad|>"})
+    tokenizer.chat_template = FORMATS["tinyllama"].template
+    return tokenizer
+
+
+def test_a_tokenizer_is_loaded_as_it_was_saved(tmp_path: Path):
+    processor = AgeVlmProcessor(AgeVlmImageProcessor(), legacy_tokenizer())
+    processor.save_pretrained(tmp_path)
+    again = AgeVlmProcessor.from_pretrained(tmp_path)
+    texts = ["<|user|>\nA cup?</s>\n<|user|>", "<s>A cup?</s>A cup", "A cup"]
+    assert again(text=texts)["input_ids"] == processor(text=texts)["input_ids"]
+    assert again.tokenizer.convert_ids_to_tokens(again(text=texts[1])["input_ids"][0])[:3] == ["<s>", "\u2581", "A"]
+
+
+def test_transformers_still_saves_it_otherwise(tmp_path: Path):
+    """When this fails, the processor need not put `legacy` among what is saved."""
+    tokenizer = legacy_tokenizer()
+    tokenizer.save_pretrained(tmp_path)
+    again = LlamaTokenizer.from_pretrained(tmp_path)
+    assert again("<s>A cup")["input_ids"] != tokenizer("<s>A cup")["input_ids"]
 
 
 def test_named_templates_without_a_default_are_refused():
