@@ -15,7 +15,6 @@
 """Pictures of where words look, beside the curves of a training."""
 
 import itertools
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +44,14 @@ class Looks(TrainerCallback):
     the run reports to them. Every process computes the maps, for the model may be shared out among them.
 
     Args:
-        trainer ([`GuidedSFTTrainer`]): The trainer that it is added to.
-        rows (`Iterable`): Rows as for training. What of them cannot be used is passed over here; training tells of it.
+        trainer ([`GuidedSFTTrainer`]): The trainer that it is added to. What of its rows cannot be used is passed over here;
+            training tells of it.
     """
 
-    def __init__(self, trainer: GuidedSFTTrainer, rows: Iterable[dict[str, Any]]) -> None:
+    def __init__(self, trainer: GuidedSFTTrainer) -> None:
         self.trainer, self.rows = trainer, []
         collate = DataCollatorForGuidedVisionLanguageModeling(trainer.processing_class)
-        for row in itertools.islice(rows, MOST_READ):
+        for row in itertools.islice(trainer.train_dataset, MOST_READ):
             regions = [region for region in row.get("regions") or () if region["mask"] is not None]
             # Each phrase once, and before whole messages, which look at all that they are about
             regions = list({region["text"] or region["message"]: region for region in regions}.values())

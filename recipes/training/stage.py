@@ -164,7 +164,7 @@ def run_stage(
     elif trainer.accelerator.is_main_process:
         print(f"Stage {number} of {arguments.variant}\n{parameter_table(trainer.model)}", flush=True)
     if training.report_to:
-        trainer.add_callback(Looks(trainer, rows))
+        trainer.add_callback(Looks(trainer))
     resume = training.resume_from_checkpoint
     trainer.train(resume_from_checkpoint={"true": True, "True": True}.get(resume, resume))
     trainer.save_final_model()
