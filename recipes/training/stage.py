@@ -28,6 +28,7 @@ from modeling_agevlm.conversion import loading
 from recipes.answering.checkpoint import load_checkpoint
 from recipes.training.arguments import DataArguments, ModelArguments
 from recipes.training.data_sets import check_regions, load_rows
+from recipes.training.looks import Looks
 from recipes.training.parts import build
 from recipes.training.record import card_template, run_record
 from trainers import GuidedSFTConfig, GuidedSFTTrainer, Stage, apply_stage, get_stage, lora_config, parameter_table
@@ -162,6 +163,8 @@ def run_stage(
         trainer.add_callback(progress)
     elif trainer.accelerator.is_main_process:
         print(f"Stage {number} of {arguments.variant}\n{parameter_table(trainer.model)}", flush=True)
+    if training.report_to:
+        trainer.add_callback(Looks(trainer))
     resume = training.resume_from_checkpoint
     trainer.train(resume_from_checkpoint={"true": True, "True": True}.get(resume, resume))
     trainer.save_final_model()
