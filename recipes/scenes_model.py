@@ -42,6 +42,7 @@ SCALE = Scale(
     cross_attention_layers=LLM_LAYERS["llama"],
     # Sides and numbers take many answers before they are read from the picture at all.
     shares={"layout": 0.45, "existence": 0.35, "caption": 0.1, "instruction": 0.1},
+    split="varied",
     positions=True,
     disturbed=True,
     save_steps=250,

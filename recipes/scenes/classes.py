@@ -13,9 +13,10 @@
 # limitations under the License.
 """What scenes are made of: five contexts, their classes of objects, and the words for them."""
 
-# "transfer": another artist's drawings in front of other backgrounds, of which training shows nothing. A split's place is
+# "transfer": another artist's drawings in front of other backgrounds, of which training shows nothing. "varied": training
+# with a third artist's drawings besides, which the model that comes along is trained on. A split's place is
 # part of its seed: new ones go to the end.
-SPLITS = ("train", "test", "transfer")
+SPLITS = ("train", "test", "transfer", "varied")
 TASKS = ("caption", "instruction", "existence", "layout")
 POPE_KINDS = ("random", "popular", "adversarial")
 

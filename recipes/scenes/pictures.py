@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image as PILImage
 
-from recipes.scenes.classes import CLASSES, SPLITS
+from recipes.scenes.classes import CLASSES
 from recipes.scenes.plans import Item, Plan, bounding_box, draw_item, levels, make_plan, pick, row_generator, shape_of
 
 
@@ -102,12 +102,14 @@ _FAMILIES = {
         ),
     },
 }
+_FAMILIES["varied"] = _FAMILIES["train"]
 # Saturation and brightness of a split's colors. Training and test are bright and differ by their hues; transfer is dark.
 _TONES = {
     "train": ((0.15, 0.5), (0.6, 1.0)),
     "test": ((0.15, 0.5), (0.6, 1.0)),
     "transfer": ((0.3, 0.7), (0.35, 0.55)),
 }
+_TONES["varied"] = _TONES["train"]
 
 
 def _color(rng: np.random.Generator, split: str) -> np.ndarray:
@@ -115,7 +117,7 @@ def _color(rng: np.random.Generator, split: str) -> np.ndarray:
     Draws a color (3,) in [0, 255]. The hue circle has twelve sectors that belong to training and test by turns; the
     transfer split's hues are those of training, in tones that neither of the two draws.
     """
-    sector = 2 * rng.integers(6) + SPLITS.index(split)
+    sector = 2 * rng.integers(6) + {"test": 1, "transfer": 2}.get(split, 0)
     hue, saturation, value = (sector + rng.random()) / 12, *(rng.uniform(*tones) for tones in _TONES[split])
     wheel = np.clip(np.abs((hue * 6 + np.array([0, 4, 2])) % 6 - 3) - 1, 0, 1)
     return (255 * value * (1 - saturation * (1 - wheel))).astype(np.float32)

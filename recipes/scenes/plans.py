@@ -54,9 +54,11 @@ LOOKS = {
 }
 # What differs from the test split is drawings and backgrounds, and nothing else.
 LOOKS["transfer"] = LOOKS["test"]
+# What differs from training is further drawings, and nothing else.
+LOOKS["varied"] = LOOKS["train"]
 
 # File stems of a split's drawings, by that of their class; any of them may go on with "_2", "_3", "_4".
-_STEMS = {"train": ("{}",), "test": ("{}", "{}_test"), "transfer": ("twemoji/{}",)}
+_STEMS = {"train": ("{}",), "test": ("{}", "{}_test"), "transfer": ("twemoji/{}",), "varied": ("{}", "noto/{}")}
 
 
 @dataclass(frozen=True)

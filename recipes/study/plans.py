@@ -38,6 +38,8 @@ class Scale:
     cross_attention_layers: list[int]
     shares: dict[str, float]
     """Of the rows of stage 4, by their task."""
+    split: str = "train"
+    """Of the scenes."""
     positions: bool = False
     """Whether the visual tokens have a code of their places."""
     disturbed: bool = False

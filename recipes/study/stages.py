@@ -47,9 +47,9 @@ def tasks_of(out: Path, text: str, scale: Scale, runs: list[Run]) -> dict[str, T
 def rows_of(stage: int, scale: Scale) -> Dataset:
     """The rows of a stage. As in the paper, stages 1 to 3 read the same captions."""
     if stage == 4:
-        return dialogs("train", scale.batch_size * scale.steps[4], scale.shares)
+        return dialogs(scale.split, scale.batch_size * scale.steps[4], scale.shares)
     num_rows = scale.batch_size * max(scale.steps[n] for n in (1, 2, 3))
-    return with_lengths(load_scenes("train", "caption", num_rows, IMAGE_SIZE))
+    return with_lengths(load_scenes(scale.split, "caption", num_rows, IMAGE_SIZE))
 
 
 def train(out: Path, text: str, scale: Scale, run: Run, later_steps: int = 0) -> None:
