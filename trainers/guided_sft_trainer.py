@@ -156,6 +156,7 @@ class GuidedSFTTrainer(CheckpointMixin, HubMixin, SFTTrainer):
             )
         finally:
             args.assistant_only_loss = True
+        self._heed_preemption()
         self._num_regions: torch.Tensor | None = None
         self._sums = {mode: torch.zeros(len(SUMS), device=self.accelerator.device) for mode in ("train", "eval")}
         self._num_steps = 0
