@@ -23,6 +23,7 @@ from peft import PeftModel
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers.utils import logging
 from trl import SFTTrainer
 
 from .checkpointing import CheckpointMixin
@@ -32,6 +33,8 @@ from .guided_sft_config import GuidedSFTConfig
 from .hub import HubMixin
 from .stages import count_parameters
 
+
+logger = logging.get_logger(__name__)
 
 # What the logged means are made of: sums over the batches since the last log, on all processes
 SUMS = (
@@ -156,6 +159,7 @@ class GuidedSFTTrainer(CheckpointMixin, HubMixin, SFTTrainer):
             )
         finally:
             args.assistant_only_loss = True
+        args.check_checkpointing()
         self._heed_preemption()
         self._num_regions: torch.Tensor | None = None
         self._sums = {mode: torch.zeros(len(SUMS), device=self.accelerator.device) for mode in ("train", "eval")}
@@ -279,9 +283,13 @@ class GuidedSFTTrainer(CheckpointMixin, HubMixin, SFTTrainer):
         steps = 1
         if mode == "train":
             steps, self._num_steps = max(self._num_steps, 1), 0
-        if total["labels"] == 0:  # the summary at the end of training
+        if total["labels"] == total["skipped_rows"] == 0:  # the summary at the end of training
             return {}
-        logs = {"lm_loss": total["lm_loss"] / total["labels"]}
+        if total["labels"] == 0:
+            logger.warning(
+                f"All {total['skipped_rows']:.0f} rows since the last log were broken: nothing was trained."
+            )
+        logs = {"lm_loss": total["lm_loss"] / total["labels"]} if total["labels"] > 0 else {}
         counts = {"in_mask_mass": total["shown_regions"], "uniform_mass": total["shown_regions"]}
         counts |= {
             "sink_mass": total["absent_regions"],

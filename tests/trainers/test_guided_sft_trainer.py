@@ -11,13 +11,15 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
+import contextlib
 import copy
 import gc
 import inspect
+import logging
 import math
 import re
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +114,17 @@ def make_trainer(
         eval_dataset=eval_dataset,
         **({} if lr is None else {"optimizers": (sgd(model, lr), None)}),
     )
+
+
+@contextlib.contextmanager
+def logs_of(caplog: pytest.LogCaptureFixture, name: str) -> Iterator[None]:
+    """Catches what a package logs."""
+    logger = logging.getLogger(name)
+    logger.addHandler(caplog.handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(caplog.handler)
 
 
 def logged(trainer: GuidedSFTTrainer, name: str) -> list[float]:
@@ -634,6 +647,33 @@ def test_broken_image_is_skipped_and_counted(tmp_path: Path):
     trainer.train()
     assert logged(trainer, "skipped_rows") == [1]
     assert logged(trainer, "lm_loss")[0] == up_to_rounding(expected["lm_loss"])
+
+
+def test_a_step_of_broken_rows_alone_trains_nothing_and_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    the_rows = rows()
+    the_rows[1]["images"] = [{"bytes": b"not an image", "path": None}]
+    model = tiny_model()
+    trainer = make_trainer(
+        tmp_path,
+        model,
+        dataset(the_rows[:3]),
+        lr=0.1,
+        broken_rows="skip",
+        per_device_train_batch_size=1,
+        max_steps=3,
+        train_sampling_strategy="sequential",
+        weight_decay=0.0,
+    )
+    states = []
+    model.model.register_forward_pre_hook(lambda *_: states.append(parameters_of(model)))
+    with logs_of(caplog, "trainers"):
+        trainer.train()
+    assert [entry["skipped_rows"] for entry in trainer.state.log_history[:3]] == [0, 1, 0]
+    assert logged(trainer, "loss")[1] == 0 and len(logged(trainer, "lm_loss")) == 2
+    moved = [any(not torch.equal(a[name], b[name]) for name in a) for a, b in zip(states, states[1:], strict=False)]
+    assert moved == [True, False]  # by the first step, not by the second
+    assert any((parameters_of(model)[name] != value).any() for name, value in states[2].items())
+    assert "All 1 rows since the last log were broken: nothing was trained." in caplog.text
 
 
 def test_dropped_regions_are_counted(tmp_path: Path):
