@@ -20,7 +20,7 @@ import re
 import shutil
 import signal
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -172,7 +172,7 @@ class CheckpointMixin:
         for checkpoint in [path for path in checkpoints if path not in kept][: max(over, 0)]:
             remove(checkpoint)
 
-    def _finalize_training(self, *args: Any) -> TrainOutput:
+    def _finalize_training(self, trial: Any, num_train_samples: int, start_time: float) -> TrainOutput:
         """
         A training that was stopped before its end keeps its model and its last checkpoint. Otherwise transformers (5.24)
         removes, with `save_total_limit=1`, all but the best one, file by file.
@@ -185,7 +185,7 @@ class CheckpointMixin:
                 if not os.path.samefile(checkpoint, best):
                     remove(checkpoint)
         try:
-            return super()._finalize_training(*args)
+            return super()._finalize_training(trial, num_train_samples, start_time)
         finally:
             self.state.best_model_checkpoint = best
 
@@ -273,13 +273,26 @@ class CheckpointMixin:
             self._preemption = Preemption(self.accelerator)
             self.add_callback(self._preemption)
 
-    def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
-        dataloader = super()._get_dataloader(*args, **kwargs)
+    def _get_dataloader(
+        self,
+        dataset: Any,
+        description: str,
+        batch_size: int,
+        sampler_fn: Callable | None = None,
+        is_training: bool = False,
+        dataloader_key: str | None = None,
+    ) -> DataLoader:
+        dataloader = super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, dataloader_key)
         if self.args.enable_jit_checkpoint:
             shield_workers(dataloader)
         return dataloader
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
         """
         As [`transformers.Trainer.train`], after a rehearsal of the saving in the end, and never from a checkpoint that is not
         complete.
@@ -297,7 +310,8 @@ class CheckpointMixin:
                 f"{resume_from_checkpoint} is no checkpoint to go on from: it has no {TRAINER_STATE_NAME}, or was cut off."
             )
         self.rehearse_saving()
-        return super().train(str(resume_from_checkpoint) if resume_from_checkpoint else None, *args, **kwargs)
+        checkpoint = str(resume_from_checkpoint) if resume_from_checkpoint else None
+        return super().train(checkpoint, trial, ignore_keys_for_eval)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """

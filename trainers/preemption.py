@@ -15,7 +15,6 @@
 
 import contextlib
 import functools
-import os
 import signal
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -45,20 +44,15 @@ class Preemption(TrainerCallback):
         """Whether this process got the signal."""
         self.has_stopped = False
         """Whether the training stopped before its end for it."""
-        self._process: int | None = None
         self._before: Any = signal.SIG_DFL
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:  # a process that was forked from this one
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            os.kill(os.getpid(), signal.SIGTERM)
         self.is_asked = True
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.is_asked = self.has_stopped = False
-        self._process = os.getpid()
         self._before = signal.signal(signal.SIGTERM, self._ask)
 
     def on_step_end(

@@ -171,11 +171,16 @@ OVERRIDDEN = {
         "log",
     },
     CheckpointMixin: {
+        "_finalize_training",
+        "_get_dataloader",
         "_get_output_dir",
         "_init_training_state",
+        "_load_optimizer_and_scheduler",
         "_push_from_checkpoint",
         "_save",
         "_save_checkpoint",
+        "save_model",
+        "train",
     },
     HubMixin: {"_finish_current_push", "_push_from_checkpoint", "create_model_card", "push_to_hub"},
 }
