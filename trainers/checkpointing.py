@@ -241,7 +241,10 @@ class CheckpointMixin:
             self.processing_class.save_pretrained(aside)
             free = shutil.disk_usage(aside).free
         except Exception as error:
-            raise ValueError(f"The model could not be saved in {folder} when its training is over: {error}") from error
+            reason = " ".join(str(error).split())
+            raise ValueError(
+                f"The model could not be saved in {folder} when its training is over: {reason}"
+            ) from error
         finally:
             shutil.rmtree(aside, ignore_errors=True)
         size = sum(p.numel() * p.element_size() for p in model.parameters())
