@@ -30,7 +30,7 @@ from peft import PeftModel
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
-from transformers import TrainerState
+from transformers import PreTrainedModel, ProcessorMixin, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, sort_checkpoints
@@ -101,6 +101,18 @@ def move(source: Path, folder: Path) -> None:
         if place.is_dir():
             place.rename(source / f"replaced-{path.name}")
         path.replace(place)
+
+
+def save_whole(folder: str | Path, *parts: PreTrainedModel | ProcessorMixin) -> None:
+    """Saves what makes a checkpoint to a folder, where it appears when all of it is written."""
+    aside = Path(folder, UNFINISHED)
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    for part in parts:
+        part.save_pretrained(aside)
+    write_through(aside)
+    move(aside, Path(folder))
+    shutil.rmtree(aside)
 
 
 class CheckpointMixin:

@@ -145,6 +145,10 @@ class GuidedSFTTrainer(CheckpointMixin, HubMixin, SFTTrainer):
                 eval_dataset = {name: undecoded_images(dataset) for name, dataset in eval_dataset.items()}
             elif eval_dataset is not None:
                 eval_dataset = undecoded_images(eval_dataset)
+        if isinstance(train_dataset, Dataset):  # of a stream, TRL asks for the first row
+            check_not_empty(train_dataset, "data set to train on")
+        for name, part in (eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset}).items():
+            check_not_empty(part, f"data set {name!r} to evaluate on" if name else "data set to evaluate on")
         # The collator makes the labels. TRL would want `{% generation %}` in the chat template, which few LLMs' have.
         args.assistant_only_loss = False
         try:
@@ -157,6 +161,8 @@ class GuidedSFTTrainer(CheckpointMixin, HubMixin, SFTTrainer):
                 processing_class=processing_class,
                 **kwargs,
             )
+        except StopIteration:
+            raise ValueError("The data set to train on has no rows.") from None
         finally:
             args.assistant_only_loss = True
         args.check_checkpointing()
@@ -304,6 +310,15 @@ class GuidedSFTTrainer(CheckpointMixin, HubMixin, SFTTrainer):
 def count_regions(batch: dict[str, torch.Tensor]) -> int:
     """The regions of a batch that guide: those with a mask (the collator drops those without a query)."""
     return int((batch["region_masks"] > 0).any(dim=-1).sum()) if "region_masks" in batch else 0
+
+
+def check_not_empty(dataset: Dataset | IterableDataset | None, name: str) -> None:
+    """Raises `ValueError` if a data set has no row."""
+    if dataset is None:
+        return
+    is_empty = next(iter(dataset), None) is None if isinstance(dataset, IterableDataset) else len(dataset) == 0
+    if is_empty:
+        raise ValueError(f"The {name} has no rows.")
 
 
 def undecoded_images(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:

@@ -220,7 +220,11 @@ def main(out: Path, wrapper: str, speed: str) -> None:
         arguments |= {"save_strategy": "no", "enable_jit_checkpoint": True}
         trainer = train(out / "preempted", case, "stage 4-LM", 2, callback=Preempted, **arguments)
         assert trainer.is_preempted and trainer.state.global_step == 1
-        keep(train(out / "preempted", case, "stage 4-LM", 2, resume=True, **arguments), "preempted")
+        trainer = train(out / "preempted", case, "stage 4-LM", 2, resume=True, **arguments)
+        keep(trainer, "preempted")
+        if wrapper == "fsdp2":  # as many have it, and of which no model could be made
+            trainer.accelerator.state.fsdp_plugin.set_state_dict_type("SHARDED_STATE_DICT")
+        trainer.save_final_model()
     torch.distributed.barrier()
     os._exit(0)  # with the results written: gloo's threads now and then abort an interpreter that winds up
 
@@ -298,6 +302,14 @@ def test_checkpoint_of_two_processes_is_a_whole_model(tmp: Path, wrapper: str):
     assert set(expected) == {name for name, _ in model.named_parameters()}
     assert all(torch.equal(expected[name], parameter) for name, parameter in model.named_parameters())
     assert sorted(path.name for path in (out / "saved").iterdir()) == ["README.md", "checkpoint-1", "checkpoint-2"]
+
+
+@pytest.mark.parametrize("wrapper", ["ddp", "fsdp2"])
+def test_final_model_of_two_processes_is_a_whole_model(tmp: Path, wrapper: str):
+    out = two_processes(tmp, wrapper, "quick")
+    expected, _ = torch.load(out / "preempted.pt")
+    model = AgeVlmForConditionalGeneration.from_pretrained(out / "preempted")
+    assert all(torch.equal(expected[name], parameter) for name, parameter in model.named_parameters())
 
 
 @pytest.mark.parametrize("name", ["resumed", "preempted"])

@@ -634,6 +634,18 @@ def test_missing_column_is_refused(tmp_path: Path, column: str, which: str):
         make_trainer(tmp_path, **{which: dataset().remove_columns(column)})
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("which", ["train_dataset", "eval_dataset"])
+def test_a_data_set_without_rows_is_refused(tmp_path: Path, which: str, streaming: bool):
+    empty = dataset().select([])
+    empty = dataset().to_iterable_dataset().take(0) if streaming else empty
+    purpose = {"train_dataset": "to train on", "eval_dataset": "to evaluate on"}[which]
+    with pytest.raises(ValueError, match=f"^The data set {purpose} has no rows.$"):
+        make_trainer(tmp_path, **{which: empty})
+    with pytest.raises(ValueError, match="^The data set 'other' to evaluate on has no rows.$"):
+        make_trainer(tmp_path, eval_dataset={"one": dataset(), "other": empty})
+
+
 def broken_rows() -> Dataset:
     the_rows = rows()
     the_rows[2]["images"] = [{"bytes": b"not an image", "path": None}]

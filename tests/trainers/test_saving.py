@@ -23,11 +23,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_guided_sft_trainer import make_trainer, parameters_of
 from test_lora import make_trainer as make_lora_trainer
-from testing_utils import tiny_model
+from testing_utils import tiny_model, tiny_processor
 
 from modeling_agevlm import AgeVlmForConditionalGeneration
 from trainers import GuidedSFTTrainer, checkpointing
-from trainers.checkpointing import UNFINISHED, remove
+from trainers.checkpointing import UNFINISHED, remove, save_whole
+
+
+def killed(*args: Any, **kwargs: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def never_trains(*args: Any, **kwargs: Any) -> None:
@@ -108,6 +112,22 @@ def test_the_old_model_stays_until_the_new_one_is_complete(
     assert not (tmp_path / UNFINISHED).exists()
     saved = AgeVlmForConditionalGeneration.from_pretrained(tmp_path)
     assert all(torch.equal(saved.get_parameter(name), value) for name, value in parameters_of(trainer.model).items())
+
+
+def test_a_checkpoint_that_is_made_anew_is_whole_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    model, processor = tiny_model(), tiny_processor()
+    save_whole(tmp_path, model, processor)
+    with torch.no_grad():
+        model.lm_head.weight.add_(1.0)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(type(processor), "save_pretrained", killed)
+        save_whole(tmp_path, model, processor)
+    saved = AgeVlmForConditionalGeneration.from_pretrained(tmp_path)
+    assert torch.equal(saved.lm_head.weight, tiny_model().lm_head.weight)
+    save_whole(tmp_path, model, processor)
+    saved = AgeVlmForConditionalGeneration.from_pretrained(tmp_path)
+    assert torch.equal(saved.lm_head.weight, model.lm_head.weight)
+    assert not (tmp_path / UNFINISHED).exists()
 
 
 def test_weights_of_an_earlier_model_are_not_mixed_up_with_these(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
