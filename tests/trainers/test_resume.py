@@ -294,9 +294,10 @@ def test_checkpoints_over_the_limit_go_when_nothing_is_left_to_do(tmp_path: Path
 
 def train_and_save(out: str, resume: bool, save_total_limit: int | None) -> None:
     """What a training process does. (That of a recipe but for the model and the rows.)"""
-    trainer = trainer_of(Path(out), eight_rows(), save_total_limit=save_total_limit)
+    trainer = trainer_of(Path(out), eight_rows(), save_total_limit=save_total_limit, enable_jit_checkpoint=True)
     trainer.train(resume_from_checkpoint=resume)
-    trainer.save_final_model()
+    if not trainer.is_preempted:
+        trainer.save_final_model()
 
 
 def start(out: Path, resume: bool = False, save_total_limit: int | None = None) -> BaseProcess:
@@ -401,6 +402,30 @@ def kills(tmp_path: Path, number: int, expected: tuple) -> Counter:
 
 def test_killed_in_a_checkpoint_resumes_from_the_one_before(tmp_path: Path, expected: tuple):
     assert sum(kills(tmp_path, 2, expected).values()) == 2
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.5])  # of the writing
+def test_killed_in_the_checkpoint_of_a_preemption(tmp_path: Path, expected: tuple, delay: float):
+    """As a scheduler does that grants too little time: from then on the one checkpoint is written, and no further step is done."""
+    process = start(tmp_path)
+    wait_for(process, lambda: is_writing(tmp_path, 3))
+    os.kill(process.pid, signal.SIGTERM)
+    wait_for(process, lambda: is_writing(tmp_path, 4))
+    time.sleep(delay * expected[2])
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert not (tmp_path / "config.json").exists() and not (tmp_path / "checkpoint-5").exists()
+    assert_resumes(tmp_path, 4, None, expected)
+
+
+def test_after_a_preemption_there_is_no_model(tmp_path: Path, expected: tuple):
+    process = start(tmp_path)
+    wait_for(process, lambda: is_writing(tmp_path, 3))
+    os.kill(process.pid, signal.SIGTERM)
+    finish(process)
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-4"
+    assert not (tmp_path / "config.json").exists()
+    assert_resumes(tmp_path, 4, None, expected)
 
 
 @pytest.mark.slow
