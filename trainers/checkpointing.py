@@ -54,6 +54,14 @@ def is_complete(checkpoint: Path) -> bool:
     return (checkpoint / TRAINER_STATE_NAME).is_file() and not (checkpoint / INCOMPLETE).exists()
 
 
+def check_complete(checkpoint: Path) -> None:
+    """Raises `ValueError` if training cannot go on from what was named as a checkpoint."""
+    if not is_complete(checkpoint):
+        raise ValueError(
+            f"{checkpoint} is no checkpoint to go on from: it has no {TRAINER_STATE_NAME}, or was cut off."
+        )
+
+
 def checkpoints_of(folder: str | Path) -> list[Path]:
     """The checkpoints in an output folder, complete or not, by their steps."""
     steps = {path: re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", path.name) for path in Path(folder).glob("*")}
@@ -320,10 +328,8 @@ class CheckpointMixin:
             resume_from_checkpoint = last_checkpoint(self.args.output_dir)
             if resume_from_checkpoint is None:
                 raise ValueError(f"There is no complete checkpoint in {self.args.output_dir} to go on from.")
-        elif resume_from_checkpoint and not is_complete(Path(resume_from_checkpoint)):
-            raise ValueError(
-                f"{resume_from_checkpoint} is no checkpoint to go on from: it has no {TRAINER_STATE_NAME}, or was cut off."
-            )
+        elif resume_from_checkpoint:
+            check_complete(Path(resume_from_checkpoint))
         self.rehearse_saving()
         checkpoint = str(resume_from_checkpoint) if resume_from_checkpoint else None
         return super().train(checkpoint, trial, ignore_keys_for_eval)

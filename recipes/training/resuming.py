@@ -22,7 +22,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from recipes.training.record import read_record
 from trainers import GuidedSFTConfig
-from trainers.checkpointing import checkpoints_of, is_complete, last_checkpoint, remove
+from trainers.checkpointing import check_complete, checkpoints_of, is_complete, last_checkpoint, remove
 
 
 # Of a stage's entry in the record: what may be another when it goes on.
@@ -56,6 +56,7 @@ def checkpoint_to_resume(
         )
     checkpoint = {"true": last_checkpoint(folder), "false": None}.get(word, Path(word))
     if checkpoint is not None:
+        check_complete(checkpoint)
         check_same_run(checkpoint, record)
         if checkpoint.resolve().parent == folder.resolve():
             return checkpoint

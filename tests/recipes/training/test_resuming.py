@@ -146,6 +146,9 @@ def test_true_on_a_first_start_begins_and_false_is_no_path(tmp_path: Path, capsy
 
 
 def test_a_checkpoint_that_does_not_say_whose_it_is_is_refused(folder: Path):
+    with pytest.raises(ValueError, match="s1 is no checkpoint to go on from"):  # though its model is complete
+        (folder / "trainer_state.json").unlink()
+        first_stage(folder, resume_from_checkpoint=str(folder))
     (folder / "checkpoint-2/training.json").unlink()
     with pytest.raises(ValueError, match="nothing in it says of which run it is"):
         first_stage(folder, resume_from_checkpoint="true")
