@@ -15,6 +15,8 @@
 
 import os
 import signal
+import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +30,19 @@ from trainers.checkpointing import UNFINISHED, last_checkpoint
 
 
 class Scheduler(TrainerCallback):
-    """Sends SIGTERM to all processes of the training in the middle of a step, twice."""
+    """
+    Sends SIGTERM to all processes of the training in the middle of a step, twice, from a process of its own: PyTorch's workers
+    heed who sends it.
+    """
 
     def __init__(self, step: int) -> None:
         self.step = step
 
     def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step + 1 == self.step:
-            for process in [*psutil.Process().children(recursive=True), psutil.Process()] * 2:
-                process.send_signal(signal.SIGTERM)
+            training = [process.pid for process in (*psutil.Process().children(recursive=True), psutil.Process())]
+            subprocess.run(["kill", "-TERM", *map(str, training * 2)], check=True)
+            time.sleep(0.1)  # for what a dead worker would bring about
 
 
 def preempted(out: Path, step: int, **arguments: Any) -> GuidedSFTTrainer:
