@@ -32,6 +32,7 @@ from .guidance import GuidanceLoss, guidance_loss, guidance_loss_from_mass
 from .guided_sft_config import GuidedSFTConfig
 from .hub import HubMixin
 from .stages import count_parameters
+from .turns import end_generation_with_turns
 
 
 logger = logging.get_logger(__name__)
@@ -121,6 +122,7 @@ class GuidedSFTTrainer(CheckpointMixin, HubMixin, SFTTrainer):
             model = AutoModelForImageTextToText.from_pretrained(model, dtype="float32", trust_remote_code=trust)
         if processing_class is None:
             processing_class = AutoProcessor.from_pretrained(model.config._name_or_path, trust_remote_code=trust)
+        end_generation_with_turns(model.generation_config, processing_class)
         text_config = model.config.text_config
         for name in ("guidance_layers", "guidance_heads"):
             if getattr(args, name) is not None:

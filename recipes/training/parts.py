@@ -26,6 +26,7 @@ from modeling_agevlm import (
 )
 from modeling_agevlm.conversion import TEXT_HINT, loading, split_gguf, timm_config
 from recipes.training.arguments import PartsArguments
+from trainers.turns import end_generation_with_turns, end_of_turn
 
 
 logger = logging.get_logger(__name__)
@@ -40,7 +41,7 @@ def build(parts: PartsArguments) -> tuple[AgeVlmForConditionalGeneration, AgeVlm
     An AGE-VLM around pretrained parts that still answers as its LLM does, and its processor.
 
     Raises:
-        ValueError: If a part cannot be loaded, does not fit, or the tokenizer has no chat template.
+        ValueError: If a part cannot be loaded, does not fit, or the tokenizer has no chat template that ends turns.
     """
     checkpoint, gguf_file = split_gguf(parts.text)
     with loading(parts.text, TEXT_HINT):
@@ -56,8 +57,9 @@ def build(parts: PartsArguments) -> tuple[AgeVlmForConditionalGeneration, AgeVlm
         do_pad=parts.do_pad,
         do_center_crop=parts.do_center_crop,
     )
-    with loading(parts.text):  # before its weights, for a tokenizer may have no chat template
+    with loading(parts.text):  # before its weights, for a tokenizer may have no chat template that can be used
         processor = AgeVlmProcessor(image_processor, tokenizer, image_token=image_token)
+        end_of_turn(processor)
     model = from_vision_text_pretrained(
         parts.vision,
         parts.text,
@@ -80,6 +82,7 @@ def build(parts: PartsArguments) -> tuple[AgeVlmForConditionalGeneration, AgeVlm
     model.generation_config.suppress_tokens = [processor.image_token_id]
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.eos_token_id = eos
+    end_generation_with_turns(model.generation_config, processor)
     mend_generation_config(model.generation_config, parts.text)
     return model, processor
 

@@ -30,6 +30,7 @@ from modeling_agevlm.conversion import loading
 from recipes.answering.checkpoint import load_checkpoint
 from recipes.training.arguments import DataArguments, ModelArguments
 from recipes.training.data_sets import check_regions, load_rows
+from recipes.training.looks import Looks
 from recipes.training.parts import build, mend_generation_config
 from recipes.training.record import card_template, run_record
 from recipes.training.resuming import (
@@ -193,6 +194,8 @@ def run_stage(
         print(f"Stage {number} of {arguments.variant}\n{parameter_table(trainer.model)}", flush=True)
         if str(training.resume_from_checkpoint or "false").lower() != "false":
             print(how_it_begins(checkpoint, training), flush=True)
+    if training.report_to:
+        trainer.add_callback(Looks(trainer))
     trainer.accelerator.wait_for_everyone()  # all have seen what there is
     if overwrite and training.should_save:
         clear(training.output_dir)
