@@ -34,13 +34,15 @@ def main() -> None:
     from transformers import HfArgumentParser
 
     from recipes.training.parts import build
+    from recipes.training.resuming import check_writable
     from trainers import parameter_table
+    from trainers.checkpointing import save_whole
 
     parts, output = HfArgumentParser((PartsArguments, OutputArguments)).parse_args_into_dataclasses()
     with one_sentence():
         model, processor = build(parts)
-    model.save_pretrained(output.output_dir)
-    processor.save_pretrained(output.output_dir)
+        check_writable(output.output_dir)
+        save_whole(output.output_dir, model, processor)
     print(parameter_table(model))
 
 

@@ -13,11 +13,12 @@
 # limitations under the License.
 """From rows of `images`, `messages` and `regions` to the tensors of a training step."""
 
+import contextlib
 import functools
 import math
 import numbers
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -132,8 +133,11 @@ def check_region(n: int, region: dict[str, Any]) -> None:
 
 
 def shortened(value: Any) -> str:
-    """How a value is shown in a message."""
-    text = repr(value)
+    """How a value, whatever it is, is shown in a message."""
+    try:
+        text = repr(value)
+    except Exception:
+        text = f"of type {type(value).__name__}"
     return text if len(text) <= 80 else f"{text[:80]}..."
 
 
@@ -171,7 +175,8 @@ class DataCollatorForGuidedVisionLanguageModeling:
     are never part of a query.
 
     Regions whose mask is empty on the visual tokens' grid, whose words are cut off by `max_length` or stand before
-    their image are dropped and counted; so are those without a mask, unless the model has an attention sink.
+    their image are dropped and counted; so are those without a mask, unless the model has an attention sink, and, where broken
+    rows are skipped, those that cannot be used.
 
     Args:
         processor ([`AgeVlmProcessor`]):
@@ -189,8 +194,8 @@ class DataCollatorForGuidedVisionLanguageModeling:
         with the sink, if any row has a region, and the counts `dropped_regions` and `skipped_rows`, each (B,).
 
     Raises:
-        BrokenRowError: For a row that cannot be read, unless `broken_rows` is `"skip"`; also if all rows are broken or
-            none of the batch has a label.
+        BrokenRowError: For a row that cannot be read or has no label, unless `broken_rows` is `"skip"`. A batch of such
+            rows alone is then two tokens without labels.
     """
 
     processor: ProcessorMixin
@@ -203,57 +208,70 @@ class DataCollatorForGuidedVisionLanguageModeling:
     attention_sink: bool = False
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        examples, skipped_rows = [], 0
+        examples = {}
         for position, row in enumerate(rows):
-            try:
-                examples.append(self.read_row(row))
-            except (
-                ValueError,
-                OSError,
-                LookupError,
-                TypeError,
-                ArithmeticError,
-                AttributeError,
-                TemplateError,
-            ) as error:
-                # Others do not say what is wrong by themselves.
-                reason = error if isinstance(error, (ValueError, OSError, TemplateError)) else repr(error)
-                failure = BrokenRowError(
-                    f"{self._name(position, row)} is broken: {reason}. Mend or remove the row, or set "
-                    "`broken_rows='skip'`."
-                )
-                if self.broken_rows == "stop":
-                    raise failure from error
-                skipped_rows += 1
-        if not examples:
-            raise failure
-        batch = self._collate(examples)
-        batch["skipped_rows"] = torch.tensor([skipped_rows] + [0] * (len(examples) - 1))
+            with self._naming(position, row):
+                examples[position] = self.read_row(row)
+        try:
+            pictures = self._pixel_values(list(examples.values()))
+        except Exception:  # whose picture it is
+            for position in list(examples):
+                with self._naming(position, rows[position]):
+                    example = examples.pop(position)
+                    self._pixel_values([example])
+                    examples[position] = example
+            pictures = self._pixel_values(list(examples.values()))
+        skipped_rows = len(rows) - len(examples)
+        batch = self._collate(list(examples.values()) or [self._nothing()], pictures)
+        batch["skipped_rows"] = torch.tensor([skipped_rows] + [0] * (len(batch["input_ids"]) - 1))
         return batch
 
-    def _name(self, position: int, row: dict[str, Any]) -> str:
+    @contextlib.contextmanager
+    def _naming(self, position: int, row: Any) -> Iterator[None]:
+        """Has whatever a row raises, which is anything, name the row, or skips the row."""
+        try:
+            yield
+        except Exception as error:
+            if self.broken_rows == "stop":
+                # Others do not say what is wrong by themselves.
+                reason = error if isinstance(error, (ValueError, OSError, TemplateError)) else repr(error)
+                raise BrokenRowError(
+                    f"{self._name(position, row)} is broken: {reason}. Mend or remove the row, or set "
+                    "`broken_rows='skip'`."
+                ) from error
+
+    def _name(self, position: int, row: Any) -> str:
         """Names a row so that its owner finds it: its id if it has one, its place in the batch and its first words."""
         identity = f" (id {shortened(row['id'])})" if isinstance(row, dict) and "id" in row else ""
         try:
             words = message_text(as_parts(0, row["messages"][0]))
-        except (ValueError, LookupError, TypeError):
-            words = str(row.get("messages", "") if isinstance(row, dict) else row)
+        except Exception:  # which may be what is wrong with it
+            words = shortened(row.get("messages", "") if isinstance(row, dict) else row)
         return f"Row {position} of the batch{identity}, which begins with {words[:60]!r},"
+
+    def _nothing(self) -> Example:
+        """What a batch consists of whose rows are all broken: every process has to have one to go on with."""
+        return Example([self.processor.tokenizer.pad_token_id] * 2, [-100] * 2, [], [], [], dropped_regions=0)
 
     def read_row(self, row: dict[str, Any]) -> Example:
         """One row to token ids, labels, pictures and regions. Raises `ValueError` or `OSError` if it is broken."""
         if not isinstance(row, dict):
             raise ValueError(f"it is of type {type(row).__name__}, not a dictionary")
-        for name in ("images", "regions"):
-            if not isinstance(row.get(name) or [], (list, tuple)):
-                raise ValueError(f"its `{name}` are of type {type(row[name]).__name__}, not a list")
+        regions = row.get("regions") or []
+        if self.broken_rows == "skip" and not isinstance(regions, (list, tuple)):
+            regions = [regions]  # which is none, and is dropped as one
+        for name, value in {"images": row.get("images") or [], "regions": regions}.items():
+            if not isinstance(value, (list, tuple)):
+                raise ValueError(f"its `{name}` are of type {type(value).__name__}, not a list")
         images = []
         for n, image in enumerate(row.get("images") or []):
             try:
                 # Whoever wrote a row may name a file, not an address.
                 images.append(read_image(Path(image) if isinstance(image, str) else image))
-            except ValueError as error:
-                raise OSError(f"image {n} cannot be read ({str(error).rstrip('.')})") from error
+            except Exception as error:
+                path = image.get("path") if isinstance(image, dict) else None
+                place = "" if path is None else f", {path},"
+                raise OSError(f"image {n}{place} cannot be read ({str(error).rstrip('.') or repr(error)})") from error
         messages = with_placeholders(row.get("messages"), len(images))
         tokenizer = self.processor.tokenizer
         if not messages:
@@ -276,22 +294,32 @@ class DataCollatorForGuidedVisionLanguageModeling:
         labels = np.where(is_label, input_ids, -100)[kept]
         placeholders = np.flatnonzero(input_ids == self.processor.image_token_id)
         seen = images[: (input_ids[kept] == self.processor.image_token_id).sum()]  # one per placeholder that is left
+        if (labels[1:] == -100).all():
+            raise ValueError(
+                f"it has no label: of no assistant turn anything is left within `max_length` ({self.max_length}), or it has none"
+            )
         example = Example(input_ids[kept].tolist(), labels.tolist(), seen, [], [], dropped_regions=0)
         located, cells_of = None, {}  # several texts of a row often share a mask
-        for n, region in enumerate(row.get("regions") or []):
-            check_region(n, region)
-            if self.guidance_level != "all" and (self.guidance_level == "phrase") == (region["text"] is None):
-                continue
-            located = located or self._locate_words(messages, text)
+        for n, region in enumerate(regions):
             try:
-                mask = (region["image"], str(region["mask"]))
-                if mask not in cells_of:
-                    cells_of[mask] = self._region_cells(region, images)
-                cells = cells_of[mask]
-                is_somewhere = self.attention_sink if cells is None else bool(cells.any())
-                spans = self._query_spans(region, messages, located, int(starts[placeholders[region["image"]]]))
-            except ValueError as error:
-                raise ValueError(f"region {n}: {error}") from error
+                check_region(n, region)
+                if self.guidance_level != "all" and (self.guidance_level == "phrase") == (region["text"] is None):
+                    continue
+                try:
+                    located = located or self._locate_words(messages, text)
+                    mask = (region["image"], str(region["mask"]))
+                    if mask not in cells_of:
+                        cells_of[mask] = self._region_cells(region, images)
+                    cells = cells_of[mask]
+                    is_somewhere = self.attention_sink if cells is None else bool(cells.any())
+                    spans = self._query_spans(region, messages, located, int(starts[placeholders[region["image"]]]))
+                except Exception as error:
+                    raise ValueError(f"region {n}: {error}") from error
+            except ValueError:
+                if self.broken_rows == "stop":
+                    raise
+                example.dropped_regions += 1  # its row trains without it
+                continue
             query = np.zeros(len(starts), dtype=bool)
             for span in spans:
                 query |= (starts < span[1]) & (ends > span[0])
@@ -438,13 +466,14 @@ class DataCollatorForGuidedVisionLanguageModeling:
         coverage = self.processor.image_processor.mask_coverage(decode_rle(region["mask"]))
         return (coverage > (0.0 if self.mask_downsampling == "any" else 0.5)).float()
 
-    def _collate(self, examples: list[Example]) -> dict[str, torch.Tensor]:
+    def _pixel_values(self, examples: list[Example]) -> dict[str, torch.Tensor]:
+        """The pictures of a batch; nothing if it has none."""
+        if not any(example.images for example in examples):
+            return {}
+        return dict(self.processor.image_processor([example.images for example in examples], return_tensors="pt"))
+
+    def _collate(self, examples: list[Example], pictures: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         tokenizer = self.processor.tokenizer
-        if all(label == -100 for example in examples for label in example.labels[1:]):
-            raise BrokenRowError(
-                "No row of the batch has a label: no assistant turn is left within `max_length` "
-                f"({self.max_length}), or the rows have none. Raise `max_length`, or give every row an assistant message."
-            )
         length = max(len(example.input_ids) for example in examples)
         if self.pad_to_multiple_of is not None:
             length = -(-length // self.pad_to_multiple_of) * self.pad_to_multiple_of
@@ -458,9 +487,7 @@ class DataCollatorForGuidedVisionLanguageModeling:
             "labels": torch.stack([padded(e.labels, -100) for e in examples]),
             "dropped_regions": torch.tensor([e.dropped_regions for e in examples]),
         }
-        if any(e.images for e in examples):
-            images = self.processor.image_processor([e.images for e in examples], return_tensors="pt")
-            batch.update(images)
+        batch |= pictures
         num_regions = max(len(e.query_masks) for e in examples)
         if num_regions > 0:
             num_images = batch["pixel_values"].shape[1]

@@ -137,8 +137,17 @@ class GuidedSFTConfig(SFTConfig):
             raise ValueError(f"`guidance_weight` must not be negative, but is {self.guidance_weight}.")
         if not self.assistant_only_loss:
             raise ValueError("`assistant_only_loss=False` is not supported: only the assistant's words are labels.")
-        if self.activation_checkpointing and (self.activation_checkpointing_kwargs or {}).get("use_reentrant"):
+        self.check_checkpointing()
+
+    def check_checkpointing(self) -> None:
+        """
+        Raises `ValueError` for reentrant activation checkpointing. The trainer looks again: TRL (1.16) turns it on for PEFT
+        under ZeRO-3, by the old name of the argument (https://github.com/huggingface/trl/issues/2514).
+        """
+        both = (self.activation_checkpointing_kwargs or {}) | (self.gradient_checkpointing_kwargs or {})
+        if self.activation_checkpointing and both.get("use_reentrant"):
             raise ValueError(
                 "Reentrant activation checkpointing silently drops the gradient of the guidance loss. Leave "
-                "`use_reentrant` out of `activation_checkpointing_kwargs`, or set it to False."
+                "`use_reentrant` out of `activation_checkpointing_kwargs`, or set it to False; with PEFT under ZeRO-3, which "
+                "needs it, set `activation_checkpointing` to False or launch without ZeRO-3."
             )

@@ -23,6 +23,7 @@ from peft import PeftModel
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers.utils import logging
 from trl import SFTTrainer
 
 from .checkpointing import CheckpointMixin
@@ -33,6 +34,8 @@ from .hub import HubMixin
 from .stages import count_parameters
 from .turns import end_generation_with_turns
 
+
+logger = logging.get_logger(__name__)
 
 # What the logged means are made of: sums over the batches since the last log, on all processes
 SUMS = (
@@ -144,6 +147,10 @@ class GuidedSFTTrainer(CheckpointMixin, HubMixin, SFTTrainer):
                 eval_dataset = {name: undecoded_images(dataset) for name, dataset in eval_dataset.items()}
             elif eval_dataset is not None:
                 eval_dataset = undecoded_images(eval_dataset)
+        if isinstance(train_dataset, Dataset):  # of a stream, TRL asks for the first row
+            check_not_empty(train_dataset, "data set to train on")
+        for name, part in (eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset}).items():
+            check_not_empty(part, f"data set {name!r} to evaluate on" if name else "data set to evaluate on")
         # The collator makes the labels. TRL would want `{% generation %}` in the chat template, which few LLMs' have.
         args.assistant_only_loss = False
         try:
@@ -156,8 +163,12 @@ class GuidedSFTTrainer(CheckpointMixin, HubMixin, SFTTrainer):
                 processing_class=processing_class,
                 **kwargs,
             )
+        except StopIteration:
+            raise ValueError("The data set to train on has no rows.") from None
         finally:
             args.assistant_only_loss = True
+        args.check_checkpointing()
+        self._heed_preemption()
         self._num_regions: torch.Tensor | None = None
         self._sums = {mode: torch.zeros(len(SUMS), device=self.accelerator.device) for mode in ("train", "eval")}
         self._num_steps = 0
@@ -280,9 +291,13 @@ class GuidedSFTTrainer(CheckpointMixin, HubMixin, SFTTrainer):
         steps = 1
         if mode == "train":
             steps, self._num_steps = max(self._num_steps, 1), 0
-        if total["labels"] == 0:  # the summary at the end of training
+        if total["labels"] == total["skipped_rows"] == 0:  # the summary at the end of training
             return {}
-        logs = {"lm_loss": total["lm_loss"] / total["labels"]}
+        if total["labels"] == 0:
+            logger.warning(
+                f"All {total['skipped_rows']:.0f} rows since the last log were broken: nothing was trained."
+            )
+        logs = {"lm_loss": total["lm_loss"] / total["labels"]} if total["labels"] > 0 else {}
         counts = {"in_mask_mass": total["shown_regions"], "uniform_mass": total["shown_regions"]}
         counts |= {
             "sink_mass": total["absent_regions"],
@@ -297,6 +312,15 @@ class GuidedSFTTrainer(CheckpointMixin, HubMixin, SFTTrainer):
 def count_regions(batch: dict[str, torch.Tensor]) -> int:
     """The regions of a batch that guide: those with a mask (the collator drops those without a query)."""
     return int((batch["region_masks"] > 0).any(dim=-1).sum()) if "region_masks" in batch else 0
+
+
+def check_not_empty(dataset: Dataset | IterableDataset | None, name: str) -> None:
+    """Raises `ValueError` if a data set has no row."""
+    if dataset is None:
+        return
+    is_empty = next(iter(dataset), None) is None if isinstance(dataset, IterableDataset) else len(dataset) == 0
+    if is_empty:
+        raise ValueError(f"The {name} has no rows.")
 
 
 def undecoded_images(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:

@@ -71,11 +71,27 @@ def load_records(json_file: Path, images: Path, records_per_shard: int = 10_000)
     """
     A LLaVA-style file as a stream of rows that is never read whole. Records that cannot be trained on are left out, but
     images are not looked at: that is up to whoever reads them.
+
+    Raises:
+        ValueError: If none can be trained on.
     """
     source = Source(json_file, images)
+    check_records(source)
     num_lines = len(source.lines)
     ranges = [(n, min(n + records_per_shard, num_lines)) for n in range(0, num_lines, records_per_shard)]
     return IterableDataset.from_generator(_rows, features=FEATURES, gen_kwargs={"ranges": ranges, "source": source})
+
+
+def check_records(source: Source) -> None:
+    """Raises `ValueError` if no record of a file can be trained on. Reads it up to the first that can."""
+    first = None
+    for number in range(len(source.lines)):
+        try:
+            read_record(source.lines[number], number, source.images)
+            return
+        except Fault as fault:
+            first = first or f"none of its {len(source.lines)} records can be; line {number + 1}: {fault}"
+    raise ValueError(f"{source.json} has nothing to train on: {first or 'it is empty'}.")
 
 
 def _rows(ranges: list[tuple[int, int]], source: Source) -> Iterator[dict[str, Any]]:

@@ -72,6 +72,10 @@ class ModelArguments(PartsArguments):
         default=None, metadata={"help": "Checkpoint of the stage before (folder or Hub id)."}
     )
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of a Hub id."})
+    overwrite_output_dir: bool = field(
+        default=False,
+        metadata={"help": "Clear away another run's checkpoints in `--output_dir`, and begin."},
+    )
     attn_implementation: str = field(default="sdpa", metadata={"help": "Attention of the LLM's own layers."})
     variant: Variant = field(default="age-vlm", metadata={"help": "Which of the four final models is made."})
     vision_training: str | None = field(

@@ -13,7 +13,10 @@
 # limitations under the License.
 """Builds an AGE-VLM and its processor from a pretrained ConvNeXt and a pretrained LLaMA."""
 
-from transformers import AutoTokenizer
+from typing import Any
+
+from transformers import AutoTokenizer, GenerationConfig
+from transformers.utils import logging
 
 from modeling_agevlm import (
     AgeVlmForConditionalGeneration,
@@ -25,6 +28,8 @@ from modeling_agevlm.conversion import TEXT_HINT, loading, split_gguf, timm_conf
 from recipes.training.arguments import PartsArguments
 from trainers.turns import end_generation_with_turns, end_of_turn
 
+
+logger = logging.get_logger(__name__)
 
 # Tokens of an LLM's vocabulary that no text has trained, best first: to stand for an image, and to fill rows up.
 PLACEHOLDERS = ("<|image|>", "<|reserved_special_token_0|>")
@@ -78,4 +83,32 @@ def build(parts: PartsArguments) -> tuple[AgeVlmForConditionalGeneration, AgeVlm
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.eos_token_id = eos
     end_generation_with_turns(model.generation_config, processor)
+    mend_generation_config(model.generation_config, parts.text)
     return model, processor
+
+
+def mend_generation_config(config: GenerationConfig, name: str) -> None:
+    """
+    Unsets what keeps a generation config from being saved, and says so: mostly a temperature without `do_sample`, as older
+    chat models have it, which changes no answer.
+
+    Args:
+        config ([`~transformers.GenerationConfig`]): Changed in place.
+        name (`str`): Of the checkpoint that it comes from.
+    """
+    if is_valid(config.to_diff_dict()):
+        return
+    given, kept = config.to_diff_dict(), {}
+    while fitting := [key for key in given if is_valid(kept | {key: given[key]})]:
+        kept[fitting[0]] = given.pop(fitting[0])
+    for key in given:
+        setattr(config, key, None)
+    logger.warning(f"The generation config of {name} cannot be saved as it is; without {', '.join(given)} it can.")
+
+
+def is_valid(values: dict[str, Any]) -> bool:
+    try:
+        GenerationConfig(**values).validate(strict=True)
+    except (ValueError, TypeError):
+        return False
+    return True

@@ -13,6 +13,8 @@
 # limitations under the License.
 """Runs a stage: model, rows, training, saving."""
 
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,9 +31,21 @@ from recipes.answering.checkpoint import load_checkpoint
 from recipes.training.arguments import DataArguments, ModelArguments
 from recipes.training.data_sets import check_regions, load_rows
 from recipes.training.looks import Looks
-from recipes.training.parts import build
+from recipes.training.parts import build, mend_generation_config
 from recipes.training.record import card_template, run_record
+from recipes.training.resuming import (
+    check_finished,
+    check_same_run,
+    check_writable,
+    checkpoint_to_resume,
+    clear,
+    how_it_begins,
+)
 from trainers import GuidedSFTConfig, GuidedSFTTrainer, Stage, apply_stage, get_stage, lora_config, parameter_table
+from trainers.checkpointing import checkpoints_of
+
+
+GO_ON = "The checkpoint is saved; `--resume_from_checkpoint true` goes on from it."
 
 
 def load_model(arguments: ModelArguments, stage: Stage) -> tuple[PreTrainedModel, ProcessorMixin]:
@@ -50,7 +64,11 @@ def load_model(arguments: ModelArguments, stage: Stage) -> tuple[PreTrainedModel
             )
         return build(arguments)
     if Path(name).is_dir() and not (Path(name) / "config.json").exists():
-        raise ValueError(f"{name} is not a checkpoint folder: it has no config.json.")
+        unfinished = " It holds checkpoints of a stage that has not ended: go on with that first."
+        raise ValueError(
+            f"{name} is not a checkpoint folder: it has no config.json.{unfinished if checkpoints_of(name) else ''}"
+        )
+    check_finished(name)
     with loading(name):
         config, _ = AgeVlmConfig.get_config_dict(name, revision=arguments.model_revision)
         model_type = config.get("model_type")
@@ -63,6 +81,7 @@ def load_model(arguments: ModelArguments, stage: Stage) -> tuple[PreTrainedModel
         model, processor = load_checkpoint(
             name, arguments.model_revision, attn_implementation=arguments.attn_implementation, dtype="float32"
         )
+    mend_generation_config(model.generation_config, name)
     if model.config.training_stage != stage.number - 1:
         raise ValueError(
             f"Stage {stage.number} starts from a checkpoint of stage {stage.number - 1}, but {name} is one of stage "
@@ -134,10 +153,20 @@ def run_stage(
         stage = Stage(stage.number, arguments.vision_training, stage.language_model, stage.guided)
     if not stage.guided:
         training.guidance_weight = 0.0
+    record = run_record(number, arguments, data, training)
+    overwrite, start = arguments.overwrite_output_dir, arguments.model_name_or_path
+    if overwrite and start is not None and Path(start).resolve().parent == Path(training.output_dir).resolve():
+        raise ValueError(f"`--overwrite_output_dir` would clear away {start}, from which the stage starts.")
+    check_writable(training.output_dir)
+    checkpoint = checkpoint_to_resume(training.output_dir, training.resume_from_checkpoint, overwrite, record)
     set_seed(training.seed)  # of what is built anew
     model, processor = load_model(arguments, stage)
     if rows is None:
         rows = load_rows(data, stage, model.config.vision_config.image_size)
+    if isinstance(rows, Dataset):
+        record[-1]["rows"] = len(rows)
+        if checkpoint is not None:
+            check_same_run(checkpoint, record)
     check_regions(rows, stage, training.guidance_weight, model.config.text_config.attention_sink)
     apply_stage(model, stage)
     adapters = peft_config(model, arguments, stage)
@@ -149,7 +178,7 @@ def run_stage(
         processing_class=processor,
         peft_config=adapters,
         card_template=card_template(),
-        record=run_record(number, arguments, data, training),
+        record=record,
     )
     if augment is not None:
         trainer.data_collator = Augmenting(trainer.data_collator, augment)
@@ -163,9 +192,20 @@ def run_stage(
         trainer.add_callback(progress)
     elif trainer.accelerator.is_main_process:
         print(f"Stage {number} of {arguments.variant}\n{parameter_table(trainer.model)}", flush=True)
+        if str(training.resume_from_checkpoint or "false").lower() != "false":
+            print(how_it_begins(checkpoint, training), flush=True)
     if training.report_to:
         trainer.add_callback(Looks(trainer))
-    resume = training.resume_from_checkpoint
-    trainer.train(resume_from_checkpoint={"true": True, "True": True}.get(resume, resume))
+    trainer.accelerator.wait_for_everyone()  # all have seen what there is
+    if overwrite and training.should_save:
+        clear(training.output_dir)
+    trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    if trainer.is_preempted:
+        if trainer.accelerator.is_main_process:
+            print(
+                f"Told to end, after step {trainer.state.global_step} of {trainer.state.max_steps}. {GO_ON}",
+                flush=True,
+            )
+        sys.exit(128 + signal.SIGTERM)  # as a process that ends by it: not as one that has done its work
     trainer.save_final_model()
     return trainer

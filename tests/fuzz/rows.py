@@ -92,14 +92,11 @@ def run(data: bytes) -> str:
     if not isinstance(rows, list) or not rows:
         rows = [rows]
     stopping, skipping = collators()
-    try:
-        skipped = skipping(rows)
-    except BrokenRowError:
-        skipped = None
+    skipped = skipping(rows)
     try:
         batch = stopping(rows)
     except BrokenRowError:
-        assert skipped is None or skipped["skipped_rows"].sum() > 0
+        assert skipped["skipped_rows"].sum() + skipped["dropped_regions"].sum() > 0
         raise
     assert skipped["skipped_rows"].sum() == 0
     assert all((batch[key] == skipped[key]).all() for key in batch)

@@ -36,7 +36,7 @@ from testing_utils import (
     tiny_tokenizer,
 )
 
-from trainers import BrokenRowError, DataCollatorForGuidedVisionLanguageModeling
+from trainers import BrokenRowError, DataCollatorForGuidedVisionLanguageModeling, data_collator
 from trainers.data_collator import as_parts, message_text
 
 
@@ -738,7 +738,7 @@ BROKEN = {
         r"region 0: A mask is .* but its size is \[\]\.",
     ),
     "no field": (row(regions=[{"mask": rle(box_mask())}]), "region 0: it has no `image`"),
-    "negative run lengths": (row(regions=[damaged([-20, 5140])]), ".*-20"),
+    "negative run lengths": (row(regions=[damaged([-20, 5140])]), "region 0: .*-20"),
     "no user": (
         row() | {"messages": [{"role": "assistant", "content": "A cup."}]},
         "it has images, but no user message",
@@ -755,7 +755,11 @@ def test_broken_row_stops_and_is_named(name: str):
         collator()([row(), broken | {"id": "r7"}])
 
 
-@pytest.mark.parametrize("name", BROKEN)
+def is_of_regions(name: str) -> bool:
+    return "region" in BROKEN[name][1]
+
+
+@pytest.mark.parametrize("name", [name for name in BROKEN if not is_of_regions(name)])
 def test_broken_row_is_skipped_and_counted(name: str):
     collate = collator(broken_rows="skip")
     batch = collate([row("A?", "B."), BROKEN[name][0], row(regions=[region()])])
@@ -763,11 +767,88 @@ def test_broken_row_is_skipped_and_counted(name: str):
     assert [labelled(collate, batch, n).startswith(start) for n, start in enumerate(("B.", "Yes,"))] == [True, True]
 
 
-@pytest.mark.parametrize("broken", [None, "row", 3, [1], {}, {"messages": 3}, {"messages": [["A?"]]}])
-@pytest.mark.parametrize("broken_rows", ["stop", "skip"])
-def test_what_is_no_row_is_named(broken: Any, broken_rows: str):
-    with pytest.raises(BrokenRowError, match="Row 0 of the batch, which begins with .*, is broken: its? "):
-        collator(broken_rows=broken_rows)([broken])
+@pytest.mark.parametrize("name", [name for name in BROKEN if is_of_regions(name)])
+def test_regions_that_cannot_be_used_are_dropped_and_counted(name: str):
+    collate = collator(broken_rows="skip")
+    batch = collate([BROKEN[name][0], row(regions=[region()])])
+    assert batch["skipped_rows"].tolist() == [0, 0] and batch["dropped_regions"].tolist() == [1, 0]
+    assert labelled(collate, batch, 0) == labelled(collate, batch, 1)
+    sound = 1 if name == "phrase" else 0  # the first of its two
+    assert (batch["region_masks"] > 0).any(dim=-1).sum(dim=1).tolist() == [sound, 1]
+
+
+NO_ROWS = [None, "row", 3, [1], {}, {"messages": 3}, {"messages": [["A?"]]}]
+NO_ROWS += [{"messages": [{"role": "user"}], "id": "\ud800"}, {"messages": [{1: 2}]}]
+
+
+@pytest.mark.parametrize("broken", NO_ROWS)
+def test_what_is_no_row_is_named(broken: Any):
+    with pytest.raises(BrokenRowError, match="Row 0 of the batch.*, which begins with .*, is broken: its? ") as caught:
+        collator()([broken])
+    str(caught.value).encode()
+    assert collator(broken_rows="skip")([broken, row()])["skipped_rows"].tolist() == [1]
+
+
+class Unspeakable:
+    """A value that cannot even be shown."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError("not to be shown")
+
+
+def test_the_name_of_a_row_cannot_fail():
+    for broken in (Unspeakable(), {"id": Unspeakable(), "messages": Unspeakable()}):
+        with pytest.raises(BrokenRowError, match="of type Unspeakable"):
+            collator()([broken])
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("of a decoder"), MemoryError(), RecursionError("too deep"), KeyError(3)]
+)
+@pytest.mark.parametrize("part", ["read_image", "tokenizer", "_pixel_values"])
+def test_any_exception_is_its_rows(monkeypatch: pytest.MonkeyPatch, error: Exception, part: str):
+    """Of a decoder, a tokenizer or what makes pixels of pictures: the sound row trains, the other is named."""
+    collate = collator(broken_rows="skip")
+    original = {
+        "read_image": data_collator.read_image,
+        "tokenizer": type(collate.processor.tokenizer).__call__,
+        "_pixel_values": type(collate)._pixel_values,
+    }[part]
+
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        is_odd = {
+            "read_image": lambda: args[0] == "odd",
+            "tokenizer": lambda: "odd" in args[1],
+            "_pixel_values": lambda: any(image.size == (7, 7) for example in args[1] for image in example.images),
+        }[part]
+        if is_odd():
+            raise error
+        return original(*args, **kwargs)
+
+    target = {"read_image": data_collator, "tokenizer": type(collate.processor.tokenizer)}.get(part, type(collate))
+    monkeypatch.setattr(target, "__call__" if part == "tokenizer" else part, fail)
+    odd = row("How odd?", images=["odd"] if part == "read_image" else [picture(7, 7)], id="r7")
+    batch = collate([odd, row("A?", "B.")])
+    assert batch["skipped_rows"].tolist() == [1] and labelled(collate, batch, 0).startswith("B.")
+    with pytest.raises(
+        BrokenRowError, match=r"Row 1 of the batch \(id 'r7'\), which begins with 'How odd\?', is broken: "
+    ):
+        collator()([row("A?", "B."), odd])
+
+
+def test_a_picture_that_cannot_be_cropped_is_its_rows():
+    collate = DataCollatorForGuidedVisionLanguageModeling(tiny_processor(do_center_crop=True), broken_rows="skip")
+    thin = row(images=[picture(1, 3000)])
+    batch = collate([row("A?", "B."), thin, row()])
+    assert batch["skipped_rows"].tolist() == [1, 0] and batch["pixel_values"].shape[0] == 2
+    collate.broken_rows = "stop"
+    with pytest.raises(BrokenRowError, match="Row 1 of the batch, .*would cut all but"):
+        collate([row("A?", "B."), thin])
+
+
+def test_a_picture_that_cannot_be_read_is_named_by_its_file():
+    with pytest.raises(BrokenRowError, match=r"image 0, photos/3\.jpg, cannot be read"):
+        collator()([row(images=[{"bytes": b"no picture", "path": "photos/3.jpg"}])])
 
 
 def test_what_the_chat_template_refuses_is_a_broken_row():
@@ -782,16 +863,32 @@ def test_message_shows_the_first_words_of_the_row():
         collator()([row("Where is the dog?", images=["missing.png"])])
 
 
-def test_batch_of_broken_rows_stops_in_any_case():
-    with pytest.raises(BrokenRowError, match="missing.png"):
-        collator(broken_rows="skip")([row(images=["missing.png"]), row(images=["missing.png"])])
+@pytest.mark.parametrize("num_broken", [1, 3])
+def test_a_batch_of_broken_rows_is_skipped(num_broken: int):
+    batch = collator(broken_rows="skip")([row(images=["missing.png"])] * num_broken)
+    assert batch["skipped_rows"].tolist() == [num_broken] and batch["dropped_regions"].tolist() == [0]
+    assert (
+        batch["input_ids"].shape == (1, 2) and (batch["labels"] == -100).all() and (batch["attention_mask"] == 1).all()
+    )
+    assert not {"pixel_values", "region_masks"} & batch.keys()
 
 
-def test_batch_without_a_label_stops():
-    with pytest.raises(BrokenRowError, match=r"No row of the batch has a label: .* `max_length` \(5\)"):
-        collator(max_length=5)([row(), row()])
-    with pytest.raises(BrokenRowError, match="No row of the batch has a label"):
-        collator()([row() | {"messages": [{"role": "user", "content": "Hello"}]}])
+WITHOUT_LABELS = {
+    "cut off": row("Is there a cup? " * 10, "Yes.", regions=[region()]),
+    "no answer": row() | {"messages": [{"role": "user", "content": "Hello"}]},
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_LABELS)
+@pytest.mark.parametrize("others", [[], [row("A?", "B.")]])
+def test_a_row_without_a_label_is_broken(name: str, others: list[dict[str, Any]]):
+    collate = collator(max_length=40)
+    unlabelled = WITHOUT_LABELS[name]
+    with pytest.raises(BrokenRowError, match=r"Row 0 of the batch, .* it has no label: .* `max_length` \(40\)"):
+        collate([unlabelled, *others])
+    collate.broken_rows = "skip"
+    batch = collate([unlabelled, *others])
+    assert batch["skipped_rows"].tolist() == [1] and (batch["labels"] != -100).any() == bool(others)
 
 
 def test_max_length_leaves_no_trace_in_the_tokenizer(tmp_path):

@@ -19,6 +19,7 @@ Run as a script (`accelerate launch ... test_distributed.py folder ddp quick`), 
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -47,6 +48,7 @@ from testing_utils import (
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
+from transformers import TrainerCallback
 
 from modeling_agevlm import AgeVlmForConditionalGeneration
 from trainers import GuidedSFTConfig, GuidedSFTTrainer, apply_stage, get_stage
@@ -133,7 +135,23 @@ def is_quick(wrapper: str, stage: str, name: str) -> bool:
     return name in QUICK.get((wrapper, stage), [])
 
 
-def train(out: Path, case: Case, stage: str, processes: int, resume: bool | str = False, **arguments: Any):
+class Preempted(TrainerCallback):
+    """A scheduler that tells one process of two to end, in the middle of the first step."""
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if args.process_index == 1 and state.global_step == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def train(
+    out: Path,
+    case: Case,
+    stage: str,
+    processes: int,
+    resume: bool | str = False,
+    callback: type[TrainerCallback] | None = None,
+    **arguments: Any,
+):
     """Trains as one of so many processes, or alone on what they see together."""
     model = tiny_model(tie_word_embeddings=case.tied, text_config={"tie_word_embeddings": case.tied})
     apply_stage(model, STAGES[stage])
@@ -160,6 +178,7 @@ def train(out: Path, case: Case, stage: str, processes: int, resume: bool | str 
         processing_class=tiny_processor(),
         train_dataset=train_dataset,
         eval_dataset=dataset(rows) if case.evaluates else None,
+        callbacks=[callback] if callback else None,
     )
     trainer.train(resume_from_checkpoint=resume)
     if case.evaluates:
@@ -198,6 +217,14 @@ def main(out: Path, wrapper: str, speed: str) -> None:
         keep(train(out / "saved", case, "stage 4-LM", 2, **arguments), "uninterrupted")
         first = str(out / "saved/checkpoint-1")
         keep(train(out / "resumed", case, "stage 4-LM", 2, resume=first, **arguments), "resumed")
+        arguments |= {"save_strategy": "no", "enable_jit_checkpoint": True}
+        trainer = train(out / "preempted", case, "stage 4-LM", 2, callback=Preempted, **arguments)
+        assert trainer.is_preempted and trainer.state.global_step == 1
+        trainer = train(out / "preempted", case, "stage 4-LM", 2, resume=True, **arguments)
+        keep(trainer, "preempted")
+        if wrapper == "fsdp2":  # as many have it, and of which no model could be made
+            trainer.accelerator.state.fsdp_plugin.set_state_dict_type("SHARDED_STATE_DICT")
+        trainer.save_final_model()
     torch.distributed.barrier()
     os._exit(0)  # with the results written: gloo's threads now and then abort an interpreter that winds up
 
@@ -278,10 +305,20 @@ def test_checkpoint_of_two_processes_is_a_whole_model(tmp: Path, wrapper: str):
 
 
 @pytest.mark.parametrize("wrapper", ["ddp", "fsdp2"])
-def test_two_processes_resume(tmp: Path, wrapper: str):
+def test_final_model_of_two_processes_is_a_whole_model(tmp: Path, wrapper: str):
+    out = two_processes(tmp, wrapper, "quick")
+    expected, _ = torch.load(out / "preempted.pt")
+    model = AgeVlmForConditionalGeneration.from_pretrained(out / "preempted")
+    assert all(torch.equal(expected[name], parameter) for name, parameter in model.named_parameters())
+
+
+@pytest.mark.parametrize("name", ["resumed", "preempted"])
+@pytest.mark.parametrize("wrapper", ["ddp", "fsdp2"])
+def test_two_processes_resume(tmp: Path, wrapper: str, name: str):
+    """Also after one of them alone was told to end: both stop at the same step."""
     out = two_processes(tmp, wrapper, "quick")
     expected, expected_logs = torch.load(out / "uninterrupted.pt")
-    found, logs = torch.load(out / "resumed.pt")
+    found, logs = torch.load(out / f"{name}.pt")
     assert all(torch.equal(found[name], parameter) for name, parameter in expected.items())
     own = [{name: entry[name] for name in LOGGED if name in entry} for entry in expected_logs]
     assert [{name: entry[name] for name in LOGGED if name in entry} for entry in logs] == own

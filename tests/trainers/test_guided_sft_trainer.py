@@ -11,13 +11,15 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
+import contextlib
 import copy
 import gc
 import inspect
+import logging
 import math
 import re
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +116,17 @@ def make_trainer(
     )
 
 
+@contextlib.contextmanager
+def logs_of(caplog: pytest.LogCaptureFixture, name: str) -> Iterator[None]:
+    """Catches what a package logs."""
+    logger = logging.getLogger(name)
+    logger.addHandler(caplog.handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(caplog.handler)
+
+
 def logged(trainer: GuidedSFTTrainer, name: str) -> list[float]:
     return [logs[name] for logs in trainer.state.log_history if name in logs]
 
@@ -158,11 +171,16 @@ OVERRIDDEN = {
         "log",
     },
     CheckpointMixin: {
+        "_finalize_training",
+        "_get_dataloader",
         "_get_output_dir",
         "_init_training_state",
+        "_load_optimizer_and_scheduler",
         "_push_from_checkpoint",
         "_save",
         "_save_checkpoint",
+        "save_model",
+        "train",
     },
     HubMixin: {"_finish_current_push", "_push_from_checkpoint", "create_model_card", "push_to_hub"},
 }
@@ -616,6 +634,18 @@ def test_missing_column_is_refused(tmp_path: Path, column: str, which: str):
         make_trainer(tmp_path, **{which: dataset().remove_columns(column)})
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("which", ["train_dataset", "eval_dataset"])
+def test_a_data_set_without_rows_is_refused(tmp_path: Path, which: str, streaming: bool):
+    empty = dataset().select([])
+    empty = dataset().to_iterable_dataset().take(0) if streaming else empty
+    purpose = {"train_dataset": "to train on", "eval_dataset": "to evaluate on"}[which]
+    with pytest.raises(ValueError, match=f"^The data set {purpose} has no rows.$"):
+        make_trainer(tmp_path, **{which: empty})
+    with pytest.raises(ValueError, match="^The data set 'other' to evaluate on has no rows.$"):
+        make_trainer(tmp_path, eval_dataset={"one": dataset(), "other": empty})
+
+
 def broken_rows() -> Dataset:
     the_rows = rows()
     the_rows[2]["images"] = [{"bytes": b"not an image", "path": None}]
@@ -634,6 +664,33 @@ def test_broken_image_is_skipped_and_counted(tmp_path: Path):
     trainer.train()
     assert logged(trainer, "skipped_rows") == [1]
     assert logged(trainer, "lm_loss")[0] == up_to_rounding(expected["lm_loss"])
+
+
+def test_a_step_of_broken_rows_alone_trains_nothing_and_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    the_rows = rows()
+    the_rows[1]["images"] = [{"bytes": b"not an image", "path": None}]
+    model = tiny_model()
+    trainer = make_trainer(
+        tmp_path,
+        model,
+        dataset(the_rows[:3]),
+        lr=0.1,
+        broken_rows="skip",
+        per_device_train_batch_size=1,
+        max_steps=3,
+        train_sampling_strategy="sequential",
+        weight_decay=0.0,
+    )
+    states = []
+    model.model.register_forward_pre_hook(lambda *_: states.append(parameters_of(model)))
+    with logs_of(caplog, "trainers"):
+        trainer.train()
+    assert [entry["skipped_rows"] for entry in trainer.state.log_history[:3]] == [0, 1, 0]
+    assert logged(trainer, "loss")[1] == 0 and len(logged(trainer, "lm_loss")) == 2
+    moved = [any(not torch.equal(a[name], b[name]) for name in a) for a, b in zip(states, states[1:], strict=False)]
+    assert moved == [True, False]  # by the first step, not by the second
+    assert any((parameters_of(model)[name] != value).any() for name, value in states[2].items())
+    assert "All 1 rows since the last log were broken: nothing was trained." in caplog.text
 
 
 def test_dropped_regions_are_counted(tmp_path: Path):

@@ -14,6 +14,7 @@
 """Low-rank adapters on the LLM's self-attention, through [`GuidedSFTTrainer`] and peft."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -277,3 +278,29 @@ def test_adapters_need_whole_weights(tmp_path: Path, stage_3: Path, monkeypatch:
     monkeypatch.setattr("recipes.training.stage.is_deepspeed_zero3_enabled", lambda: True)
     with pytest.raises(ValueError, match="plain data parallelism"):
         run_stage(4, *arguments_of(tmp_path, stage_3))
+
+
+@pytest.mark.parametrize("name", ["activation_checkpointing_kwargs", "gradient_checkpointing_kwargs", None])
+def test_adapters_under_zero_3_are_refused_with_checkpointing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str | None
+):
+    """There TRL (1.16) turns reentrant checkpointing on, whose backward pass has no guidance."""
+    accelerate = GuidedSFTTrainer.create_accelerator_and_postprocess
+
+    def without_deepspeed(self: GuidedSFTTrainer) -> None:  # which is not installed
+        self.args.deepspeed_plugin = None
+        accelerate(self)
+
+    monkeypatch.setattr(GuidedSFTTrainer, "create_accelerator_and_postprocess", without_deepspeed)
+
+    def trainer(**arguments: Any) -> GuidedSFTTrainer:
+        args = GuidedSFTConfig(output_dir=str(tmp_path), **CPU | arguments)
+        args.deepspeed_plugin = SimpleNamespace(zero_stage=3)
+        config = lora_config(tiny_model(), STAGE_4)
+        return GuidedSFTTrainer(tiny_model(), args, None, dataset(), None, tiny_processor(), peft_config=config)
+
+    with pytest.raises(
+        ValueError, match="Reentrant .* drops the gradient of the guidance loss.* with PEFT under ZeRO-3"
+    ):
+        trainer(**{} if name is None else {name: {"use_reentrant": False}})
+    trainer(activation_checkpointing=False)

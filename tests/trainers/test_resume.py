@@ -30,14 +30,14 @@ import pytest
 import safetensors.torch
 import torch
 from datasets import Dataset, IterableDataset
-from test_guided_sft_trainer import dataset, make_trainer, parameters_of
+from test_guided_sft_trainer import dataset, logs_of, make_trainer, parameters_of
 from testing_utils import box_mask, picture, region, row, tiny_model
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import TrainerCallback
 
 from recipes.training.arguments import ModelArguments
 from recipes.training.stage import load_model
 from trainers import GuidedSFTTrainer, get_stage
-from trainers.checkpointing import UNFINISHED
+from trainers.checkpointing import UNFINISHED, last_checkpoint
 
 
 NUM_STEPS = 6
@@ -156,6 +156,92 @@ def test_completed_training_is_complete(tmp_path: Path, uninterrupted: Callable[
     assert_same_training(again, whole)
 
 
+# With other steps, without states, from what is no checkpoint
+
+
+def numbers_seen(out: Path, max_steps: int, resume: bool, accumulation: int, stop: int | None = None) -> list[int]:
+    """Which rows of a stream of 40, each a number, a training sees; two rows a step."""
+    rows = [row(f"Number {n}?", "Yes.", images=[]) for n in range(40)]
+    trainer = make_trainer(
+        out,
+        tiny_model(),
+        dataset(rows).to_iterable_dataset(),
+        max_steps=max_steps,
+        per_device_train_batch_size=2 // accumulation,
+        gradient_accumulation_steps=accumulation,
+    )
+    seen, compute_loss = [], trainer.compute_loss
+
+    def note(model: Any, inputs: dict[str, torch.Tensor], *args: Any, **kwargs: Any) -> Any:
+        for ids in inputs["input_ids"]:
+            seen.append(int(trainer.processing_class.tokenizer.decode(ids).split("Number ")[1].split("?")[0]))
+        return compute_loss(model, inputs, *args, **kwargs)
+
+    trainer.compute_loss = note
+    trainer.add_callback(StopAt(stop))
+    trainer.train(resume_from_checkpoint=resume)
+    return seen
+
+
+class StopAt(TrainerCallback):
+    def __init__(self, step: int | None) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_save = control.should_training_stop = (
+            state.global_step == self.step or control.should_training_stop
+        )
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "stop", "accumulation"),  # the last of each run: the same rows a step
+    [(10, 10, 4, (1, 1)), (10, 25, 9, (2, 1)), (25, 12, 4, (1, 2))],
+)
+def test_a_stream_goes_on_at_its_row_with_other_steps(
+    tmp_path: Path, first: int, then: int, stop: int, accumulation: tuple[int, int]
+):
+    assert numbers_seen(tmp_path, first, False, accumulation[0], stop) == [*range(2 * stop)]
+    expected = [n % 40 for n in range(2 * stop, 2 * then)]  # the second pass begins where the first has ended
+    seen = numbers_seen(tmp_path, then, True, accumulation[1], then - 1)
+    assert seen == expected[:-2]
+    assert numbers_seen(tmp_path, then, True, 1) == expected[-2:]
+
+
+def test_without_states_the_schedule_goes_on_and_it_is_said(
+    tmp_path: Path, uninterrupted: Callable[[str], GuidedSFTTrainer], caplog: pytest.LogCaptureFixture
+):
+    trainer_of(tmp_path, eight_rows(), save_only_model=True).train()
+    resumed = trainer_of(tmp_path / "resumed", eight_rows(), save_strategy="no")
+    with logs_of(caplog, "trainers"):
+        resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert "has no states of the optimizer (`save_only_model`)" in caplog.text
+    rates = [entry["learning_rate"] for entry in log_of(uninterrupted("map-style"))]
+    assert [entry["learning_rate"] for entry in log_of(resumed)] == rates[-len(log_of(resumed)) :]
+    caplog.clear()
+    with logs_of(caplog, "trainers"):
+        whole = uninterrupted("map-style")
+        again = trainer_of(tmp_path / "again", eight_rows(), save_strategy="no")
+        again.train(resume_from_checkpoint=str(Path(whole.args.output_dir) / "checkpoint-4"))
+    assert "states of the optimizer" not in caplog.text
+
+
+def test_what_is_not_complete_is_no_checkpoint(tmp_path: Path):
+    trainer_of(tmp_path, eight_rows(), save_steps=2).train()
+    (tmp_path / "checkpoint-6/trainer_state.json").unlink()
+    (tmp_path / "checkpoint-4/checkpoint-is-incomplete.txt").touch()  # transformers' mark
+    (tmp_path / "checkpoint-8.zip").touch()
+    (tmp_path / "checkpoint-last").mkdir()
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
+    again = trainer_of(tmp_path, eight_rows(), save_strategy="no")
+    for name in ("checkpoint-4", "checkpoint-6", "checkpoint-7"):
+        with pytest.raises(ValueError, match=f"{name} is no checkpoint to go on from"):
+            again.train(resume_from_checkpoint=str(tmp_path / name))
+    again.train(resume_from_checkpoint=True)
+    assert len(log_of(again)) == NUM_STEPS
+    with pytest.raises(ValueError, match="There is no complete checkpoint in"):
+        trainer_of(tmp_path / "new", eight_rows()).train(resume_from_checkpoint=True)
+
+
 # A checkpoint appears when it is complete
 
 
@@ -208,9 +294,10 @@ def test_checkpoints_over_the_limit_go_when_nothing_is_left_to_do(tmp_path: Path
 
 def train_and_save(out: str, resume: bool, save_total_limit: int | None) -> None:
     """What a training process does. (That of a recipe but for the model and the rows.)"""
-    trainer = trainer_of(Path(out), eight_rows(), save_total_limit=save_total_limit)
+    trainer = trainer_of(Path(out), eight_rows(), save_total_limit=save_total_limit, enable_jit_checkpoint=True)
     trainer.train(resume_from_checkpoint=resume)
-    trainer.save_final_model()
+    if not trainer.is_preempted:
+        trainer.save_final_model()
 
 
 def start(out: Path, resume: bool = False, save_total_limit: int | None = None) -> BaseProcess:
@@ -286,7 +373,7 @@ def result_of(out: Path) -> tuple[dict[str, torch.Tensor], list[dict]]:
 
 def assert_resumes(out: Path, step: int, limit: int | None, expected: tuple) -> None:
     """After a kill in checkpoint `step`: it goes on from a complete one and ends as if nothing had been."""
-    last = Path(get_last_checkpoint(str(out)))
+    last = last_checkpoint(out)
     assert last.name in (f"checkpoint-{step - 1}", f"checkpoint-{step}")
     assert (last / "trainer_state.json").exists()
     finish(start(out, resume=True, save_total_limit=limit))
@@ -315,6 +402,30 @@ def kills(tmp_path: Path, number: int, expected: tuple) -> Counter:
 
 def test_killed_in_a_checkpoint_resumes_from_the_one_before(tmp_path: Path, expected: tuple):
     assert sum(kills(tmp_path, 2, expected).values()) == 2
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.5])  # of the writing
+def test_killed_in_the_checkpoint_of_a_preemption(tmp_path: Path, expected: tuple, delay: float):
+    """As a scheduler does that grants too little time: from then on the one checkpoint is written, and no further step is done."""
+    process = start(tmp_path)
+    wait_for(process, lambda: is_writing(tmp_path, 3))
+    os.kill(process.pid, signal.SIGTERM)
+    wait_for(process, lambda: is_writing(tmp_path, 4))
+    time.sleep(delay * expected[2])
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert not (tmp_path / "config.json").exists() and not (tmp_path / "checkpoint-5").exists()
+    assert_resumes(tmp_path, 4, None, expected)
+
+
+def test_after_a_preemption_there_is_no_model(tmp_path: Path, expected: tuple):
+    process = start(tmp_path)
+    wait_for(process, lambda: is_writing(tmp_path, 3))
+    os.kill(process.pid, signal.SIGTERM)
+    finish(process)
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-4"
+    assert not (tmp_path / "config.json").exists()
+    assert_resumes(tmp_path, 4, None, expected)
 
 
 @pytest.mark.slow

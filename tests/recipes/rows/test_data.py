@@ -259,6 +259,20 @@ def test_rows_are_written_and_can_be_trained_on(dirty: Source, report: Report, t
             assert loaded[row["id"]] == row
 
 
+def test_a_file_with_nothing_to_train_on_is_refused(tmp_path: Path):
+    file = tmp_path / "data.jsonl"
+    file.write_text("\n".join(json.dumps(record(n, "nowhere.jpg")) for n in range(3)))
+    with pytest.raises(
+        ValueError, match="data.jsonl has nothing to train on: none of its 3 records can be; line 1: image missing"
+    ):
+        load_records(file, tmp_path)
+    file.write_text("")
+    with pytest.raises(ValueError, match="data.jsonl has nothing to train on: it is empty"):
+        load_records(file, tmp_path)
+    file.write_text("\n".join(map(json.dumps, [record(0, "nowhere.jpg"), record(1)])))
+    assert [row["id"] for row in load_records(file, tmp_path)] == ["r1"]
+
+
 def test_lengths_in_tokens(tmp_path: Path):
     (tmp_path / "images").mkdir()
     records = [record(n, None, turns("word " * n, "word " * n)) for n in range(1, 5)]
