@@ -30,6 +30,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from modeling_agevlm.image_reading_agevlm import read_image
 
+from .rows import as_row
 from .run_lengths import decode_rle, mask_size
 
 
@@ -220,6 +221,7 @@ class DataCollatorForGuidedVisionLanguageModeling:
         """One row to token ids, labels, pictures and regions. Raises `ValueError` or `OSError` if it is broken."""
         if not isinstance(row, dict):
             raise ValueError(f"it is of type {type(row).__name__}, not a dictionary")
+        row = as_row(row)
         for name in ("images", "regions"):
             if not isinstance(row.get(name) or [], (list, tuple)):
                 raise ValueError(f"its `{name}` are of type {type(row[name]).__name__}, not a list")

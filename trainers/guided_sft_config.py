@@ -52,6 +52,14 @@ class GuidedSFTConfig(SFTConfig):
         What a row with an unreadable image, a damaged mask or the like does: `"stop"` the training, or `"skip"` it
         and count it in the log.
 
+    > Parameters that control the evaluation
+
+    early_stopping_patience (`int`, *optional*):
+        After how many evaluations in a row without a better `metric_for_best_model` the training ends. It takes
+        `load_best_model_at_end`, so that what is saved in the end is the best.
+    early_stopping_threshold (`float`, *optional*, defaults to `0.0`):
+        By how much the metric has to be better to count.
+
     > [!NOTE]
     > These parameters have default values different from [`trl.SFTConfig`]:
     > - `learning_rate`: Defaults to `1e-5` instead of `2e-5`.
@@ -121,6 +129,13 @@ class GuidedSFTConfig(SFTConfig):
         default="stop",
         metadata={"help": "Whether a broken row stops the training or is skipped.", "choices": ["stop", "skip"]},
     )
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={"help": "Evaluations in a row without a better `--metric_for_best_model` that end the training."},
+    )
+    early_stopping_threshold: float = field(
+        default=0.0, metadata={"help": "By how much the metric has to be better to count."}
+    )
 
     def __post_init__(self):
         if self.bf16 is None and not self.fp16:
@@ -133,6 +148,13 @@ class GuidedSFTConfig(SFTConfig):
             choices = self.__dataclass_fields__[name].metadata["choices"]
             if getattr(self, name) not in choices:
                 raise ValueError(f"`{name}` has to be one of {choices}, but is {getattr(self, name)!r}.")
+        if self.early_stopping_patience is not None and not self.load_best_model_at_end:
+            raise ValueError(
+                "`early_stopping_patience` needs `load_best_model_at_end=True`, with evaluations (`eval_strategy`) that fall "
+                "on the checkpoints (`save_strategy`): what is saved in the end is then the best, not the last."
+            )
+        if self.early_stopping_threshold != 0.0 and self.early_stopping_patience is None:
+            raise ValueError("`early_stopping_threshold` does nothing without `early_stopping_patience`.")
         if self.guidance_weight < 0:
             raise ValueError(f"`guidance_weight` must not be negative, but is {self.guidance_weight}.")
         if not self.assistant_only_loss:

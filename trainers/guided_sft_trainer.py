@@ -18,18 +18,27 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from datasets import Dataset, Image, IterableDataset, List
+from datasets import Dataset, IterableDataset
 from peft import PeftModel
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+from torch.utils.data import DataLoader, Sampler
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    EarlyStoppingCallback,
+    PreTrainedModel,
+    ProcessorMixin,
+)
 from trl import SFTTrainer
 
 from .checkpointing import CheckpointMixin
 from .data_collator import DataCollatorForGuidedVisionLanguageModeling
+from .evaluation import EvaluationMixin, likeliest_tokens
 from .guidance import GuidanceLoss, guidance_loss, guidance_loss_from_mass
 from .guided_sft_config import GuidedSFTConfig
 from .hub import HubMixin
+from .rows import COLUMNS, check_columns, has_transform, undecoded
 from .stages import count_parameters
 
 
@@ -49,7 +58,7 @@ SUMS = (
 )
 
 
-class GuidedSFTTrainer(CheckpointMixin, HubMixin, SFTTrainer):
+class GuidedSFTTrainer(CheckpointMixin, EvaluationMixin, HubMixin, SFTTrainer):
     """
     Trains an [`AgeVlmForConditionalGeneration`] with the language modeling loss plus `guidance_weight` times the
     guidance loss.
@@ -78,7 +87,9 @@ class GuidedSFTTrainer(CheckpointMixin, HubMixin, SFTTrainer):
         processing_class ([`AgeVlmProcessor`], *optional*): The processor, if not that of the model's checkpoint.
         card_template (`str`, *optional*): Text of `model_card.md`, for the README.md. Without it, TRL's.
         record (`list[dict]`, *optional*): What each stage up to this one was; saved with every checkpoint.
-        kwargs: Passed to [`trl.SFTTrainer`].
+        kwargs:
+            Passed to [`trl.SFTTrainer`]. Without `preprocess_logits_for_metrics`, the `predictions` that `predict` returns and
+            `compute_metrics` gets are the likeliest tokens ([`likeliest_tokens`]) instead of the logits.
     """
 
     _tag_names = ["trl", "sft", "age-vlm"]
@@ -107,7 +118,14 @@ class GuidedSFTTrainer(CheckpointMixin, HubMixin, SFTTrainer):
         record: list[dict[str, Any]] | None = None,
         **kwargs: Any,
     ) -> None:
-        if args.push_to_hub and (kwargs.get("peft_config") is not None or isinstance(model, PeftModel)):
+        has_adapters = kwargs.get("peft_config") is not None or isinstance(model, PeftModel)
+        if has_adapters and args.activation_checkpointing and getattr(args.deepspeed_plugin, "zero_stage", 0) == 3:
+            # TRL (1.16) would set `use_reentrant`, which silently drops the gradient of the guidance loss.
+            raise ValueError(
+                "Adapters under ZeRO-3 would be trained with reentrant activation checkpointing, which drops the gradient of "
+                "the guidance loss. Set `activation_checkpointing=False`, or use ZeRO-2."
+            )
+        if args.push_to_hub and has_adapters:
             raise ValueError(
                 "`push_to_hub` would put up adapters that do not load by themselves. Train without it, and push the merged "
                 "model with `recipes/push.py`."
@@ -124,6 +142,7 @@ class GuidedSFTTrainer(CheckpointMixin, HubMixin, SFTTrainer):
                 setattr(text_config, name, getattr(args, name))
         text_config.validate()
         layers = text_config.cross_attention_layers
+        self._reads_rows = data_collator is None
         self._parameter_counts = count_parameters(((n, p.numel()) for n, p in model.named_parameters()), layers)
         if data_collator is None:
             data_collator = DataCollatorForGuidedVisionLanguageModeling(
@@ -136,12 +155,18 @@ class GuidedSFTTrainer(CheckpointMixin, HubMixin, SFTTrainer):
                 pad_to_multiple_of=args.pad_to_multiple_of,
                 attention_sink=text_config.attention_sink,
             )
+            for dataset in (
+                train_dataset,
+                *(eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]),
+            ):
+                if dataset is not None:
+                    check_columns(dataset)
             if train_dataset is not None:
-                train_dataset = undecoded_images(train_dataset)
-            if isinstance(eval_dataset, dict):
-                eval_dataset = {name: undecoded_images(dataset) for name, dataset in eval_dataset.items()}
-            elif eval_dataset is not None:
-                eval_dataset = undecoded_images(eval_dataset)
+                train_dataset = undecoded(train_dataset)  # TRL looks at its first row
+        if args.early_stopping_patience is not None:
+            early = EarlyStoppingCallback(args.early_stopping_patience, args.early_stopping_threshold)
+            kwargs["callbacks"] = [*(kwargs.get("callbacks") or []), early]
+            args.restore_callback_states_from_checkpoint = True  # a resumed training has as little patience left
         # The collator makes the labels. TRL would want `{% generation %}` in the chat template, which few LLMs' have.
         args.assistant_only_loss = False
         try:
@@ -152,10 +177,11 @@ class GuidedSFTTrainer(CheckpointMixin, HubMixin, SFTTrainer):
                 train_dataset=train_dataset,
                 eval_dataset=eval_dataset,
                 processing_class=processing_class,
-                **kwargs,
+                **{"preprocess_logits_for_metrics": likeliest_tokens} | kwargs,
             )
         finally:
             args.assistant_only_loss = True
+        self.check_best_metric()
         self._num_regions: torch.Tensor | None = None
         self._sums = {mode: torch.zeros(len(SUMS), device=self.accelerator.device) for mode in ("train", "eval")}
         self._num_steps = 0
@@ -179,7 +205,41 @@ class GuidedSFTTrainer(CheckpointMixin, HubMixin, SFTTrainer):
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
             super()._set_signature_columns_if_needed()
-            self._signature_columns += ["regions", "id", self.args.length_column_name]
+            columns = [*self._signature_columns, *COLUMNS, self.args.length_column_name]
+            self._signature_columns = list(dict.fromkeys(columns))
+
+    def _prepare_dataset(
+        self,
+        dataset: Dataset | IterableDataset,
+        processing_class: ProcessorMixin,
+        args: GuidedSFTConfig,
+        packing: bool,
+        formatting_func: Callable[[dict], str] | None,
+        dataset_name: str,
+    ) -> Dataset | IterableDataset:
+        """As it is: the collator reads rows without pictures, too, which TRL would tokenize."""
+        return dataset
+
+    def _get_dataloader(
+        self,
+        dataset: Dataset | IterableDataset,
+        description: str,
+        batch_size: int,
+        sampler_fn: Callable[[Dataset], Sampler] | None = None,
+        is_training: bool = False,
+        dataloader_key: str | None = None,
+    ) -> DataLoader:
+        """Also leaves the pictures to the collator, whichever data set it is."""
+        if self._reads_rows:
+            check_columns(dataset)
+            dataset = undecoded(dataset)
+        return super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, dataloader_key)
+
+    def _remove_unused_columns(
+        self, dataset: Dataset | IterableDataset, description: str | None = None
+    ) -> Dataset | IterableDataset:
+        """Leaves the columns that a transform reads, whatever they are called."""
+        return dataset if has_transform(dataset) else super()._remove_unused_columns(dataset, description)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Every weight but norms, biases and timm's layer scales."""
@@ -267,12 +327,12 @@ class GuidedSFTTrainer(CheckpointMixin, HubMixin, SFTTrainer):
         self._sums[mode] += self.accelerator.reduce(local, reduction="sum")
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        mode = "train" if self.model.training else "eval"
-        logs.update(self._log_guidance(mode))
+        if self.model.training:
+            logs.update(self._means("train"))
         super().log(logs, start_time)
 
-    def _log_guidance(self, mode: str) -> dict[str, float]:
-        """Means over everything since the last log, on all processes."""
+    def _means(self, mode: str) -> dict[str, float]:
+        """Means over everything since the last time, on all processes."""
         total = dict(zip(SUMS, self._sums[mode].tolist(), strict=True))
         self._sums[mode].zero_()
         steps = 1
@@ -289,28 +349,9 @@ class GuidedSFTTrainer(CheckpointMixin, HubMixin, SFTTrainer):
         logs |= {name: total[name] / count for name, count in counts.items() if count > 0}
         for name in ("guided_rows", "dropped_regions", "skipped_rows"):
             logs[name] = total[name] / steps
-        return {f"eval_{name}" if mode == "eval" else name: value for name, value in logs.items()}
+        return logs
 
 
 def count_regions(batch: dict[str, torch.Tensor]) -> int:
     """The regions of a batch that guide: those with a mask (the collator drops those without a query)."""
     return int((batch["region_masks"] > 0).any(dim=-1).sum()) if "region_masks" in batch else 0
-
-
-def undecoded_images(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
-    """
-    The data set with its pictures left as bytes. The collator reads them, and so can name the row of one that is
-    broken.
-
-    Raises:
-        ValueError: If there is no column `messages` or `images`.
-    """
-    if dataset.features is None:
-        return dataset
-    missing = {"images", "messages"} - set(dataset.features)
-    if missing:
-        raise ValueError(
-            f"The data set has the columns {sorted(dataset.features)}, but lacks {sorted(missing)}. A row is "
-            '{"images": [image, ...], "messages": [{"role": ..., "content": ...}, ...]}, and may have "regions".'
-        )
-    return dataset.cast_column("images", List(Image(decode=False)))

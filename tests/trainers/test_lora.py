@@ -14,6 +14,7 @@
 """Low-rank adapters on the LLM's self-attention, through [`GuidedSFTTrainer`] and peft."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -277,3 +278,17 @@ def test_adapters_need_whole_weights(tmp_path: Path, stage_3: Path, monkeypatch:
     monkeypatch.setattr("recipes.training.stage.is_deepspeed_zero3_enabled", lambda: True)
     with pytest.raises(ValueError, match="plain data parallelism"):
         run_stage(4, *arguments_of(tmp_path, stage_3))
+
+
+def test_adapters_under_zero_3_would_be_checkpointed_reentrantly(tmp_path: Path):
+    model = tiny_model()
+    args = GuidedSFTConfig(output_dir=str(tmp_path), **CPU)
+    args.deepspeed_plugin = SimpleNamespace(zero_stage=3)
+    with pytest.raises(ValueError, match="reentrant activation checkpointing.* Set `activation_checkpointing=False`"):
+        GuidedSFTTrainer(
+            model,
+            args,
+            train_dataset=dataset(),
+            processing_class=tiny_processor(),
+            peft_config=lora_config(model, STAGE_4),
+        )
