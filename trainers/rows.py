@@ -61,9 +61,10 @@ def as_turns(value: Any, role: str) -> Sequence[Any]:
 
 def as_message(message: Any) -> Any:
     """A message of ShareGPT's kind as one of ours; any other stays as it is."""
-    if not isinstance(message, dict) or "role" in message or not {"from", "value"} <= message.keys():
+    speaker = message.get("from") if isinstance(message, dict) and "role" not in message else None
+    if not isinstance(speaker, str) or "value" not in message:
         return message
-    return {"role": ROLES.get(message["from"], message["from"]), "content": message["value"]}
+    return {"role": ROLES.get(speaker, speaker), "content": message["value"]}
 
 
 def pictures_of(messages: Any) -> list[Any]:
