@@ -19,6 +19,24 @@ import torch
 from trl import SFTConfig
 
 
+# What TRL and transformers have for other data or other models, and why it would do nothing here
+UNUSED = dict.fromkeys(
+    ("dataset_text_field", "dataset_kwargs", "dataset_num_proc", "label_names"),
+    "rows are read as they are when they are needed",
+)
+UNUSED |= dict.fromkeys(("packing", "packing_strategy", "eval_packing", "padding_free"), "rows are not packed")
+UNUSED |= {
+    "shuffle_dataset": "data sets are shuffled in every epoch; a stream shuffles itself (`shuffle` of `datasets`)",
+    "truncation_mode": "rows are cut at the end",
+    "completion_only_loss": "only the assistant's words are labels",
+    "pad_token": "the processor's tokenizer has one",
+    "model_init_kwargs": "load the model before",
+    "use_liger_kernel": "Liger has no kernels for this model",
+    "liger_kernel_config": "Liger has no kernels for this model",
+    "router_aux_loss_coef": "the model has no experts",
+}
+
+
 @dataclass
 class GuidedSFTConfig(SFTConfig):
     """
@@ -143,6 +161,9 @@ class GuidedSFTConfig(SFTConfig):
         # TRL (1.16) turns it on by its old name, of which transformers (5.24) warns.
         if self.activation_checkpointing is None:
             self.activation_checkpointing = self.gradient_checkpointing
+        for name, reason in UNUSED.items():
+            if getattr(self, name) != self.__dataclass_fields__[name].default:
+                raise ValueError(f"`{name}` does nothing here: {reason}. Leave it out.")
         super().__post_init__()
         for name in ("guidance_normalization", "guidance_query", "guidance_level", "mask_downsampling", "broken_rows"):
             choices = self.__dataclass_fields__[name].metadata["choices"]

@@ -38,7 +38,7 @@ from .evaluation import EvaluationMixin, likeliest_tokens
 from .guidance import GuidanceLoss, guidance_loss, guidance_loss_from_mass
 from .guided_sft_config import GuidedSFTConfig
 from .hub import HubMixin
-from .rows import COLUMNS, check_columns, has_transform, undecoded
+from .rows import COLUMNS, check_columns, has_transform, undecoded, with_lengths
 from .stages import count_parameters
 
 
@@ -56,6 +56,8 @@ SUMS = (
     "dropped_regions",
     "skipped_rows",
 )
+
+BY_LENGTH = ("group_by_length", "batch_rebalance")  # of `train_sampling_strategy`
 
 
 class GuidedSFTTrainer(CheckpointMixin, EvaluationMixin, HubMixin, SFTTrainer):
@@ -167,6 +169,13 @@ class GuidedSFTTrainer(CheckpointMixin, EvaluationMixin, HubMixin, SFTTrainer):
             early = EarlyStoppingCallback(args.early_stopping_patience, args.early_stopping_threshold)
             kwargs["callbacks"] = [*(kwargs.get("callbacks") or []), early]
             args.restore_callback_states_from_checkpoint = True  # a resumed training has as little patience left
+        if args.train_sampling_strategy in BY_LENGTH and (
+            not isinstance(train_dataset, Dataset) or has_transform(train_dataset)
+        ):
+            raise ValueError(
+                f"`train_sampling_strategy={args.train_sampling_strategy!r}` needs rows whose lengths are known before: a data "
+                "set that is neither a stream nor made by a transform."
+            )
         # The collator makes the labels. TRL would want `{% generation %}` in the chat template, which few LLMs' have.
         args.assistant_only_loss = False
         try:
@@ -234,6 +243,19 @@ class GuidedSFTTrainer(CheckpointMixin, EvaluationMixin, HubMixin, SFTTrainer):
             check_columns(dataset)
             dataset = undecoded(dataset)
         return super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, dataloader_key)
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        return super()._get_train_sampler(self._with_lengths(dataset))
+
+    def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler | None:
+        return super()._get_eval_sampler(self._with_lengths(eval_dataset))
+
+    def _with_lengths(self, dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
+        """What a sampler that goes by length looks at. transformers (5.24) finds lengths in a column, or of tokenized rows."""
+        if self.args.train_sampling_strategy not in BY_LENGTH or not isinstance(dataset, Dataset):
+            return dataset
+        return with_lengths(dataset, self.args.length_column_name)
 
     def _remove_unused_columns(
         self, dataset: Dataset | IterableDataset, description: str | None = None

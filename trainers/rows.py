@@ -78,6 +78,25 @@ def pictures_of(messages: Any) -> list[Any]:
     ]
 
 
+def num_characters(row: dict[str, Any]) -> int:
+    """Of the words of a row: about how long it is."""
+    messages = as_row(row)["messages"]
+    contents = [m.get("content") for m in messages if isinstance(m, dict)] if isinstance(messages, list) else []
+    parts = [part for content in contents for part in (content if isinstance(content, (list, tuple)) else [content])]
+    return sum(len(str(part.get("text") or "") if isinstance(part, dict) else str(part)) for part in parts)
+
+
+def with_lengths(dataset: Dataset, column: str) -> Dataset:
+    """
+    A data set with its lengths in a column, which is that of before or made of the rows' characters. Of what is made, the
+    pictures are left out: it tells how long rows are, no more.
+    """
+    if column in dataset.column_names:
+        return dataset
+    chats = dataset.select_columns([name for names in CHATS for name in names if name in dataset.column_names])
+    return chats.add_column(column, [num_characters(row) for row in chats])
+
+
 def has_transform(dataset: Dataset | IterableDataset) -> bool:
     """Whether rows are what a function makes of the columns (`with_transform`), so that the columns say nothing of them."""
     return isinstance(dataset, Dataset) and dataset.format["type"] == "custom"

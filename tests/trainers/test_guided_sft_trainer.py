@@ -153,6 +153,8 @@ def independent(
 OVERRIDDEN = {
     GuidedSFTTrainer: {
         "_get_dataloader",
+        "_get_eval_sampler",
+        "_get_train_sampler",
         "_prepare_dataset",
         "_remove_unused_columns",
         "_set_signature_columns_if_needed",
@@ -600,6 +602,13 @@ def test_reentrant_checkpointing_is_refused(tmp_path: Path, name: str):
         ("guidance_query", "caption", "`guidance_query` has to be one of .* but is 'caption'"),
         ("broken_rows", "ignore", "`broken_rows` has to be one of .* but is 'ignore'"),
         ("guidance_weight", -1.0, "`guidance_weight` must not be negative, but is -1.0"),
+        ("packing", True, "`packing` does nothing here: rows are not packed"),
+        ("dataset_text_field", "words", "`dataset_text_field` does nothing here"),
+        (
+            "completion_only_loss",
+            False,
+            "`completion_only_loss` does nothing here: only the assistant's words are labels",
+        ),
         ("assistant_only_loss", False, "`assistant_only_loss=False` is not supported"),
     ],
 )

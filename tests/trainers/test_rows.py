@@ -22,7 +22,7 @@ from datasets import Dataset, Image, List, load_from_disk
 from test_guided_sft_trainer import logged, make_trainer
 from testing_utils import picture, row
 
-from trainers.rows import as_row, undecoded
+from trainers.rows import as_row, num_characters, undecoded, with_lengths
 
 
 QUESTION, ANSWER = "Is there a cup?", "Yes, a red cup."
@@ -113,3 +113,37 @@ def test_pictures_are_left_without_writing_them_anew(tmp_path: Path):
         assert set(changed[0]["images"][0]) == set(changed[0]["image"]) == {"bytes", "path"}
     assert next(iter(undecoded(rows.to_iterable_dataset())))["images"][0].keys() == {"bytes", "path"}
     assert rows[0]["images"][0].size == picture().size  # the data set that was given is as it was
+
+
+@pytest.mark.parametrize(
+    "shape", ["messages", "parts", "ShareGPT", "prompt and completion", "plain prompt and completion"]
+)
+def test_lengths_are_those_of_the_words(shape: str):
+    assert num_characters(SHAPES[shape]) == len(QUESTION) + len(ANSWER)
+    rows = Dataset.from_list([SHAPES[shape]])
+    assert with_lengths(rows, "length")["length"][:] == [len(QUESTION) + len(ANSWER)]
+    assert with_lengths(rows.add_column("length", [3]), "length")["length"][:] == [3]
+
+
+@pytest.mark.parametrize("strategy", ["group_by_length", "batch_rebalance"])
+def test_rows_are_grouped_by_length_without_a_column(folder: Path, strategy: str):
+    rows = Dataset.from_list([row(QUESTION, "Yes. " * n) for n in [5, 1] * 32])
+    arguments = {"train_sampling_strategy": strategy, "per_device_train_batch_size": 2, "max_steps": 4}
+    trainer = make_trainer(folder / "out", train_dataset=rows, **arguments)
+    trainer.train()
+    assert trainer.state.global_step == 4
+    if strategy == "group_by_length":
+        sampled = list(trainer._get_train_sampler(rows))
+        assert sorted(sampled) == list(range(64))
+        batches = [{n % 2 for n in sampled[start : start + 2]} for start in range(2, 64, 2)]
+        assert sum(len(batch) == 1 for batch in batches) > 25  # of 31: at random, half
+
+
+@pytest.mark.parametrize("kind", ["stream", "transform"])
+def test_lengths_that_are_not_known_are_refused(folder: Path, kind: str):
+    rows = Dataset.from_list([SHAPES["messages"]])
+    rows = rows.to_iterable_dataset() if kind == "stream" else rows.with_transform(lambda batch: batch)
+    with pytest.raises(
+        ValueError, match="`train_sampling_strategy='group_by_length'` needs rows whose lengths are known"
+    ):
+        make_trainer(folder / "out", train_dataset=rows, train_sampling_strategy="group_by_length")
