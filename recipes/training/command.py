@@ -48,11 +48,11 @@ def main(number: int, description: str, **defaults) -> None:
     parser = TrlParser((ModelArguments, DataArguments, GuidedSFTConfig))
     parser.set_defaults(**defaults)
     with one_sentence():
-        given = given_options(TrlParser((ModelArguments, DataArguments, GuidedSFTConfig)), sys.argv[1:])
         try:
             arguments, data, training = parser.parse_args_and_config()
         except (ValueError, OSError, ImportError) as error:  # transformers' and TRL's classes look at their fields
             raise ValueError(" ".join(str(error).split())) from error
+        given = given_options(TrlParser((ModelArguments, DataArguments, GuidedSFTConfig)), sys.argv[1:])
         run_stage(number, arguments, data, training, given=given)
 
 
