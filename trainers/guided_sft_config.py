@@ -180,6 +180,8 @@ class GuidedSFTConfig(SFTConfig):
             raise ValueError(f"`guidance_weight` must not be negative, but is {self.guidance_weight}.")
         if not self.assistant_only_loss:
             raise ValueError("`assistant_only_loss=False` is not supported: only the assistant's words are labels.")
+        if self.activation_checkpointing_kwargs:  # where it is left out, PyTorch (2.14) takes it for true
+            self.activation_checkpointing_kwargs = {"use_reentrant": False, **self.activation_checkpointing_kwargs}
         if self.activation_checkpointing and (self.activation_checkpointing_kwargs or {}).get("use_reentrant"):
             raise ValueError(
                 "Reentrant activation checkpointing silently drops the gradient of the guidance loss. Leave "

@@ -188,6 +188,8 @@ class GuidedSFTTrainer(CheckpointMixin, EvaluationMixin, HubMixin, SFTTrainer):
                 processing_class=processing_class,
                 **{"preprocess_logits_for_metrics": likeliest_tokens} | kwargs,
             )
+        except StopIteration:  # TRL looks at the first row
+            raise ValueError("The data set has no row to train on.") from None
         finally:
             args.assistant_only_loss = True
         self.check_best_metric()

@@ -29,7 +29,7 @@ LORA = ("lora_r", "lora_alpha", "lora_dropout")
 # Of the trainer's, what says how and how often rows are evaluated
 EVALUATION = ("eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "per_device_eval_batch_size", "do_eval")
 EVALUATION += ("load_best_model_at_end", "metric_for_best_model", "greater_is_better")
-EVALUATION += ("early_stopping_patience", "early_stopping_threshold", "bf16_full_eval", "fp16_full_eval")
+EVALUATION += ("early_stopping_patience", "early_stopping_threshold")
 PREDICTIONS = ("prediction_loss_only", "include_for_metrics", "batch_eval_metrics", "eval_do_concat_batches")
 PREDICTIONS += ("eval_use_gather_object", "eval_accumulation_steps")
 
@@ -40,7 +40,10 @@ def idle_options(
     """Options that do nothing where the others are as they are, and why."""
     names = [data.dataset_name, data.masks_name, *(data.eval_dataset_name or [])]
     yield PREDICTIONS, "they are of metrics that are computed of predictions, which a stage has none of"
+    # It would leave the weights so, and nothing after that save what was trained.
+    yield ("bf16_full_eval", "fp16_full_eval"), "a stage evaluates the weights that it trains (see `--bf16`)"
     yield ("do_train", "do_predict"), "a stage trains, and is evaluated where `--eval_dataset_name` says on what"
+    yield ("remove_unused_columns",), "a stage has no use for other columns"
     yield ("trust_remote_code",), "a stage runs no code of a checkpoint"
     if arguments.model_name_or_path is None:
         yield ("model_revision",), "there is no `--model_name_or_path` that it would be of"

@@ -595,6 +595,12 @@ def test_reentrant_checkpointing_is_refused(tmp_path: Path, name: str):
     assert not GuidedSFTConfig(output_dir=str(tmp_path), use_cpu=True, **{name: False}).activation_checkpointing
 
 
+def test_checkpointing_is_not_reentrant_with_other_arguments(tmp_path: Path):
+    trainer = make_trainer(tmp_path, activation_checkpointing_kwargs={"preserve_rng_state": False})
+    trainer.train()  # by the guided maps, which a reentrant one does not take
+    assert trainer.args.activation_checkpointing_kwargs == {"use_reentrant": False, "preserve_rng_state": False}
+
+
 @pytest.mark.parametrize(
     ("argument", "value", "message"),
     [

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from datasets import Dataset, Image, List, load_from_disk
+from datasets import Dataset, Image, IterableDataset, List, load_from_disk
 from test_guided_sft_trainer import logged, make_trainer
 from testing_utils import picture, row
 
@@ -147,3 +147,11 @@ def test_lengths_that_are_not_known_are_refused(folder: Path, kind: str):
         ValueError, match="`train_sampling_strategy='group_by_length'` needs rows whose lengths are known"
     ):
         make_trainer(folder / "out", train_dataset=rows, train_sampling_strategy="group_by_length")
+
+
+@pytest.mark.parametrize("kind", ["map-style", "stream"])
+def test_a_data_set_without_rows_is_a_sentence(folder: Path, kind: str):
+    rows = Dataset.from_list([SHAPES["messages"]]).select([])
+    rows = IterableDataset.from_generator(lambda: iter(())) if kind == "stream" else rows
+    with pytest.raises(ValueError, match="^The data set has no row to train on.$"):
+        make_trainer(folder / "out", train_dataset=rows)
