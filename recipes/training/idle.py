@@ -21,6 +21,7 @@ from typing import Any
 from transformers import PreTrainedModel, ProcessorMixin
 
 from recipes.training.arguments import DataArguments, ModelArguments, PartsArguments
+from recipes.training.record import public_name
 from trainers import GuidedSFTConfig, Stage
 
 
@@ -112,7 +113,8 @@ def check_parts(
     }
     for name in PARTS:
         value = getattr(arguments, name)
-        if name in given and (name not in known or value != known[name]):
+        same = public_name(value) if name in built_from else value  # as the record has it
+        if name in given and (name not in known or same != known[name]):
             has = f", which has {known[name]}" if name in known else ""
             raise ValueError(
                 f"`--{name} {value}` is for building a model, but this one is there: {arguments.model_name_or_path}{has}. Leave "

@@ -24,6 +24,7 @@ from test_data_sets import CHAT, SHAPES, write
 from testing_utils import picture, tiny_model, tiny_processor
 
 from recipes.training.arguments import DataArguments, ModelArguments
+from recipes.training.idle import check_parts
 from recipes.training.record import read_record
 from recipes.training.stage import chosen_variant, run_stage
 from trainers import GuidedSFTConfig, GuidedSFTTrainer
@@ -123,6 +124,17 @@ def test_a_variant_that_does_not_fit_is_said(
     entries = [{"stage": stage, "variant": name} for stage, name in record]
     assert chosen_variant(4, ModelArguments(model_name_or_path="it", variant=variant), entries) == chosen
     assert (said is None) == (not warnings) and (said or "") in "".join(warnings)
+
+
+def test_parts_that_the_checkpoint_has_may_be_said(tmp_path: Path):
+    model, processor = tiny_model(), tiny_processor()
+    same = {"image_size": 96, "cross_attention_layers": [1, 3], "do_pad": False, "vision": str(tmp_path / "convnext")}
+    arguments = ModelArguments(model_name_or_path="it", **same)
+    check_parts({*same}, arguments, model, processor, {"vision": "convnext"})
+    with pytest.raises(ValueError, match="`--vision .*convnext` is for building a model, .*: it, which has another"):
+        check_parts({*same}, arguments, model, processor, {"vision": "another"})
+    with pytest.raises(ValueError, match="`--text .*` is for building a model, but this one is there: it. Leave"):
+        check_parts({*same, "text"}, arguments, model, processor, {"vision": "convnext"})
 
 
 # Evaluation
