@@ -15,6 +15,9 @@
 
 import re
 import textwrap
+import unicodedata
+from collections.abc import Sequence
+from functools import lru_cache
 from itertools import groupby
 
 import torch
@@ -26,27 +29,35 @@ require_version("transformers>=5.24", "AGE-VLM needs it: pip install --upgrade t
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import ImageInput, make_flat_list_of_images, make_nested_list_of_images
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
-from transformers.tokenization_utils_base import TextInput
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase, TextInput
 from transformers.utils import auto_docstring
 
 
 # Goes before an LLM's own chat template, which knows only words: a message's list of parts becomes its words with one
-# placeholder per image. Images that come last in a message are moved to its front, for only the text after a placeholder
-# sees the image. The date that LLaMA-3.2's template would take from the clock is fixed.
+# placeholder per image, where the image stands. If all images of a message come last, they are moved to its front, for
+# only the text after a placeholder sees the image. The date that LLaMA-3.2's template would take from the clock is fixed.
 IMAGES_TO_PLACEHOLDERS = """\
 {%- set flat = namespace(messages=[]) %}
 {%- for message in messages %}
-    {%- if message['content'] is iterable and message['content'] is not string %}
-        {%- set body = namespace(images='', text='') %}
+    {%- if message['content'] is string %}
+        {%- set message = dict(message, content=message['content'] | trim) %}
+    {%- elif message['content'] is iterable %}
+        {%- set types = message['content'] | map(attribute='type') | join(' ') %}
+        {%- set is_placed = 'text image' in types and 'image text' in types %}
+        {%- set body = namespace(text='') %}
         {%- for part in message['content'] %}
-            {%- if part['type'] == 'image' %}
-                {%- set body.images = body.images + '<|image|>' %}
-            {%- else %}
-                {%- set body.text = body.text + body.images + part['text'] %}
-                {%- set body.images = '' %}
+            {%- if part['type'] != 'image' %}
+                {%- set body.text = body.text + part['text'] %}
+            {%- elif is_placed %}
+                {%- set body.text = body.text + '<|image|>' %}
             {%- endif %}
         {%- endfor %}
-        {%- set message = dict(message, content=body.images + body.text | trim) %}
+        {%- set text = body.text | trim %}
+        {%- if not is_placed %}
+            {%- set images = message['content'] | selectattr('type', 'equalto', 'image') | list | length %}
+            {%- set text = '<|image|>' * images + text %}
+        {%- endif %}
+        {%- set message = dict(message, content=text) %}
     {%- endif %}
     {%- set flat.messages = flat.messages + [message] %}
 {%- endfor %}
@@ -70,8 +81,77 @@ LLAMA_3_CHAT_TEMPLATE = """\
     {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
 {%- endif %}
 """
-# Anywhere but between two letters or digits of one word.
-WORD_EDGE = r"(?:(?<!\w)|(?!\w))"
+# How the names of letters begin that are written without spaces between words or, in Korean, with particles at the noun.
+UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "THAI", "LAO", "KHMER", "MYANMAR")
+
+
+def find_words(text: str, phrase: str) -> list[tuple[int, int]]:
+    r"""
+    Where a phrase stands in a text as whole words: `(start, end)` for each place, from left to right.
+
+    "man" is not in "woman", nor "cafe" in "cafe\u0301". Case, kinds of white space and how letters are composed do not
+    matter. In writing without spaces between words any letter may begin or end one.
+    """
+    folded, starts, ends = _fold(text)
+    pattern = r"\s+".join(re.escape(_fold(word)[0]) for word in phrase.split())
+    found = []
+    for match in re.finditer(f"(?=({pattern}))", folded) if pattern else ():
+        first, last = match.start(1), match.end(1) - 1
+        is_split = starts[first] in starts[first - 1 : first] or ends[last] in ends[last + 1 : last + 2]
+        if not is_split and is_word_edge(text, starts[first]) and is_word_edge(text, ends[last]):
+            found.append((starts[first], ends[last]))
+    return found
+
+
+@lru_cache(maxsize=16)  # often one text for several phrases
+def _fold(text: str) -> tuple[str, Sequence[int], Sequence[int]]:
+    """Text in which what is alike is equal, and where each of its characters begins and ends in the one that was given."""
+    if text.isascii():
+        return text.lower(), range(len(text)), range(1, len(text) + 1)
+    folded, starts, ends = "", [], []
+    for end in range(1, len(text) + 1):
+        if not _is_mark(text[end : end + 1]):  # a letter with all of its marks
+            start = ends[-1] if ends else 0
+            letters = unicodedata.normalize("NFD", unicodedata.normalize("NFD", text[start:end]).casefold())
+            folded += letters
+            starts += [start] * len(letters)
+            ends += [end] * len(letters)
+    return folded, starts, ends
+
+
+def _is_mark(character: str) -> bool:
+    """Whether a character belongs to the one before it: accents, vowel signs, joiners."""
+    return character != "" and (unicodedata.category(character)[0] == "M" or character in "\u200c\u200d")
+
+
+def is_word_edge(text: str, place: int) -> bool:
+    """Whether a word can begin or end before the character at `place`, which is none of the marks of another."""
+    around = text[max(place - 1, 0) : place + 1]
+    is_inside = len(around) == 2 and all(c.isalnum() or c == "_" or _is_mark(c) for c in around)
+    return not is_inside or any(unicodedata.name(c, "").startswith(UNSPACED) for c in around)
+
+
+def default_template(templates: str | dict[str, str] | None) -> str | None:
+    """
+    The chat template, of several that have names the one that is meant where none is named.
+
+    Raises:
+        ValueError: If none has the name `"default"`.
+    """
+    if not isinstance(templates, dict):
+        return templates
+    if "default" not in templates:
+        raise ValueError(
+            f"None of the chat templates {', '.join(map(repr, sorted(templates)))} is named 'default'. Pass the one to use "
+            "as `chat_template`."
+        )
+    return templates["default"]
+
+
+def beginning_of_text(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The token that a tokenizer puts before a text by itself, or nothing."""
+    is_put = tokenizer.bos_token is not None and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
+    return tokenizer.bos_token if is_put else ""
 
 
 @auto_docstring
@@ -82,8 +162,10 @@ class AgeVlmProcessor(ProcessorMixin):
         r"""
         image_token (`str`, *optional*, defaults to `"<|image|>"`):
             The placeholder in the text, one per image. It has to be one token of the tokenizer.
-        chat_template (`str`, *optional*):
-            A Jinja template that puts one placeholder per image. Defaults to the tokenizer's own, extended by that.
+        chat_template (`str` or `dict[str, str]`, *optional*):
+            A Jinja template that puts one placeholder per image, or several by name, of which `"default"` is taken.
+            Defaults to the tokenizer's own, extended by that. It writes the whole text: where it leaves the beginning
+            of the text to the tokenizer, that is added to it.
         """
         self.image_token = image_token
         self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
@@ -93,17 +175,24 @@ class AgeVlmProcessor(ProcessorMixin):
                 "pass the `image_token` that the tokenizer has."
             )
         if chat_template is None:
-            template = getattr(tokenizer, "chat_template", None)
+            template = default_template(getattr(tokenizer, "chat_template", None))
             if template is None and "<|start_header_id|>" in tokenizer.get_vocab():
                 template = LLAMA_3_CHAT_TEMPLATE
-            if not isinstance(template, str):
+            if template is None:
                 raise ValueError(
                     "The tokenizer has no chat template. Take the tokenizer of an instruction-tuned LLM, or pass "
                     "`chat_template`."
                 )
             chat_template = IMAGES_TO_PLACEHOLDERS.replace("<|image|>", image_token) + template
+        chat_template = default_template(chat_template)
+        beginning = beginning_of_text(tokenizer)
+        if beginning and beginning not in chat_template and "bos_token" not in chat_template:
+            chat_template = "{{- bos_token }}" + chat_template
         # `generate` goes on behind a row's last token, and LLaMA's tokenizers say "right". Only what was passed is saved.
         tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"
+        # Where LLaMA-2's tokenizers put spaces, which they lose when they are saved (transformers 5.24).
+        if hasattr(tokenizer, "legacy"):
+            tokenizer.init_kwargs["legacy"] = tokenizer.legacy
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
     @auto_docstring
@@ -123,6 +212,12 @@ class AgeVlmProcessor(ProcessorMixin):
               with fewer images end in zeros.
             - **pixel_attention_mask** -- `(batch_size, num_images, height, width)`, when the image processor pads.
         """
+        # What a chat template wrote has its beginning, which the tokenizer is not to put before it once more.
+        texts, bos = [text] if isinstance(text, str) else text or [], self.tokenizer.bos_token
+        if bos and any(words.startswith(bos) for words in texts):
+            kwargs = {"add_special_tokens": False, **kwargs}
+            beginning = beginning_of_text(self.tokenizer)
+            text = [words if words.startswith(bos) else beginning + words for words in texts]
         return super().__call__(images=images, text=text, **kwargs)
 
     def prepare_inputs_layout(self, images: ImageInput | None = None, text=None, **kwargs):
@@ -221,9 +316,7 @@ class AgeVlmProcessor(ProcessorMixin):
         for row, (token_ids, row_phrases) in enumerate(zip(input_ids.tolist(), phrases, strict=True)):
             text, spans = self._locate_tokens(token_ids)
             for k, phrase in enumerate(row_phrases):
-                pattern = r"\s+".join(map(re.escape, phrase.split()))
-                matches = re.finditer(WORD_EDGE + pattern + WORD_EDGE, text, re.IGNORECASE)
-                found = [match.span() for match in matches if match[0]]
+                found = find_words(text, phrase)
                 if not found:
                     words = textwrap.shorten(text.replace("\0", " "), 200, placeholder=" ...")
                     raise ValueError(

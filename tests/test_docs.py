@@ -38,7 +38,7 @@ from recipes.study import report, settings
 from trainers import get_stage
 
 
-PROGRAMS = "accelerate cp curl hf lmms-eval make npm pip pre-commit python tar transformers".split()
+PROGRAMS = "accelerate cp curl hf lmms-eval make npm pip pre-commit python tar tensorboard transformers".split()
 LANGUAGES = {"bash", "bibtex", "python"}
 # Notes what it was called with, each word and the call as a whole ended by a character that no word has.
 STUB = """#!/bin/sh

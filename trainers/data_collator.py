@@ -16,6 +16,7 @@
 import functools
 import math
 import numbers
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,15 +27,23 @@ import PIL.Image
 import torch
 from jinja2 import TemplateError
 from transformers import ProcessorMixin
+from transformers.utils import logging
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from modeling_agevlm.image_reading_agevlm import read_image
+from modeling_agevlm.processing_agevlm import find_words
 
 from .rows import as_row
 from .run_lengths import decode_rle, mask_size
 
 
+logger = logging.get_logger(__name__)
+
 Span = tuple[int, int]
+# How many trainers' data sets write a picture into the words, with the line breaks that set it apart.
+TAG = re.compile(r"\n?<image>\n?")
+# Around the words of each part, with its number, to find them in the chat text. No text has these characters.
+MARKED = re.compile("\ufdd0([0-9]+)\ufdd1(.*?)\ufdd2", re.DOTALL)
 
 
 class BrokenRowError(ValueError):
@@ -43,13 +52,14 @@ class BrokenRowError(ValueError):
 
 def with_placeholders(messages: list[dict[str, Any]], num_images: int) -> list[dict[str, Any]]:
     """
-    Messages whose contents are lists of parts, with one `{"type": "image"}` per image.
+    Messages whose contents are lists of parts, with one of type `"image"` per image: those that are there, and each
+    `<image>` among the words.
 
-    Without any image part, all images go to the front of the first user message.
+    Without any of either, all images go to the front of the first user message.
 
     Raises:
-        ValueError: If one is no message, there are image parts, but not one per image, or there is no user message to put
-            them into.
+        ValueError: If one is no message, there are placeholders, but not one per image, or there is no user message to put
+            the images into.
     """
     if not isinstance(messages, (list, tuple)):
         raise ValueError(f"its messages are of type {type(messages).__name__}, not a list")
@@ -61,7 +71,10 @@ def with_placeholders(messages: list[dict[str, Any]], num_images: int) -> list[d
             raise ValueError("it has images, but no user message that they could belong to")
         first["content"] = [{"type": "image"}] * num_images + first["content"]
     elif num_placeholders != num_images:
-        raise ValueError(f"it has {num_images} images, but {num_placeholders} image placeholders in its messages")
+        raise ValueError(
+            f"it has {num_images} images, but {num_placeholders} image placeholders in its messages (image parts and "
+            "`<image>`)"
+        )
     return messages
 
 
@@ -75,8 +88,20 @@ def as_parts(n: int, message: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(
             f"its message {n} has a part that is neither {{'type': 'text', 'text': words}} nor {{'type': 'image'}}"
         )
-    keys = {"image": ("type",), "text": ("type", "text")}
-    return {"role": message["role"], "content": [{key: part[key] for key in keys[part["type"]]} for part in parts]}
+    content = []
+    for part in parts:
+        content += split_tags(part["text"]) if part["type"] == "text" else [{"type": "image"}]
+    return {"role": message["role"], "content": content}
+
+
+def split_tags(text: str) -> list[dict[str, Any]]:
+    """A text as parts: its words, and a picture that keeps the text of its tag for each `<image>`."""
+    parts, end = [], 0
+    for tag in TAG.finditer(text):
+        parts += [{"type": "text", "text": text[end : tag.start()]}, {"type": "image", "text": tag[0]}]
+        end = tag.end()
+    parts.append({"type": "text", "text": text[end:]})
+    return [part for part in parts if part["text"]]
 
 
 def is_part(part: Any) -> bool:
@@ -86,8 +111,9 @@ def is_part(part: Any) -> bool:
 
 
 def message_text(message: dict[str, Any]) -> str:
-    """The words of a message whose content is a list of parts."""
-    return "".join(part["text"] for part in message["content"] if part["type"] == "text")
+    """The words of a message of parts, with blanks for tags, so that each stands where it was written."""
+    texts = [(part["type"], part.get("text", "")) for part in message["content"]]
+    return "".join(text if kind == "text" else " " * len(text) for kind, text in texts)
 
 
 def check_region(n: int, region: dict[str, Any]) -> None:
@@ -119,9 +145,6 @@ class Piece(NamedTuple):
     start: int
     length: int
 
-    def holds(self, first: int, last: int) -> bool:
-        return self.raw_start <= first and last <= self.raw_start + self.length
-
 
 @dataclass
 class Example:
@@ -143,9 +166,10 @@ class DataCollatorForGuidedVisionLanguageModeling:
 
     A region is `{"mask": {"size": [height, width], "counts": rle} or None, "image": index, "text": phrase or None, "span":
     [start, end] or None, "message": index or None}`, the mask in the pixels of the picture as it is shown. Without a mask
-    it says that its words mean nothing in the picture, as those of a denied object do. Its query is the phrase (its first
-    occurrence, or the character span) in its message, or the whole message, or without a message the turns that
-    `guidance_query` names. Special tokens are never part of a query.
+    it says that its words mean nothing in the picture, as those of a denied object do. Its query is the phrase (the
+    character span, or the first place where it stands as whole words and sees the image, rather in its own upper and lower
+    case) in its message, or the whole message, or without a message the turns that `guidance_query` names. Special tokens
+    are never part of a query.
 
     Regions whose mask is empty on the visual tokens' grid, whose words are cut off by `max_length` or stand before
     their image are dropped and counted; so are those without a mask, unless the model has an attention sink.
@@ -241,18 +265,12 @@ class DataCollatorForGuidedVisionLanguageModeling:
         image_token = self.processor.image_token
         if text.count(image_token) != len(images):
             raise ValueError(f"the image placeholder {image_token} stands among its words")
-        encoding = tokenizer(
-            text,
-            add_special_tokens=False,
-            return_offsets_mapping=True,
-            verbose=False,
-        )
-        starts, ends = np.array(encoding["offset_mapping"]).reshape(-1, 2).T
-        input_ids = np.array(encoding["input_ids"])
+        answers = self._assistant_spans(messages, up_to)
+        input_ids, starts, ends = self._tokenize(text, [start for start, _ in answers])
         special = np.isin(input_ids, tokenizer.all_special_ids + [self.processor.image_token_id])
 
         is_label = np.zeros(len(starts), dtype=bool)
-        for span in self._assistant_spans(messages, up_to):
+        for span in answers:
             is_label |= (starts < span[1]) & (ends > span[0])
         is_label &= input_ids != self.processor.image_token_id
         # Cut here: the tokenizer would keep its own truncation as a setting, and save it with the checkpoint.
@@ -266,14 +284,14 @@ class DataCollatorForGuidedVisionLanguageModeling:
             check_region(n, region)
             if self.guidance_level != "all" and (self.guidance_level == "phrase") == (region["text"] is None):
                 continue
-            located = located or self._locate_words(messages, up_to)
+            located = located or self._locate_words(messages, text)
             try:
                 mask = (region["image"], str(region["mask"]))
                 if mask not in cells_of:
                     cells_of[mask] = self._region_cells(region, images)
                 cells = cells_of[mask]
                 is_somewhere = self.attention_sink if cells is None else bool(cells.any())
-                spans = self._query_spans(region, messages, located)
+                spans = self._query_spans(region, messages, located, int(starts[placeholders[region["image"]]]))
             except ValueError as error:
                 raise ValueError(f"region {n}: {error}") from error
             query = np.zeros(len(starts), dtype=bool)
@@ -289,6 +307,27 @@ class DataCollatorForGuidedVisionLanguageModeling:
                 example.dropped_regions += 1
         return example
 
+    def _tokenize(self, text: str, prompt_ends: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """
+        Token ids, and where each token begins and ends in the text, `(T,)` each. In use a prompt is tokenized before there is
+        an answer: a token with letters of both (Mistral's "](", where an answer begins with a bracket) is taken apart.
+        """
+        tokenizer = self.processor.tokenizer
+        encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        input_ids = np.array(encoding["input_ids"])
+        spans = np.array(encoding["offset_mapping"]).reshape(-1, 2)
+        for place in prompt_ends:
+            for n in np.flatnonzero((spans[:, 0] < place) & (spans[:, 1] > place)):
+                ids, halves = [], []
+                for span in ((spans[n, 0], place), (place, spans[n, 1])):
+                    # Behind a line break, for some tokenizers put a space before what stands alone.
+                    both = tokenizer(["\n", "\n" + text[slice(*span)]], add_special_tokens=False)["input_ids"]
+                    ids += both[1][len(both[0]) :]
+                    halves += [span] * (len(ids) - len(halves))
+                input_ids = np.concatenate([input_ids[:n], ids, input_ids[n + 1 :]])
+                spans = np.concatenate([spans[:n], halves, spans[n + 1 :]])
+        return input_ids, spans[:, 0], spans[:, 1]
+
     def _render(self, messages: list[dict[str, Any]], add_generation_prompt: bool = False) -> str:
         """The chat text."""
         texts, _ = render_jinja_template(
@@ -300,50 +339,64 @@ class DataCollatorForGuidedVisionLanguageModeling:
         return texts[0]
 
     def _assistant_spans(self, messages: list[dict[str, Any]], up_to: Callable[[int], str]) -> list[Span]:
-        """Where the assistant's words and its ends of turn stand in the chat text: what `generate` is to write."""
-        text, spans = up_to(len(messages) - 1), []
+        """
+        Where the assistant's words and its ends of turn stand in the chat text: what `generate` is to write. Some templates
+        write an earlier turn in another way once others follow, so that it was never prompted for: it is left out.
+        """
+        text, spans, changed = up_to(len(messages) - 1), [], []
         for n, message in enumerate(messages):
             if message["role"] == "assistant":
                 prompt = self._render(messages[:n], add_generation_prompt=True)
                 turn = up_to(n).rstrip()  # some templates end a turn with a line break
-                if not (text.startswith(turn) and turn.startswith(prompt)):
-                    raise ValueError(
-                        f"the chat template renders the assistant's message {n} differently once others follow, or "
-                        "differently from what it prompts for"
-                    )
-                spans.append((len(prompt), len(turn)))
+                if text.startswith(turn) and turn.startswith(prompt):
+                    spans.append((len(prompt), len(turn)))
+                else:
+                    changed.append(n)
+        if changed and not spans:
+            raise ValueError(
+                f"the chat template renders the assistant's message {changed[0]} differently once others follow, or "
+                "differently from what it prompts for"
+            )
+        if changed:
+            logger.warning_once(
+                "The chat template renders earlier turns of the assistant differently once others follow, so that they are "
+                "not what it is prompted for: of such rows only the later answers are labels."
+            )
         return spans
 
-    def _locate_words(self, messages: list[dict[str, Any]], up_to: Callable[[int], str]) -> list[list[Piece]]:
+    def _locate_words(self, messages: list[dict[str, Any]], text: str) -> list[list[Piece]]:
         """Where the words of each message stand in the chat text: one piece per text part that has words."""
-        text, located, block_start = up_to(len(messages) - 1), [], 0
+        marked, origins = [], []  # origins: the message of each marked text, and where it stands there
         for n, message in enumerate(messages):
-            block = up_to(n)
-            if not text.startswith(block):
-                raise ValueError(
-                    "the chat template renders a message differently once others follow, so that the words of a "
-                    "region cannot be found in the text"
-                )
-            # From the end, so that nothing of the header can be taken for the words.
-            pieces, raw_end, end = [], len(message_text(message)), len(block)
-            for part in reversed([part for part in message["content"] if part["type"] == "text"]):
-                raw_start = raw_end - len(part["text"])
-                words = part["text"].strip()
-                start = block.rfind(words, block_start, end)
-                if start < 0:
-                    raise ValueError(f"the chat template changes the words of message {n}")
-                if words:
-                    pieces.insert(0, Piece(raw_start + part["text"].index(words), start, len(words)))
-                    end = start
-                raw_end = raw_start
-            located.append(pieces)
-            block_start = len(block)
+            content, raw_end = [], 0
+            for part in message["content"]:
+                written, words = part.get("text", ""), part.get("text", "").strip()
+                if part["type"] == "text" and words:
+                    before, after = written.split(words, 1)
+                    origins.append((n, raw_end + len(before), words))
+                    part = part | {"text": f"{before}\ufdd0{len(origins) - 1}\ufdd1{words}\ufdd2{after}"}
+                content.append(part)
+                raw_end += len(written)
+            marked.append(message | {"content": content})
+        rendered = self._render(marked)
+        if MARKED.sub(r"\2", rendered) != text:
+            raise ValueError(
+                "the chat template writes its messages differently for other words, so that the words of a region cannot be "
+                "found in the text"
+            )
+        located, num_marks = [[] for _ in messages], 0
+        for match in MARKED.finditer(rendered):
+            n, raw_start, words = origins[int(match[1])]
+            if match[2] != words:
+                raise ValueError(f"the chat template changes the words of message {n}")
+            located[n].append(Piece(raw_start, match.start() - num_marks, len(words)))
+            num_marks += len(match[0]) - len(words)
         return located
 
     def _query_spans(
-        self, region: dict[str, Any], messages: list[dict[str, Any]], located: list[list[Piece]]
+        self, region: dict[str, Any], messages: list[dict[str, Any]], located: list[list[Piece]], image_start: int
     ) -> list[Span]:
-        """Character spans in the chat text of the words that look at a region."""
+        """Character spans in the chat text of the words that look at a region of the image that stands at `image_start`."""
         if region["message"] is not None and not 0 <= region["message"] < len(messages):
             raise ValueError(f"it belongs to message {region['message']}, but there are {len(messages)} messages")
         if region["message"] is not None:
@@ -353,17 +406,23 @@ class DataCollatorForGuidedVisionLanguageModeling:
             candidates = [n for n, message in enumerate(messages) if message["role"] in roles]
         if region["text"] is None:
             return [(piece.start, piece.start + piece.length) for n in candidates for piece in located[n]]
+        found = []
         for n in candidates:
             raw = message_text(messages[n])
-            first, last = region.get("span") or (
-                raw.find(region["text"]),
-                raw.find(region["text"]) + len(region["text"]),
-            )
-            if first >= 0 and raw[first:last] == region["text"]:
-                shifts = [piece.start - piece.raw_start for piece in located[n] if piece.holds(first, last)]
-                if shifts:
-                    return [(first + shifts[0], last + shifts[0])]
-        raise ValueError(f"its phrase {region['text']!r} does not stand in its message")
+            for piece in located[n]:
+                words = raw[piece.raw_start : piece.raw_start + piece.length]
+                if region.get("span"):
+                    first, last = (place - piece.raw_start for place in region["span"])
+                    places = [(first, last)] if 0 <= first and words[first:last] == region["text"] else []
+                else:
+                    places = find_words(words, region["text"])
+                for first, last in places:
+                    start = piece.start + first
+                    is_like = words[first:last] == region["text"]
+                    found.append((start < image_start, not is_like, start, start + last - first))
+        if not found:
+            raise ValueError(f"its phrase {region['text']!r} does not stand in its message as whole words")
+        return [min(found)[2:]]
 
     def _region_cells(self, region: dict[str, Any], images: list[PIL.Image.Image]) -> torch.Tensor | None:
         """The region on the grid of the visual tokens: `(h, w)`, 1 inside; None if it is nowhere in its picture."""

@@ -40,6 +40,7 @@ from .guided_sft_config import GuidedSFTConfig
 from .hub import HubMixin
 from .rows import COLUMNS, check_columns, has_transform, undecoded, with_lengths
 from .stages import count_parameters
+from .turns import end_generation_with_turns
 
 
 # What the logged means are made of: sums over the batches since the last log, on all processes
@@ -138,6 +139,7 @@ class GuidedSFTTrainer(CheckpointMixin, EvaluationMixin, HubMixin, SFTTrainer):
             model = AutoModelForImageTextToText.from_pretrained(model, dtype="float32", trust_remote_code=trust)
         if processing_class is None:
             processing_class = AutoProcessor.from_pretrained(model.config._name_or_path, trust_remote_code=trust)
+        end_generation_with_turns(model.generation_config, processing_class)
         text_config = model.config.text_config
         for name in ("guidance_layers", "guidance_heads"):
             if getattr(args, name) is not None:

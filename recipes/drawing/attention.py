@@ -97,6 +97,31 @@ def save_attention(
     plt.close(figure)
 
 
+def save_attention_lines(
+    path: Path, lines: Sequence[tuple[PIL.Image.Image, dict[str, tuple[np.ndarray, float]]]]
+) -> None:
+    """
+    Several pictures, one below the other, and beside each where its texts look.
+
+    Args:
+        path (`Path`): PNG file.
+        lines (`Sequence`): Of each picture its attentions as in [`save_attention`].
+    """
+    num_columns = 1 + max(len(attentions) for _, attentions in lines)
+    figure, grid = plt.subplots(len(lines), num_columns, figsize=(2.6 * num_columns, 3.0 * len(lines)), squeeze=False)
+    for axes, (picture, attentions) in zip(grid, lines, strict=True):
+        for ax in axes:
+            ax.set_axis_off()
+        axes[0].imshow(picture)
+        for ax, (title, (attention, on_nothing)) in zip(axes[1:], attentions.items(), strict=False):
+            draw_attention(ax, picture, attention, on_nothing)
+            title = textwrap.fill(textwrap.shorten(title, 90, placeholder=" ..."), 32) + share_on_nothing(on_nothing)
+            ax.set_title(title, fontsize=8, loc="left", parse_math=False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=90, bbox_inches="tight")
+    plt.close(figure)
+
+
 def draw_sheet_line(axes: Sequence[plt.Axes], row: dict[str, Any], columns: list[str]) -> None:
     """A line of [`save_attention_sheet`]: picture and question, then each model's answer and attention."""
     axes[0].imshow(row["image"])

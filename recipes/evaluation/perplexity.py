@@ -112,10 +112,8 @@ def perplexities(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     llm, tokenizer = load_base(base)
     words = read_documents(text, tokenizer)
-    settings = {
-        "add_special_tokens": isinstance(text, str),
-        "verbose": False,
-    }  # chats have theirs; windows are cut below
+    is_begun = tokenizer.bos_token is not None and words[0].startswith(tokenizer.bos_token)  # as most chats are
+    settings = {"add_special_tokens": not is_begun, "verbose": False}  # windows are cut below
     documents = tokenizer(words, **settings)["input_ids"]
     vocab_size = llm.config.vocab_size
     window = min(window, llm.config.max_position_embeddings)

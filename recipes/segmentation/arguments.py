@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
-VERSION = 2  # of which texts are looked for; masks of another one do not go together with these
+VERSION = 3  # of which texts and phrases are looked for; masks of another one do not go together with these
 TASKS = {"message": "<REFERRING_EXPRESSION_SEGMENTATION>", "phrase": "<CAPTION_TO_PHRASE_GROUNDING>"}
 
 

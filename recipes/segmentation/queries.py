@@ -20,6 +20,7 @@ from typing import Any
 import PIL.Image
 
 from modeling_agevlm.image_reading_agevlm import read_image
+from modeling_agevlm.processing_agevlm import find_words
 from recipes.segmentation.denials import Span, denied_things
 from trainers.data_collator import check_region, message_text, with_placeholders
 
@@ -31,6 +32,14 @@ class Query:
     image: int
     message: int
     text: str
+    answer_start: int | None = None
+    """Where the words of the next message begin, which answers this one."""
+
+    def texts(self) -> dict[int, str]:
+        """The words of each message."""
+        if self.answer_start is None:
+            return {self.message: self.text}
+        return {self.message: self.text[: self.answer_start], self.message + 1: self.text[self.answer_start :]}
 
 
 @dataclass
@@ -75,23 +84,27 @@ def find_queries(
                 regions += [nowhere_region(seen - 1, k, texts[k], span) for span in spans]
         if any(stands_in(region, k, texts[k]) for region in regions for k in exchange):
             continue
-        words = texts[n].strip()
+        words, answer_start = texts[n].strip(), None
         if query == "both" and is_answered:
+            answer_start = len(words) + 1
             words = f"{words} {texts[n + 1].strip()}"
         if seen and words and message["role"] == wanted:
-            queries.append(Query(seen - 1, n, words))
+            queries.append(Query(seen - 1, n, words, answer_start))
     return queries, regions
 
 
 def stands_in(region: dict[str, Any], message: int, text: str) -> bool:
     """Whether the words of a region stand in this message."""
-    return region["message"] in (message, None) and (region["text"] or "") in text
+    if region["message"] not in (message, None):
+        return False
+    phrase = region["text"] or ""
+    return phrase in text if region.get("span") or not phrase else bool(find_words(text, phrase))
 
 
 def nowhere_region(image: int, message: int, text: str, span: Span) -> dict[str, Any]:
     """The region of a phrase of a message's text that means nothing in a picture."""
     phrase = text[slice(*span)]
-    span = list(span) if text.count(phrase) > 1 else None  # "a car" also stands in "a carrot"
+    span = None if find_words(text, phrase) == [span] else list(span)
     return {"mask": None, "image": image, "text": phrase, "span": span, "message": message}
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from datasets import List, Value
 from pycocotools import mask as coco_mask
 
+from modeling_agevlm.processing_agevlm import find_words, is_word_edge
 from recipes.segmentation.arguments import MaskArguments
 from recipes.segmentation.queries import Finding
 
@@ -73,10 +74,27 @@ def make_region(
         "score": min(score for _, score in masks),
         "outlines_kept": kept,
     }
-    if finding.phrase is not None:
-        # Florence-2 writes phrases in plain ASCII, and may change their case.
-        start = finding.query.text.lower().find(finding.phrase.lower())
-        if start < 0 or not finding.phrase:
-            return None, "phrase not in the text"
-        region["text"] = finding.query.text[start : start + len(finding.phrase)]
-    return region, None
+    if finding.phrase is None:
+        return region, None
+    for message, text in finding.query.texts().items():
+        place = find_ascii_words(text, finding.phrase)
+        if place is not None:
+            return region | {"text": text[slice(*place)], "message": message}, None
+    return None, "phrase not in the text"
+
+
+def find_ascii_words(text: str, phrase: str) -> tuple[int, int] | None:
+    """Where a phrase first stands in a text as whole words. Florence-2 leaves out of a phrase whatever is not ASCII."""
+    places = find_words(text, phrase)
+    if places:
+        return places[0]
+    letters = [n for n, letter in enumerate(text) if letter.isascii()]
+    for first, last in find_words("".join(text[n] for n in letters), phrase):
+        start, end = letters[first], letters[last - 1] + 1
+        while not is_word_edge(text, start) and not text[start - 1].isascii():
+            start -= 1
+        while not is_word_edge(text, end) and not text[end].isascii():
+            end += 1
+        if is_word_edge(text, start) and is_word_edge(text, end):
+            return start, end
+    return None

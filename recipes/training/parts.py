@@ -23,6 +23,7 @@ from modeling_agevlm import (
 )
 from modeling_agevlm.conversion import TEXT_HINT, loading, split_gguf, timm_config
 from recipes.training.arguments import PartsArguments
+from trainers.turns import end_generation_with_turns, end_of_turn
 
 
 # Tokens of an LLM's vocabulary that no text has trained, best first: to stand for an image, and to fill rows up.
@@ -38,7 +39,7 @@ def build(
     the LLM's own layers.
 
     Raises:
-        ValueError: If a part cannot be loaded, does not fit, or the tokenizer has no chat template.
+        ValueError: If a part cannot be loaded, does not fit, or the tokenizer has no chat template that ends turns.
     """
     checkpoint, gguf_file = split_gguf(parts.text)
     with loading(parts.text, TEXT_HINT):
@@ -54,8 +55,9 @@ def build(
         do_pad=parts.do_pad,
         do_center_crop=parts.do_center_crop,
     )
-    with loading(parts.text):  # before its weights, for a tokenizer may have no chat template
+    with loading(parts.text):  # before its weights, for a tokenizer may have no chat template that can be used
         processor = AgeVlmProcessor(image_processor, tokenizer, image_token=image_token)
+        end_of_turn(processor)
     model = from_vision_text_pretrained(
         parts.vision,
         parts.text,
@@ -79,4 +81,5 @@ def build(
     model.generation_config.suppress_tokens = [processor.image_token_id]
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.eos_token_id = eos
+    end_generation_with_turns(model.generation_config, processor)
     return model, processor

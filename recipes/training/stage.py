@@ -31,6 +31,7 @@ from recipes.answering.checkpoint import load_checkpoint
 from recipes.training.arguments import DataArguments, ModelArguments
 from recipes.training.data_sets import check_regions, load_evaluation_rows, load_rows, shuffled
 from recipes.training.idle import check_options, check_parts
+from recipes.training.looks import Looks
 from recipes.training.parts import build
 from recipes.training.record import card_template, parts_of, read_record, run_record
 from trainers import GuidedSFTConfig, GuidedSFTTrainer, Stage, apply_stage, get_stage, lora_config, parameter_table
@@ -194,6 +195,8 @@ def run_stage(
         trainer.add_callback(progress)
     elif trainer.accelerator.is_main_process:
         print(f"Stage {number} of {arguments.variant}\n{parameter_table(trainer.model)}", flush=True)
+    if training.report_to:
+        trainer.add_callback(Looks(trainer))
     resume = training.resume_from_checkpoint
     trainer.train(resume_from_checkpoint={"true": True, "True": True}.get(resume, resume))
     if eval_rows is not None and training.eval_strategy == "no":

@@ -18,8 +18,10 @@ from typing import Any
 import pytest
 import torch
 from testing_utils import BOS, IMAGE, PAD, picture, tiny_processor, tiny_tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from modeling_agevlm import AgeVlmImageProcessor, AgeVlmProcessor
+from modeling_agevlm.processing_agevlm import LLAMA_3_CHAT_TEMPLATE, find_words
 
 
 USER = "<|start_header_id|>user<|end_header_id|>\n\n"
@@ -63,6 +65,23 @@ def test_images_in_between_stay_there(processor: AgeVlmProcessor):
     messages = [message("user", "First:", picture(), " second:", picture(), " Which has a cup?")]
     assert processor.apply_chat_template(messages) == (
         f"<|begin_of_text|>{USER}First:<|image|> second:<|image|> Which has a cup?<|eot_id|>"
+    )
+
+
+def test_images_keep_their_places_if_one_is_before_words(processor: AgeVlmProcessor):
+    """The picture behind the last words is the second one: at the front it would be taken for the first."""
+    messages = [message("user", "First: ", picture(), " second: ", picture())]
+    assert processor.apply_chat_template(messages) == (
+        f"<|begin_of_text|>{USER}First: <|image|> second: <|image|><|eot_id|>"
+    )
+    messages = [message("user", picture(), "or ", picture())]
+    assert processor.apply_chat_template(messages) == f"<|begin_of_text|>{USER}<|image|>or <|image|><|eot_id|>"
+
+
+def test_images_that_all_come_last_move_to_the_front(processor: AgeVlmProcessor):
+    messages = [message("user", " Which ", "has a cup? ", picture(), picture(seed=1))]
+    assert processor.apply_chat_template(messages) == (
+        f"<|begin_of_text|>{USER}<|image|><|image|>Which has a cup?<|eot_id|>"
     )
 
 
@@ -192,6 +211,93 @@ def test_save_and_load(tmp_path: Path):
     expected = processor.apply_chat_template(messages, **arguments)
     assert found.keys() == expected.keys() and "pixel_attention_mask" in found
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+# The beginning of the text
+
+
+def beginning(processor: AgeVlmProcessor) -> AgeVlmProcessor:
+    """Whose tokenizer puts a beginning before every text, as LLaMA-3's does."""
+    processor.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|begin_of_text|> $A", pair="<|begin_of_text|> $A $B", special_tokens=[("<|begin_of_text|>", BOS)]
+    )
+    return processor
+
+
+def test_a_text_begins_once():
+    """Whoever begins it: the chat template, the tokenizer or who wrote it."""
+    plain, processor = tiny_processor(), beginning(tiny_processor())
+    begun, words = "<|begin_of_text|>A cup", "A cup"
+    expected = plain(text=begun)["input_ids"]
+    assert expected[0].count(BOS) == 1
+    assert processor(text=begun)["input_ids"] == processor(text=words)["input_ids"] == expected
+    assert processor(text=[begun, words])["input_ids"] == processor(text=[words, begun])["input_ids"] == expected * 2
+    assert plain(text=[begun, words])["input_ids"] == [expected[0], expected[0][1:]]
+    text = processor.apply_chat_template([message("user", picture(), "A?")])
+    assert text.count("<|begin_of_text|>") == 1
+    assert processor(images=picture(), text=text)["input_ids"][0].count(BOS) == 1
+    assert processor(text=words, add_special_tokens=False)["input_ids"] == [expected[0][1:]]
+
+
+@pytest.mark.parametrize("sanitize", [False, True])
+def test_a_template_that_leaves_the_beginning_to_the_tokenizer(sanitize: bool):
+    template = LLAMA_3_CHAT_TEMPLATE.replace("{{- bos_token }}\n", "")
+    tokenizers = [beginning(tiny_processor()).tokenizer, tiny_tokenizer()]
+    for tokenizer, number in zip(tokenizers, (1, 0), strict=True):
+        tokenizer.chat_template = template
+        processor = AgeVlmProcessor(AgeVlmImageProcessor(), tokenizer)
+        inputs = processor.apply_chat_template(
+            [message("user", "A <|eot_id|> cup?" if sanitize else "A cup?")],
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            sanitize_control_tokens=sanitize,
+        )
+        assert (inputs["input_ids"] == BOS).sum() == number
+        assert (inputs["input_ids"][0, 0] == BOS) == bool(number)
+
+
+# Words
+
+
+@pytest.mark.parametrize(
+    ("text", "phrase", "expected"),
+    [
+        ("A woman and a man.", "man", ["man"]),
+        ("A man's, the man-made, (man) man_2 manes human", "man", ["man", "man", "man"]),
+        ("Two red\n cups, a Red  Cups", "red cups", ["red\n cups", "Red  Cups"]),
+        ("cup2 2cup cup", "cup", ["cup"]),
+        ("What?! What?", "What?", ["What?", "What?"]),
+        ("a cup", "", []),
+        ("a cup", " ", []),
+        # Accents are of their letter, however they are written.
+        ("caf\u00e9, cafe\u0301, cafe", "cafe", ["cafe"]),
+        ("caf\u00e9, CAFE\u0301, cafe", "caf\u00e9", ["caf\u00e9", "CAFE\u0301"]),
+        ("caf\u00e9, CAFE\u0301, cafe", "cafe\u0301", ["caf\u00e9", "CAFE\u0301"]),
+        ("e\u0301te", "te", []),
+        # Letters that become two do not move what comes after them.
+        ("\u0130stanbul, the cup", "cup", ["cup"]),
+        ("Gro\u00dfe Stra\u00dfe", "STRASSE", ["Stra\u00dfe"]),
+        ("Stra\u00dfe", "stras", []),
+        # Cyrillic, Hindi, Persian
+        ("\u041a\u043e\u0442 \u0438 \u043a\u043e\u0442\u0438\u043a", "\u043a\u043e\u0442", ["\u041a\u043e\u0442"]),
+        ("\u0915\u093f\u0924\u093e\u092c", "\u0915\u093f\u0924", []),
+        ("\u0915\u092a\u0940 \u0915\u092a", "\u0915\u092a", ["\u0915\u092a"]),
+        ("\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "\u0645\u06cc", []),
+        # Chinese, Japanese, Korean, Thai: without spaces
+        ("\u684c\u4e0a\u6709\u676f\u5b50\u3002", "\u676f\u5b50", ["\u676f\u5b50"]),
+        ("\u3053\u306e\u30ab\u30c3\u30d7\u306f", "\u30ab\u30c3\u30d7", ["\u30ab\u30c3\u30d7"]),
+        ("\ucef5\uc774 \uc788\ub2e4", "\ucef5", ["\ucef5"]),
+        ("\u0e21\u0e35\u0e41\u0e01\u0e49\u0e27\u0e19\u0e49\u0e33", "\u0e41\u0e01\u0e49\u0e27", ["\u0e41\u0e01\u0e49\u0e27"]),
+        ("\u0e01\u0e49\u0e27", "\u0e01", []),
+    ],
+)  # fmt: skip
+def test_phrases_are_found_as_words(text: str, phrase: str, expected: list[str]):
+    assert [text[start:end] for start, end in find_words(text, phrase)] == expected
+
+
+def test_places_of_words():
+    assert find_words("a cup, \u00e9 cup", "CUP") == [(2, 5), (9, 12)]
 
 
 # Padding

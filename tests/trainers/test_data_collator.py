@@ -37,6 +37,7 @@ from testing_utils import (
 )
 
 from trainers import BrokenRowError, DataCollatorForGuidedVisionLanguageModeling
+from trainers.data_collator import as_parts, message_text
 
 
 Collator = DataCollatorForGuidedVisionLanguageModeling
@@ -121,8 +122,8 @@ def test_query_of_a_phrase():
 
 def test_query_of_a_phrase_that_ends_within_a_token():
     """Every token that holds a character of the phrase belongs to it."""
-    assert query_of(region(text="the ta"), row(answer="On the table.")) == " the table"
-    assert query_of(region(text="up"), row(answer="A cup.")) == " cup"
+    assert query_of(region(text="the ta", span=[3, 9]), row(answer="On the table.")) == " the table"
+    assert query_of(region(text="up", span=[3, 5]), row(answer="A cup.")) == " cup"
 
 
 def test_query_of_a_repeated_phrase_is_its_first_occurrence():
@@ -132,6 +133,25 @@ def test_query_of_a_repeated_phrase_is_its_first_occurrence():
     places = [mask.nonzero()[0].tolist() for mask in batch["query_masks"][0].numpy()]
     assert query(collate, batch, k=0) == query(collate, batch, k=1) == " cup"
     assert places[0][-1] < places[1][0]
+
+
+def test_query_of_a_phrase_is_found_as_words():
+    collate = collator()
+    batch = collate([row(answer="A woman and a man.", regions=[region(text="man"), region(text="a\nMan.")])])
+    assert query(collate, batch, k=0) == "man" and query(collate, batch, k=1) == " a man."
+    places = [mask.nonzero()[0].tolist() for mask in batch["query_masks"][0].numpy()]
+    assert places[0][-1] > len(places[0]) and set(places[0]) < set(places[1])
+    with pytest.raises(
+        BrokenRowError, match="region 0: its phrase 'man' does not stand in its message as whole words"
+    ):
+        collate([row(answer="A woman.", regions=[region(text="man")])])
+
+
+def test_query_of_a_phrase_is_rather_in_its_own_case():
+    collate = collator()
+    regions = [region(text="cup"), region(text="Cup"), region(text="CUP")]
+    batch = collate([row(answer="Cup or cup.", regions=regions)])
+    assert [query(collate, batch, k=k) for k in range(3)] == [" cup", "Cup", "Cup"]
 
 
 def test_query_of_a_phrase_in_a_later_answer():
@@ -215,6 +235,103 @@ def test_phrase_before_its_image_is_dropped_and_counted():
     batch = collate([row(regions=regions) | {"messages": chat(content, "Yes.")}])
     assert batch["query_masks"].shape[1] == 1 and query(collate, batch) == " red"
     assert batch["dropped_regions"].tolist() == [1]
+
+
+def test_phrase_stands_where_it_sees_its_image():
+    """Of the places of a phrase, those before the picture cannot look at it."""
+    content = "This cup <image> or that cup <image>, is the cup red?"
+    regions = [region(text="cup", image=n, message=0) for n in (0, 1)]
+    collate = collator()
+    batch = collate([row(images=[picture(), picture(seed=1)], regions=regions) | {"messages": chat(content, "Yes.")}])
+    assert batch["dropped_regions"].tolist() == [0]
+    first, second = (mask.nonzero().min() for mask in batch["query_masks"][0])
+    images = (batch["input_ids"][0] == IMAGE).nonzero().flatten().tolist()
+    assert images[0] < first < images[1] < second
+
+
+# Tags
+
+
+def text_of(the_row: dict[str, Any]) -> str:
+    """The user's turn of a row, as it is trained on."""
+    collate = collator()
+    text = collate.processor.tokenizer.decode(collate([the_row])["input_ids"][0])
+    return text.split("user<|end_header_id|>\n\n")[1].split("<|eot_id|>")[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "num_images", "expected"),
+    [
+        ("<image>\nA cup?", 1, "<|image|>A cup?"),
+        ("A cup?\n<image>", 1, "<|image|>A cup?"),
+        ("Left: <image> right: <image> Alike?", 2, "Left: <|image|> right: <|image|> Alike?"),
+        ("<image>\n<image>\nAlike?", 2, "<|image|><|image|>Alike?"),
+        ("<image><image>Alike?", 2, "<|image|><|image|>Alike?"),
+        ("One <image>, two <image>", 2, "One <|image|>, two <|image|>"),
+        ("<image>", 1, "<|image|>"),
+        ("A cup?", 2, "<|image|><|image|>A cup?"),
+        ("No <images> here", 1, "<|image|>No <images> here"),
+    ],
+)
+def test_tags_become_pictures_where_they_stand(words: str, num_images: int, expected: str):
+    the_row = row(images=[picture(seed=n) for n in range(num_images)])
+    for content in (words, [{"type": "text", "text": words}]):
+        assert text_of(the_row | {"messages": chat(content, "Yes.")}) == expected
+
+
+def test_tags_in_several_messages():
+    images = [picture(seed=n) for n in range(3)]
+    messages = chat("<image>\nA cup?", "Yes.", "And <image> or <image>?", "No.")
+    batch = collator()([{"images": images, "messages": messages}])
+    parts = [{"type": "image"}, {"type": "text", "text": "A cup?"}]
+    more = [{"type": "text", "text": "And "}, {"type": "image"}, {"type": "text", "text": " or "}, {"type": "image"}]
+    expected = collator()(
+        [{"images": images, "messages": chat(parts, "Yes.", [*more, {"type": "text", "text": "?"}], "No.")}]
+    )
+    assert batch.keys() == expected.keys() and all(torch.equal(batch[name], expected[name]) for name in batch)
+
+
+@pytest.mark.parametrize(
+    ("content", "num_images", "found"),
+    [
+        ("<image>\n<image>\nA?", 1, 2),
+        ("<image>\nA?", 0, 1),
+        ("<image>\nA?", 2, 1),
+        ([{"type": "image"}, {"type": "text", "text": "<image>\nA?"}], 1, 2),
+    ],
+)
+def test_tags_are_as_many_as_pictures(content: Any, num_images: int, found: int):
+    """None is trained on as words, also where the pictures got lost."""
+    sentence = (
+        f"it has {num_images} images, but {found} image placeholders in its messages .image parts and `<image>`.\\."
+    )
+    with pytest.raises(BrokenRowError, match=sentence):
+        collator()([{"images": [picture()] * num_images, "messages": chat(content, "B.")}])
+
+
+def test_spans_are_those_of_what_was_written():
+    """The tag counts, with its line break."""
+    words = "<image>\nA cup or a cup?"
+    assert words[17:] == "a cup?"
+    collate = collator()
+    for content in (words, [{"type": "text", "text": words}]):
+        regions = [region(text="cup", span=[10, 13], message=0), region(text="cup", span=[19, 22], message=0)]
+        batch = collate(
+            [row(regions=[*regions, region(text="a cup", message=0)]) | {"messages": chat(content, "Yes.")}]
+        )
+        first, second, third = (mask.nonzero().flatten().tolist() for mask in batch["query_masks"][0])
+        assert [query(collate, batch, k=k) for k in range(3)] == [" cup", " cup", " a cup"]
+        assert first[-1] < second[0] and third[-1] == second[-1]
+    broken = row(regions=[region(text="cup", span=[2, 5], message=0)]) | {"messages": chat(words, "Yes.")}
+    with pytest.raises(BrokenRowError, match="its phrase 'cup' does not stand in its message"):
+        collate([broken])
+
+
+def test_words_around_a_tag_are_words():
+    """They do not grow together where the tag stood."""
+    the_row = row(regions=[region(text="cup", message=0)]) | {"messages": chat("Is this<image>cup?", "Yes.")}
+    assert query_of(region(text="cup", message=0), the_row) == "cup"
+    assert message_text(as_parts(0, the_row["messages"][0])) == "Is this       cup?"
 
 
 def test_queries_fit_the_model():

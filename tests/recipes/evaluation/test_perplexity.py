@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 from testing_utils import IMAGE_SIZE, llama_twin, tiny_model, tiny_processor, tiny_tokenizer, up_to_rounding
+from tokenizers.processors import TemplateProcessing
 
 from modeling_agevlm.processing_agevlm import LLAMA_3_CHAT_TEMPLATE
 from recipes import perplexity as command
@@ -53,6 +54,22 @@ def test_only_a_trained_llm_changes(folders: dict[str, str], text: str | list):
     assert trained["nll_per_token"] != base["nll_per_token"] and trained["tokens"] == base["tokens"] > 400
     assert trained["change"] == pytest.approx(trained["perplexity"] / base["perplexity"] - 1)
     assert base["perplexity"] == pytest.approx(math.exp(base["nll_per_token"]))
+
+
+def test_a_chat_begins_once(folders: dict[str, str], tmp_path: Path):
+    """Whether its template writes the beginning, the tokenizer puts it there, or both."""
+    chats, expected = list(scene_texts("test", 4)), None
+    for written, put in ((True, False), (False, True), (True, True)):
+        tokenizer = tiny_tokenizer()
+        tokenizer.chat_template = LLAMA_3_CHAT_TEMPLATE if written else LLAMA_3_CHAT_TEMPLATE.partition("\n")[2]
+        if put:
+            bos = (tokenizer.bos_token, tokenizer.bos_token_id)
+            tokenizer.backend_tokenizer.post_processor = TemplateProcessing(f"{bos[0]} $A", special_tokens=[bos])
+        tokenizer.save_pretrained(tmp_path)
+        llama_twin(tiny_model()).save_pretrained(tmp_path)
+        (scores,) = perplexities(str(tmp_path), [], chats).values()
+        expected = expected or scores
+        assert scores == expected
 
 
 def test_bits_per_byte(folders: dict[str, str], tmp_path: Path):

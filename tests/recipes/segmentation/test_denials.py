@@ -31,7 +31,7 @@ from recipes.scenes.rows import load_scenes
 from recipes.segmentation.arguments import MaskArguments
 from recipes.segmentation.denials import denied_things
 from recipes.segmentation.maker import MaskMaker, make_masks, start_folder, summary
-from recipes.segmentation.queries import Finding, Instance, Query, find_queries
+from recipes.segmentation.queries import Finding, Instance, Query, find_queries, nowhere_region, stands_in
 from recipes.segmentation.regions import REGION
 from recipes.segmentation.review import NOWHERE, choose, read_entries, show
 from recipes.training.arguments import DataArguments
@@ -202,8 +202,25 @@ def test_what_is_nowhere_is_not_looked_for(query: str):
     texts["both"] = ["What is this? A cup.", "And that? Tea."]
     places = {"question": (0, 4), "answer": (1, 5), "both": (0, 4)}[query]
     queries, regions = find_queries(messages, 1, query)
-    assert queries == [Query(0, n, text) for n, text in zip(places, texts[query], strict=True)]
-    assert regions == [nowhere("car", 2), nowhere("car", 3, span=[16, 19])]  # and in "carrot"
+    starts = [len("What is this? "), len("And that? ")] if query == "both" else [None, None]
+    assert queries == [Query(0, *found) for found in zip(places, texts[query], starts, strict=True)]
+    assert regions == [nowhere("car", 2), nowhere("car", 3)]  # which is not in "carrot"
+
+
+def test_what_is_nowhere_and_named_twice_has_a_span():
+    messages = chat("Is there a car in the image?", "No, there is no car in the image. It shows a car park.")
+    regions = [nowhere_region(0, 1, messages[1]["content"], span) for span in ((16, 19), (45, 48))]
+    assert regions == [nowhere("car", 1, span=[16, 19]), nowhere("car", 1, span=[45, 48])]
+    assert nowhere_region(0, 1, "No car", (3, 6)) == nowhere("car", 1)
+    assert nowhere_region(0, 1, "No cars", (3, 6)) == nowhere("car", 1, span=[3, 6])
+
+
+@pytest.mark.parametrize(("text", "expected"), [("man", True), ("woman", False), ("A man.", True), (None, True)])
+def test_words_of_a_region_stand_in_a_message_as_words(text: str | None, expected: bool):
+    """A region of a woman says nothing of a message about a man, nor one of a man of one about a woman."""
+    assert stands_in(nowhere(text, 1), 1, "A man.") == expected
+    assert stands_in(nowhere("man", 1), 1, "A woman.") is False
+    assert stands_in(nowhere(text, 2), 1, "A man.") is False
 
 
 def test_what_is_nowhere_belongs_to_the_last_picture_that_its_words_see():

@@ -239,7 +239,8 @@ def test_texts_of_a_chat():
     messages += [turn("user", "<image>", "<image>", "C?"), turn("assistant", "D."), turn("user", "E?")]
     assert find_queries(messages, 3, "answer") == ([Query(0, 3, "B."), Query(2, 5, "D.")], [])
     assert find_queries(messages, 3, "question") == ([Query(0, 2, "A?"), Query(2, 4, "C?"), Query(2, 6, "E?")], [])
-    assert find_queries(messages, 3, "both") == ([Query(0, 2, "A? B."), Query(2, 4, "C? D."), Query(2, 6, "E?")], [])
+    both = [Query(0, 2, "A? B.", 3), Query(2, 4, "C? D.", 3), Query(2, 6, "E?")]
+    assert find_queries(messages, 3, "both") == (both, [])
     plain = [{"role": "user", "content": "A?"}, {"role": "assistant", "content": "B."}]
     assert find_queries(plain, 1, "answer") == ([Query(0, 1, "B.")], []) and find_queries(plain, 0, "answer") == (
         [],
