@@ -35,12 +35,12 @@ from pathlib import Path
 from recipes.segmentation.arguments import MaskArguments
 from recipes.terminal.errors import one_sentence
 from recipes.terminal.options import print_help, wants_help
-from recipes.training.arguments import DataArguments
+from recipes.training.arguments import RowsArguments
 
 
 def main() -> None:
     if wants_help():
-        print_help(__doc__, DataArguments, MaskArguments)
+        print_help(__doc__, RowsArguments, MaskArguments)
         return
 
     import torch
@@ -54,7 +54,7 @@ def main() -> None:
     from recipes.training.data_sets import load_rows
     from trainers.stages import get_stage
 
-    parser = TrlParser((DataArguments, MaskArguments))
+    parser = TrlParser((RowsArguments, MaskArguments))
     with one_sentence():
         data, arguments = parser.parse_args_and_config()
         state = PartialState()

@@ -34,6 +34,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from modeling_agevlm.image_reading_agevlm import read_image
 from modeling_agevlm.processing_agevlm import find_words
 
+from .rows import as_row
 from .run_lengths import decode_rle, mask_size
 
 
@@ -257,6 +258,7 @@ class DataCollatorForGuidedVisionLanguageModeling:
         """One row to token ids, labels, pictures and regions. Raises `ValueError` or `OSError` if it is broken."""
         if not isinstance(row, dict):
             raise ValueError(f"it is of type {type(row).__name__}, not a dictionary")
+        row = as_row(row)
         regions = row.get("regions") or []
         if self.broken_rows == "skip" and not isinstance(regions, (list, tuple)):
             regions = [regions]  # which is none, and is dropped as one

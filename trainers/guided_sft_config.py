@@ -19,6 +19,24 @@ import torch
 from trl import SFTConfig
 
 
+# What TRL and transformers have for other data or other models, and why it would do nothing here
+UNUSED = dict.fromkeys(
+    ("dataset_text_field", "dataset_kwargs", "dataset_num_proc", "label_names"),
+    "rows are read as they are when they are needed",
+)
+UNUSED |= dict.fromkeys(("packing", "packing_strategy", "eval_packing", "padding_free"), "rows are not packed")
+UNUSED |= {
+    "shuffle_dataset": "data sets are shuffled in every epoch; a stream shuffles itself (`shuffle` of `datasets`)",
+    "truncation_mode": "rows are cut at the end",
+    "completion_only_loss": "only the assistant's words are labels",
+    "pad_token": "the processor's tokenizer has one",
+    "model_init_kwargs": "load the model before",
+    "use_liger_kernel": "Liger has no kernels for this model",
+    "liger_kernel_config": "Liger has no kernels for this model",
+    "router_aux_loss_coef": "the model has no experts",
+}
+
+
 @dataclass
 class GuidedSFTConfig(SFTConfig):
     """
@@ -51,6 +69,14 @@ class GuidedSFTConfig(SFTConfig):
     broken_rows (`str`, *optional*, defaults to `"stop"`):
         What a row with an unreadable image, a damaged mask or the like does: `"stop"` the training, or `"skip"` it
         and count it in the log.
+
+    > Parameters that control the evaluation
+
+    early_stopping_patience (`int`, *optional*):
+        After how many evaluations in a row without a better `metric_for_best_model` the training ends. It takes
+        `load_best_model_at_end`, so that what is saved in the end is the best.
+    early_stopping_threshold (`float`, *optional*, defaults to `0.0`):
+        By how much the metric has to be better to count.
 
     > [!NOTE]
     > These parameters have default values different from [`trl.SFTConfig`]:
@@ -121,6 +147,13 @@ class GuidedSFTConfig(SFTConfig):
         default="stop",
         metadata={"help": "Whether a broken row stops the training or is skipped.", "choices": ["stop", "skip"]},
     )
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={"help": "Evaluations in a row without a better `--metric_for_best_model` that end the training."},
+    )
+    early_stopping_threshold: float = field(
+        default=0.0, metadata={"help": "By how much the metric has to be better to count."}
+    )
 
     def __post_init__(self):
         if self.bf16 is None and not self.fp16:
@@ -128,15 +161,27 @@ class GuidedSFTConfig(SFTConfig):
         # TRL (1.16) turns it on by its old name, of which transformers (5.24) warns.
         if self.activation_checkpointing is None:
             self.activation_checkpointing = self.gradient_checkpointing
+        for name, reason in UNUSED.items():
+            if getattr(self, name) != self.__dataclass_fields__[name].default:
+                raise ValueError(f"`{name}` does nothing here: {reason}. Leave it out.")
         super().__post_init__()
         for name in ("guidance_normalization", "guidance_query", "guidance_level", "mask_downsampling", "broken_rows"):
             choices = self.__dataclass_fields__[name].metadata["choices"]
             if getattr(self, name) not in choices:
                 raise ValueError(f"`{name}` has to be one of {choices}, but is {getattr(self, name)!r}.")
+        if self.early_stopping_patience is not None and not self.load_best_model_at_end:
+            raise ValueError(
+                "`early_stopping_patience` needs `load_best_model_at_end=True`, with evaluations (`eval_strategy`) that fall "
+                "on the checkpoints (`save_strategy`): what is saved in the end is then the best, not the last."
+            )
+        if self.early_stopping_threshold != 0.0 and self.early_stopping_patience is None:
+            raise ValueError("`early_stopping_threshold` does nothing without `early_stopping_patience`.")
         if self.guidance_weight < 0:
             raise ValueError(f"`guidance_weight` must not be negative, but is {self.guidance_weight}.")
         if not self.assistant_only_loss:
             raise ValueError("`assistant_only_loss=False` is not supported: only the assistant's words are labels.")
+        if self.activation_checkpointing_kwargs:  # where it is left out, PyTorch (2.14) takes it for true
+            self.activation_checkpointing_kwargs = {"use_reentrant": False, **self.activation_checkpointing_kwargs}
         self.check_checkpointing()
 
     def check_checkpointing(self) -> None:

@@ -18,19 +18,28 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from datasets import Dataset, Image, IterableDataset, List
+from datasets import Dataset, IterableDataset
 from peft import PeftModel
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+from torch.utils.data import DataLoader, Sampler
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    EarlyStoppingCallback,
+    PreTrainedModel,
+    ProcessorMixin,
+)
 from transformers.utils import logging
 from trl import SFTTrainer
 
 from .checkpointing import CheckpointMixin
 from .data_collator import DataCollatorForGuidedVisionLanguageModeling
+from .evaluation import EvaluationMixin, likeliest_tokens
 from .guidance import GuidanceLoss, guidance_loss, guidance_loss_from_mass
 from .guided_sft_config import GuidedSFTConfig
 from .hub import HubMixin
+from .rows import COLUMNS, check_columns, has_transform, undecoded, with_lengths
 from .stages import count_parameters
 from .turns import end_generation_with_turns
 
@@ -52,8 +61,10 @@ SUMS = (
     "skipped_rows",
 )
 
+BY_LENGTH = ("group_by_length", "batch_rebalance")  # of `train_sampling_strategy`
 
-class GuidedSFTTrainer(CheckpointMixin, HubMixin, SFTTrainer):
+
+class GuidedSFTTrainer(CheckpointMixin, EvaluationMixin, HubMixin, SFTTrainer):
     """
     Trains an [`AgeVlmForConditionalGeneration`] with the language modeling loss plus `guidance_weight` times the
     guidance loss.
@@ -82,7 +93,9 @@ class GuidedSFTTrainer(CheckpointMixin, HubMixin, SFTTrainer):
         processing_class ([`AgeVlmProcessor`], *optional*): The processor, if not that of the model's checkpoint.
         card_template (`str`, *optional*): Text of `model_card.md`, for the README.md. Without it, TRL's.
         record (`list[dict]`, *optional*): What each stage up to this one was; saved with every checkpoint.
-        kwargs: Passed to [`trl.SFTTrainer`].
+        kwargs:
+            Passed to [`trl.SFTTrainer`]. Without `preprocess_logits_for_metrics`, the `predictions` that `predict` returns and
+            `compute_metrics` gets are the likeliest tokens ([`likeliest_tokens`]) instead of the logits.
     """
 
     _tag_names = ["trl", "sft", "age-vlm"]
@@ -111,7 +124,8 @@ class GuidedSFTTrainer(CheckpointMixin, HubMixin, SFTTrainer):
         record: list[dict[str, Any]] | None = None,
         **kwargs: Any,
     ) -> None:
-        if args.push_to_hub and (kwargs.get("peft_config") is not None or isinstance(model, PeftModel)):
+        has_adapters = kwargs.get("peft_config") is not None or isinstance(model, PeftModel)
+        if args.push_to_hub and has_adapters:
             raise ValueError(
                 "`push_to_hub` would put up adapters that do not load by themselves. Train without it, and push the merged "
                 "model with `recipes/push.py`."
@@ -129,6 +143,7 @@ class GuidedSFTTrainer(CheckpointMixin, HubMixin, SFTTrainer):
                 setattr(text_config, name, getattr(args, name))
         text_config.validate()
         layers = text_config.cross_attention_layers
+        self._reads_rows = data_collator is None
         self._parameter_counts = count_parameters(((n, p.numel()) for n, p in model.named_parameters()), layers)
         if data_collator is None:
             data_collator = DataCollatorForGuidedVisionLanguageModeling(
@@ -141,16 +156,29 @@ class GuidedSFTTrainer(CheckpointMixin, HubMixin, SFTTrainer):
                 pad_to_multiple_of=args.pad_to_multiple_of,
                 attention_sink=text_config.attention_sink,
             )
+            for dataset in (
+                train_dataset,
+                *(eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]),
+            ):
+                if dataset is not None:
+                    check_columns(dataset)
             if train_dataset is not None:
-                train_dataset = undecoded_images(train_dataset)
-            if isinstance(eval_dataset, dict):
-                eval_dataset = {name: undecoded_images(dataset) for name, dataset in eval_dataset.items()}
-            elif eval_dataset is not None:
-                eval_dataset = undecoded_images(eval_dataset)
+                train_dataset = undecoded(train_dataset)  # TRL looks at its first row
         if isinstance(train_dataset, Dataset):  # of a stream, TRL asks for the first row
             check_not_empty(train_dataset, "data set to train on")
         for name, part in (eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset}).items():
             check_not_empty(part, f"data set {name!r} to evaluate on" if name else "data set to evaluate on")
+        if args.early_stopping_patience is not None:
+            early = EarlyStoppingCallback(args.early_stopping_patience, args.early_stopping_threshold)
+            kwargs["callbacks"] = [*(kwargs.get("callbacks") or []), early]
+            args.restore_callback_states_from_checkpoint = True  # a resumed training has as little patience left
+        if args.train_sampling_strategy in BY_LENGTH and (
+            not isinstance(train_dataset, Dataset) or has_transform(train_dataset)
+        ):
+            raise ValueError(
+                f"`train_sampling_strategy={args.train_sampling_strategy!r}` needs rows whose lengths are known before: a data "
+                "set that is neither a stream nor made by a transform."
+            )
         # The collator makes the labels. TRL would want `{% generation %}` in the chat template, which few LLMs' have.
         args.assistant_only_loss = False
         try:
@@ -161,13 +189,14 @@ class GuidedSFTTrainer(CheckpointMixin, HubMixin, SFTTrainer):
                 train_dataset=train_dataset,
                 eval_dataset=eval_dataset,
                 processing_class=processing_class,
-                **kwargs,
+                **{"preprocess_logits_for_metrics": likeliest_tokens} | kwargs,
             )
-        except StopIteration:
+        except StopIteration:  # TRL looks at the first row
             raise ValueError("The data set to train on has no rows.") from None
         finally:
             args.assistant_only_loss = True
         args.check_checkpointing()
+        self.check_best_metric()
         self._heed_preemption()
         self._num_regions: torch.Tensor | None = None
         self._sums = {mode: torch.zeros(len(SUMS), device=self.accelerator.device) for mode in ("train", "eval")}
@@ -192,7 +221,54 @@ class GuidedSFTTrainer(CheckpointMixin, HubMixin, SFTTrainer):
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
             super()._set_signature_columns_if_needed()
-            self._signature_columns += ["regions", "id", self.args.length_column_name]
+            columns = [*self._signature_columns, *COLUMNS, self.args.length_column_name]
+            self._signature_columns = list(dict.fromkeys(columns))
+
+    def _prepare_dataset(
+        self,
+        dataset: Dataset | IterableDataset,
+        processing_class: ProcessorMixin,
+        args: GuidedSFTConfig,
+        packing: bool,
+        formatting_func: Callable[[dict], str] | None,
+        dataset_name: str,
+    ) -> Dataset | IterableDataset:
+        """As it is: the collator reads rows without pictures, too, which TRL would tokenize."""
+        return dataset
+
+    def _get_dataloader(
+        self,
+        dataset: Dataset | IterableDataset,
+        description: str,
+        batch_size: int,
+        sampler_fn: Callable[[Dataset], Sampler] | None = None,
+        is_training: bool = False,
+        dataloader_key: str | None = None,
+    ) -> DataLoader:
+        """Also leaves the pictures to the collator, whichever data set it is."""
+        if self._reads_rows:
+            check_columns(dataset)
+            dataset = undecoded(dataset)
+        return super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, dataloader_key)
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        return super()._get_train_sampler(self._with_lengths(dataset))
+
+    def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler | None:
+        return super()._get_eval_sampler(self._with_lengths(eval_dataset))
+
+    def _with_lengths(self, dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
+        """What a sampler that goes by length looks at. transformers (5.24) finds lengths in a column, or of tokenized rows."""
+        if self.args.train_sampling_strategy not in BY_LENGTH or not isinstance(dataset, Dataset):
+            return dataset
+        return with_lengths(dataset, self.args.length_column_name)
+
+    def _remove_unused_columns(
+        self, dataset: Dataset | IterableDataset, description: str | None = None
+    ) -> Dataset | IterableDataset:
+        """Leaves the columns that a transform reads, whatever they are called."""
+        return dataset if has_transform(dataset) else super()._remove_unused_columns(dataset, description)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Every weight but norms, biases and timm's layer scales."""
@@ -280,12 +356,12 @@ class GuidedSFTTrainer(CheckpointMixin, HubMixin, SFTTrainer):
         self._sums[mode] += self.accelerator.reduce(local, reduction="sum")
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        mode = "train" if self.model.training else "eval"
-        logs.update(self._log_guidance(mode))
+        if self.model.training:
+            logs.update(self._means("train"))
         super().log(logs, start_time)
 
-    def _log_guidance(self, mode: str) -> dict[str, float]:
-        """Means over everything since the last log, on all processes."""
+    def _means(self, mode: str) -> dict[str, float]:
+        """Means over everything since the last time, on all processes."""
         total = dict(zip(SUMS, self._sums[mode].tolist(), strict=True))
         self._sums[mode].zero_()
         steps = 1
@@ -306,7 +382,7 @@ class GuidedSFTTrainer(CheckpointMixin, HubMixin, SFTTrainer):
         logs |= {name: total[name] / count for name, count in counts.items() if count > 0}
         for name in ("guided_rows", "dropped_regions", "skipped_rows"):
             logs[name] = total[name] / steps
-        return {f"eval_{name}" if mode == "eval" else name: value for name, value in logs.items()}
+        return logs
 
 
 def count_regions(batch: dict[str, torch.Tensor]) -> int:
@@ -321,22 +397,3 @@ def check_not_empty(dataset: Dataset | IterableDataset | None, name: str) -> Non
     is_empty = next(iter(dataset), None) is None if isinstance(dataset, IterableDataset) else len(dataset) == 0
     if is_empty:
         raise ValueError(f"The {name} has no rows.")
-
-
-def undecoded_images(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
-    """
-    The data set with its pictures left as bytes. The collator reads them, and so can name the row of one that is
-    broken.
-
-    Raises:
-        ValueError: If there is no column `messages` or `images`.
-    """
-    if dataset.features is None:
-        return dataset
-    missing = {"images", "messages"} - set(dataset.features)
-    if missing:
-        raise ValueError(
-            f"The data set has the columns {sorted(dataset.features)}, but lacks {sorted(missing)}. A row is "
-            '{"images": [image, ...], "messages": [{"role": ..., "content": ...}, ...]}, and may have "regions".'
-        )
-    return dataset.cast_column("images", List(Image(decode=False)))

@@ -31,7 +31,7 @@ from recipes.inside.measures import auc, concentration, derangement, interval, o
 from recipes.inside.vlm import LAYERS, AgeVlm, Vlm, by_layers, labels, read_rows
 from recipes.scenes.classes import POPE_KINDS
 from recipes.scenes.questions import load_questions
-from recipes.training.arguments import DataArguments
+from recipes.training.arguments import RowsArguments
 from recipes.training.data_sets import load_dataset_of
 from trainers import get_stage
 
@@ -143,7 +143,7 @@ def read_captions(name: str, split: str, num_rows: int) -> list[tuple[PIL.Image.
     if name.endswith(".jsonl"):
         rows = read_rows(Path(name), {"image": str, "caption": str})[:num_rows]
     else:
-        data = DataArguments(dataset_split="test" if name == "scenes" else split, num_scenes=num_rows)
+        data = RowsArguments(dataset_split="test" if name == "scenes" else split, num_scenes=num_rows)
         try:
             rows = load_dataset_of(name, data, get_stage(3), SCENE_SIZE)
         except (OSError, ValueError, KeyError) as error:

@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Features, IterableDataset
+from datasets import Dataset, Features, IterableDataset
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from recipes.rows.records import FEATURES, Fault, read_record
-from recipes.rows.survey import Source
+from recipes.rows.records import FEATURES, REGIONS, Fault, read_record
+from recipes.rows.survey import VERSION, Source
 
 
 logger = logging.get_logger(__name__)
@@ -44,6 +44,8 @@ def write(source: Source, kept: np.ndarray, out: Path, share: float, seed: int, 
     out.mkdir(parents=True, exist_ok=True)
     starts = range(0, len(kept), rows_per_file)
     num_rows, identities = 0, set()
+    has_regions = any(b'"regions"' in source.lines[number] for number in kept.tolist())
+    features = Features(FEATURES | REGIONS) if has_regions else FEATURES
     for n, start in enumerate(tqdm(starts, unit=" files", desc="writing")):
         rows = []
         for number in kept[start : start + rows_per_file].tolist():
@@ -55,7 +57,7 @@ def write(source: Source, kept: np.ndarray, out: Path, share: float, seed: int, 
                 rows.append(row)
         num_rows += len(rows)
         place = out / f"train-{n:05d}-of-{len(starts):05d}.parquet"
-        write_parquet(place, rows, FEATURES)
+        write_parquet(place, rows, features)
     return num_rows
 
 
@@ -69,7 +71,7 @@ def write_parquet(place: Path, rows: list[dict[str, Any]], features: Features) -
 
 def load_records(json_file: Path, images: Path, records_per_shard: int = 10_000) -> IterableDataset:
     """
-    A LLaVA-style file as a stream of rows that is never read whole. Records that cannot be trained on are left out, but
+    A JSON or JSONL file as a stream of rows that is never read whole. Records that cannot be trained on are left out, but
     images are not looked at: that is up to whoever reads them.
 
     Raises:
@@ -79,7 +81,9 @@ def load_records(json_file: Path, images: Path, records_per_shard: int = 10_000)
     check_records(source)
     num_lines = len(source.lines)
     ranges = [(n, min(n + records_per_shard, num_lines)) for n in range(0, num_lines, records_per_shard)]
-    return IterableDataset.from_generator(_rows, features=FEATURES, gen_kwargs={"ranges": ranges, "source": source})
+    has_regions = num_lines > 0 and b'"regions"' in source.lines[0]
+    features = Features(FEATURES | REGIONS) if has_regions else FEATURES
+    return IterableDataset.from_generator(_rows, features=features, gen_kwargs={"ranges": ranges, "source": source})
 
 
 def check_records(source: Source) -> None:
@@ -101,3 +105,51 @@ def _rows(ranges: list[tuple[int, int]], source: Source) -> Iterator[dict[str, A
                 yield read_record(source.lines[number], number, source.images)[0]
             except Fault as fault:
                 logger.warning_once(f"{source.json}, line {number + 1}, is left out: {fault}. There may be more.")
+
+
+def read_records(json_file: Path, images: Path, skip_broken: bool = False) -> Dataset:
+    """
+    The rows of a JSON or JSONL file, written once to the cache of `datasets`.
+
+    Args:
+        json_file (`Path`): The file.
+        images (`Path`): The folder that its image paths start from.
+        skip_broken (`bool`, *optional*, defaults to `False`): Whether records that cannot be trained on are left out.
+
+    Raises:
+        ValueError: If there are such records, or none that can be trained on.
+    """
+    source, faults, has_regions = Source(json_file, images), [], False
+    numbers = [number for number in range(len(source.lines)) if source.lines[number].strip()]
+    kept = []
+    for number in tqdm(numbers, unit=" rows", desc=f"reading {json_file.name}", mininterval=1, delay=2):
+        try:
+            row, _ = read_record(source.lines[number], number, images)
+        except Fault as fault:
+            faults.append(f"line {number + 1}: {fault}")
+        else:
+            kept.append(number)
+            has_regions = has_regions or "regions" in row
+    said = f"{len(faults)} of the {len(numbers)} records of {json_file} cannot be trained on (pictures are looked for in {images})"
+    if faults and (not kept or not skip_broken):
+        raise ValueError(
+            f"{said}; the first, {faults[0].rstrip('.')}. Mend or remove them, or set `--broken_rows skip`."
+        )
+    if not kept:
+        raise ValueError(f"{json_file} has no records.")
+    if faults:
+        logger.warning(f"{said} and are left out; the first, {faults[0]}")
+    stamp = source.lines.path.stat()
+    asked = [str(json_file.resolve()), str(images.resolve()), stamp.st_mtime_ns, stamp.st_size, kept, VERSION]
+    return Dataset.from_generator(
+        _kept_rows,
+        features=Features(FEATURES | REGIONS) if has_regions else FEATURES,
+        gen_kwargs={"json_file": json_file, "images": images, "kept": kept},
+        fingerprint=blake2b(repr(asked).encode(), digest_size=8).hexdigest(),
+    )
+
+
+def _kept_rows(json_file: Path, images: Path, kept: list[int]) -> Iterator[dict[str, Any]]:
+    lines = Source(json_file, images).lines
+    for number in kept:
+        yield read_record(lines[number], number, images)[0]

@@ -22,11 +22,15 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from datasets import Features, Image, List, Value
+from pycocotools import mask as coco_mask
+
+from trainers.rows import ROLES, as_row
+from trainers.run_lengths import decode_rle
 
 
 PLACEHOLDER = "<image>"
-ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 NO_IMAGE = ("", "none", "nan", "null")
 FEATURES = Features(
     {
@@ -37,6 +41,17 @@ FEATURES = Features(
         ),
     }
 )
+REGIONS = {
+    "regions": List(
+        {
+            "mask": {"size": List(Value("int32")), "counts": Value("string")},
+            "image": Value("int32"),
+            "text": Value("string"),
+            "span": List(Value("int32")),
+            "message": Value("int32"),
+        }
+    )
+}
 
 
 class Fault(ValueError):
@@ -99,17 +114,18 @@ def find_image(folder: Path, name: str) -> tuple[str, bool]:
     return str(found), True
 
 
-def image_names(record: dict[str, Any]) -> list[str]:
+def image_names(value: Any) -> list[str]:
     """
     The record's image names; none if it is text only, which data sets write in many ways.
 
     Raises:
         Fault: If they are not names.
     """
-    value = record.get("image", record.get("images"))
     values = value if isinstance(value, list) else [value]
     names = []
     for name in values:
+        if isinstance(name, dict):
+            name = name.get("path", name.get("url"))
         if name is None or (isinstance(name, float) and math.isnan(name)):
             continue
         if not isinstance(name, str):
@@ -119,20 +135,19 @@ def image_names(record: dict[str, Any]) -> list[str]:
     return names
 
 
-def read_messages(record: dict[str, Any], num_images: int) -> tuple[list[dict[str, Any]], list[str]]:
+def read_messages(conversation: Any, num_images: int) -> tuple[list[dict[str, Any]], list[str]]:
     """
-    The record's conversation as messages whose contents are lists of parts, and what had to be mended.
+    A conversation, as [`as_row`] gives it, as messages whose contents are lists of parts, and what had to be mended.
 
     Raises:
         Fault: If no question with an answer is left, or the images do not fit the placeholders.
     """
     turns, mended = [], []
-    conversation = record.get("conversations", record.get("messages"))
     if not isinstance(conversation, list):
-        raise Fault("no conversation", f"`conversations` is {type(conversation).__name__}")
+        raise Fault("no conversation", f"it is of type {type(conversation).__name__}")
     for turn in conversation:
-        speaker = turn.get("from", turn.get("role")) if isinstance(turn, dict) else None
-        words = turn.get("value", turn.get("content")) if isinstance(turn, dict) else None
+        speaker = turn.get("role") if isinstance(turn, dict) else None
+        words = words_of(turn.get("content")) if isinstance(turn, dict) else None
         if not isinstance(speaker, str) or speaker not in ROLES or not isinstance(words, str):
             raise Fault("turn without speaker or words", repr(turn)[:80])
         role = ROLES[speaker]
@@ -173,6 +188,37 @@ def read_messages(record: dict[str, Any], num_images: int) -> tuple[list[dict[st
     return [{"role": turn["role"], "content": read_parts(turn["text"])} for turn in turns], mended
 
 
+def words_of(content: Any) -> str | None:
+    """A message's content in one, with a placeholder where a picture stands; None if it is neither words nor parts."""
+    if not isinstance(content, list):
+        return content if isinstance(content, str) else None
+    parts = [part if isinstance(part, dict) else {} for part in content]
+    words = [PLACEHOLDER if part.get("type") == "image" else part.get("text") for part in parts]
+    return "".join(words) if all(isinstance(word, str) for word in words) else None
+
+
+def read_regions(regions: Any) -> list[dict[str, Any]]:
+    """
+    A record's regions, their run lengths compressed, whichever way they are written.
+
+    Raises:
+        Fault: If they are none.
+    """
+    if not isinstance(regions, list) or not all(isinstance(region, dict) for region in regions):
+        raise Fault("regions are no list", repr(regions)[:80])
+    made = []
+    for region in regions:
+        mask = region.get("mask")
+        if mask is not None:
+            try:
+                code = coco_mask.encode(np.asfortranarray(decode_rle(mask), dtype=np.uint8))
+            except (ValueError, TypeError, AttributeError) as error:
+                raise Fault("damaged mask", str(error)) from error
+            mask = {"size": list(code["size"]), "counts": code["counts"].decode("ascii")}
+        made.append({name: region.get(name) for name in REGIONS["regions"].feature} | {"mask": mask})
+    return made
+
+
 def read_parts(text: str) -> list[dict[str, Any]]:
     """Words and placeholders as parts of a message's content."""
     parts = []
@@ -182,6 +228,28 @@ def read_parts(text: str) -> list[dict[str, Any]]:
         elif piece.strip():
             parts.append({"type": "text", "text": piece.strip()})
     return parts
+
+
+def read_as_written(messages: Any) -> list[dict[str, Any]]:
+    """
+    Messages whose contents are lists of parts, with nothing mended.
+
+    Raises:
+        Fault: If they are none.
+    """
+    found = []
+    for message in messages if isinstance(messages, list) else [messages]:
+        content = message.get("content") if isinstance(message, dict) else None
+        if not isinstance(words_of(content), str) or not isinstance(message.get("role"), str):
+            raise Fault("turn without speaker or words", repr(message)[:80])
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        found.append(
+            {
+                "role": message["role"],
+                "content": [{"type": part.get("type"), "text": part.get("text")} for part in parts],
+            }
+        )
+    return found
 
 
 def read_record(line: bytes, number: int, folder: Path) -> tuple[dict[str, Any], list[str]]:
@@ -199,8 +267,13 @@ def read_record(line: bytes, number: int, folder: Path) -> tuple[dict[str, Any],
         raise Fault("not JSON", str(error)) from error
     if not isinstance(record, dict):
         raise Fault("not JSON", "it is no object")
-    found = [find_image(folder, name) for name in image_names(record)]
-    messages, mended = read_messages(record, len(found))
+    record = as_row(record)
+    found = [find_image(folder, name) for name in image_names(record["images"])]
+    regions = read_regions(record["regions"]) if record.get("regions") else []
+    if regions:  # which count messages and their characters
+        messages, mended = read_as_written(record["messages"]), []
+    else:
+        messages, mended = read_messages(record["messages"], len(found))
     if b"\\u" in line or b"\xed" in line:  # as JSON writes it, or as it is
         try:
             json.dumps([record.get("id"), found, messages], ensure_ascii=False).encode()
@@ -213,7 +286,7 @@ def read_record(line: bytes, number: int, folder: Path) -> tuple[dict[str, Any],
         "images": [{"path": path, "bytes": None} for path, _ in found],
         "messages": messages,
     }
-    return row, mended
+    return row | ({"regions": regions} if regions else {}), mended
 
 
 def content_hash(row: dict[str, Any]) -> int:

@@ -69,7 +69,8 @@ class ModelArguments(PartsArguments):
     """The model that a stage starts from. Stage 1 builds it from `--vision` and `--text` when given no checkpoint."""
 
     model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Checkpoint of the stage before (folder or Hub id)."}
+        default=None,
+        metadata={"help": "Checkpoint of the stage before, or of the same stage to train it on (folder or Hub id)."},
     )
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of a Hub id."})
     overwrite_output_dir: bool = field(
@@ -77,7 +78,10 @@ class ModelArguments(PartsArguments):
         metadata={"help": "Clear away another run's checkpoints in `--output_dir`, and begin."},
     )
     attn_implementation: str = field(default="sdpa", metadata={"help": "Attention of the LLM's own layers."})
-    variant: Variant = field(default="age-vlm", metadata={"help": "Which of the four final models is made."})
+    variant: Variant | None = field(
+        default=None,
+        metadata={"help": "Which of the four final models is made. Default: the checkpoint's, or age-vlm."},
+    )
     vision_training: str | None = field(
         default=None,
         metadata={
@@ -98,19 +102,22 @@ class ModelArguments(PartsArguments):
 
 
 @dataclass
-class DataArguments:
-    """The rows that a stage trains on."""
+class RowsArguments:
+    """Rows, and which of them."""
 
     dataset_name: str = field(
         default="scenes",
         metadata={
-            "help": "`scenes` (made on the spot), a folder written by `datasets`' `save_to_disk`, a folder of parquet "
-            "files, a LLaVA-style JSON or JSONL file (`--streaming`), or a Hub id; rows of `images`, `messages` and "
-            "`regions`."
+            "help": "`scenes` (made on the spot), a JSON or JSONL file, a folder of such files or of parquet files, a "
+            "folder written by `datasets`' `save_to_disk`, or a Hub id; rows of `images`, `messages` and `regions`, or as "
+            "LLaVA, ShareGPT or TRL have them."
         },
     )
     image_folder: str | None = field(
-        default=None, metadata={"help": "Folder that the image paths of a JSON or JSONL file start from."}
+        default=None,
+        metadata={
+            "help": "Folder that the images' paths start from. Default: the folder of the file that holds them."
+        },
     )
     masks_name: str | None = field(
         default=None,
@@ -127,3 +134,28 @@ class DataArguments:
     streaming: bool = field(default=False, metadata={"help": "Read rows as they come. Needs `--max_steps`."})
     num_scenes: int = field(default=10000, metadata={"help": "Rows to make of `scenes`."})
     scenes_seed: int = field(default=0, metadata={"help": "Seed of `scenes`."})
+
+
+@dataclass
+class DataArguments(RowsArguments):
+    """The rows that a stage trains on, and those that it is evaluated on."""
+
+    shuffle_buffer_size: int = field(
+        default=1000,
+        metadata={
+            "help": "Rows of a stream that the next one is drawn from, by the seed; 0 keeps the stream's order."
+        },
+    )
+    eval_dataset_name: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "One or several data sets to evaluate on, each as `--dataset_name` or as NAME=DATASET with the name that "
+            "it has in the logs. It is done in the end, or as `--eval_strategy` says."
+        },
+    )
+    eval_split: str | None = field(
+        default=None,
+        metadata={
+            "help": "Split to evaluate on, of `--dataset_name` if no other set is named. Default: test, where there are splits."
+        },
+    )

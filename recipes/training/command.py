@@ -13,9 +13,18 @@
 # limitations under the License.
 """The command line of the four stages."""
 
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 from recipes.terminal.errors import one_sentence
 from recipes.terminal.options import print_help, wants_help
 from recipes.training.arguments import DataArguments, ModelArguments
+
+
+if TYPE_CHECKING:
+    from trl import TrlParser
 
 
 def main(number: int, description: str, **defaults) -> None:
@@ -39,5 +48,33 @@ def main(number: int, description: str, **defaults) -> None:
     parser = TrlParser((ModelArguments, DataArguments, GuidedSFTConfig))
     parser.set_defaults(**defaults)
     with one_sentence():
-        arguments, data, training = parser.parse_args_and_config()
-        run_stage(number, arguments, data, training)
+        try:
+            arguments, data, training = parser.parse_args_and_config()
+        except (ValueError, OSError, ImportError) as error:  # transformers' and TRL's classes look at their fields
+            raise ValueError(" ".join(str(error).split())) from error
+        given = given_options(TrlParser((ModelArguments, DataArguments, GuidedSFTConfig)), sys.argv[1:])
+        run_stage(number, arguments, data, training, given=given)
+
+
+def given_options(parser: "TrlParser", words: list[str]) -> set[str]:
+    """
+    The options that a command line, or the file that its `--config` names, gives a value.
+
+    Raises:
+        ValueError: If that file cannot be read.
+    """
+    import yaml
+
+    for action in parser._actions:
+        action.default, action.required = argparse.SUPPRESS, False
+    config = []
+    if "--config" in words[:-1]:
+        place = words.index("--config")
+        file, words = words[place + 1], words[:place] + words[place + 2 :]
+        try:
+            config = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise ValueError(f"{file} cannot be read as YAML: {' '.join(str(error).split())}.") from error
+        if not isinstance(config, dict):
+            raise ValueError(f"{file} has to hold options with their values, one `name: value` a line.")
+    return {*vars(parser.parse_known_args(words)[0]), *config}

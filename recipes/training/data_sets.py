@@ -11,14 +11,19 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The rows that a stage trains on."""
+"""The rows that a stage trains on, and those that it is evaluated on."""
 
 import functools
+import os
+import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 from datasets import (
     Dataset,
+    DatasetDict,
     Features,
     IterableDataset,
     List,
@@ -29,24 +34,31 @@ from datasets import (
     load_from_disk,
 )
 
-from recipes.rows.files import load_records
+from modeling_agevlm.conversion import loading
+from recipes.rows.files import load_records, read_records
 from recipes.scenes.rows import FEATURES, load_scenes
-from recipes.training.arguments import DataArguments
+from recipes.training.arguments import DataArguments, RowsArguments
 from trainers import Stage
+from trainers.rows import has_transform
 
 
-def load_rows(data: DataArguments, stage: Stage, image_size: int) -> Dataset | IterableDataset:
+EVALUATION_SCENES = 200  # of `scenes`, at the most
+
+
+def load_rows(
+    data: RowsArguments, stage: Stage, image_size: int, skip_broken: bool = False
+) -> Dataset | IterableDataset:
     """
     The rows of a stage: captions in stages 1 to 3, instructions in stage 4 where the data set is `scenes`. Where there are
-    masks for some of them, those rows have `regions`.
+    masks for some of them, those rows have `regions`. `skip_broken` leaves records out that cannot be trained on.
 
     Raises:
         ValueError: If the arguments do not go together.
     """
-    rows = load_dataset_of(data.dataset_name, data, stage, image_size)
+    rows = load_dataset_of(data.dataset_name, data, stage, image_size, skip_broken=skip_broken)
     if data.masks_name is None:
         return rows
-    masked = load_dataset_of(data.masks_name, data, stage, image_size)
+    masked = load_dataset_of(data.masks_name, data, stage, image_size, skip_broken=skip_broken)
     if data.masked_share is None and data.streaming:
         raise ValueError("A stream cannot tell how many rows have masks: say how many shall, with `--masked_share`.")
     if data.masked_share is not None and not 0 < data.masked_share < 1:
@@ -68,28 +80,140 @@ def load_rows(data: DataArguments, stage: Stage, image_size: int) -> Dataset | I
     )
 
 
-def load_dataset_of(name: str, data: DataArguments, stage: Stage, image_size: int) -> Dataset | IterableDataset:
-    """The rows of one data set."""
+def load_evaluation_rows(
+    data: DataArguments, stage: Stage, image_size: int, skip_broken: bool = False
+) -> Dataset | dict[str, Dataset] | None:
+    """
+    The rows that a stage is evaluated on, by name if they are several sets; None if there are none.
+
+    Raises:
+        ValueError: If two sets have the same name, or one cannot be loaded.
+    """
+    named = data.eval_dataset_name or ([] if data.eval_split is None else [data.dataset_name])
+    sets = {}
+    for entry in [named] if isinstance(named, str) else named:
+        label, equals, name = entry.partition("=")
+        if not equals or "/" in label:
+            label, name = Path(entry).stem, entry
+        if label in sets:
+            raise ValueError(
+                f"Two evaluation sets are called {label!r}: name them, as in `--eval_dataset_name NAME={name}`."
+            )
+        own = replace(
+            data,
+            dataset_name=name,
+            dataset_split=data.eval_split or "test",
+            streaming=False,
+            num_scenes=min(data.num_scenes, EVALUATION_SCENES),
+        )
+        sets[label] = load_dataset_of(name, own, stage, image_size, "test", skip_broken)
+        if len(sets[label]) == 0:
+            raise ValueError(f"The evaluation set {name} has no rows.")
+    if len(sets) == 1 and "=" not in named[0]:
+        return next(iter(sets.values()))
+    return sets or None
+
+
+def load_dataset_of(
+    name: str,
+    data: RowsArguments,
+    stage: Stage,
+    image_size: int,
+    default_split: str = "train",
+    skip_broken: bool = False,
+) -> Dataset | IterableDataset:
+    """
+    The rows of one data set. What has no splits is taken as the default one.
+
+    Raises:
+        ValueError: If it cannot be loaded, or has no such split.
+    """
+    split, place = data.dataset_split, Path(name)
     if name == "scenes":
         task = "instruction" if stage.number == 4 else "caption"
-        return load_scenes(
-            data.dataset_split, task, data.num_scenes, image_size, data.scenes_seed, streaming=data.streaming
-        )
-    folder = Path(name)
-    if folder.suffix in (".json", ".jsonl"):
-        if data.image_folder is None or not data.streaming:
-            raise ValueError(
-                f"{name} is read as a stream: pass `--streaming true` and `--image_folder`, or make a data set of it with "
-                "`recipes/data.py --out`."
-            )
-        return load_records(folder, Path(data.image_folder))
-    if (folder / "dataset_info.json").exists() or (folder / "dataset_dict.json").exists():
-        rows = load_from_disk(name)
-        rows = rows[data.dataset_split] if (folder / "dataset_dict.json").exists() else rows
-        return rows.to_iterable_dataset() if data.streaming else rows
-    load = functools.partial(load_dataset, name, data.dataset_config, split=data.dataset_split)
-    features = with_types(load(streaming=True).features) if folder.is_dir() else None
-    return load(streaming=data.streaming, features=features)
+        return load_scenes(split, task, data.num_scenes, image_size, data.scenes_seed, streaming=data.streaming)
+    if place.suffix in (".json", ".jsonl"):
+        if not place.is_file():
+            raise ValueError(f"There is no file {name}.")
+        check_whole(name, split, default_split)
+        return read_files([place], data, skip_broken)
+    if (place / "dataset_info.json").exists() or (place / "dataset_dict.json").exists():
+        with loading(name):
+            rows = load_from_disk(name)
+        if isinstance(rows, DatasetDict):
+            if split not in rows:
+                raise ValueError(f"{name} has no split {split!r}, but {', '.join(rows)}.")
+            rows = rows[split]
+        elif split != str(rows.split):
+            check_whole(name, split, default_split)
+        rows = rows.to_iterable_dataset() if data.streaming else rows
+        return rows if data.image_folder is None else with_folder(rows, data.image_folder)
+    files = json_files(place, split, default_split)
+    if files:
+        return read_files(files, data, skip_broken)
+    load = functools.partial(load_dataset, name, data.dataset_config, split=split)
+    with loading(name):
+        features = with_types(load(streaming=True).features) if place.is_dir() else None
+        rows = load(streaming=data.streaming, features=features)
+    folder = data.image_folder or (name if place.is_dir() else None)
+    return rows if folder is None else with_folder(rows, folder)
+
+
+def check_whole(name: str, split: str, default_split: str) -> None:
+    """Raises `ValueError` if a split is asked for where there are none."""
+    if split != default_split:
+        raise ValueError(f"{name} has no splits, and so no {split!r}: leave the split out to take all of it.")
+
+
+def json_files(folder: Path, split: str, default_split: str) -> list[Path]:
+    """
+    The JSON and JSONL files of a folder that hold a split: those whose names begin with it, or the only one there is.
+
+    Raises:
+        ValueError: If there are others only.
+    """
+    files = sorted([*folder.glob("*.jsonl"), *folder.glob("*.json")]) if folder.is_dir() else []
+    # Not what was made of a JSON list, nor what `datasets` makes rows of pictures with.
+    files = [file for file in files if not file.name.endswith(".json.jsonl") and file.name != "metadata.jsonl"]
+    found = [file for file in files if re.match(rf"{re.escape(split)}(?![a-zA-Z])", file.name)]
+    if files and not found and not any(folder.glob("**/*.parquet")):
+        if len(files) > 1 or split != default_split:
+            raise ValueError(f"{folder} has no file of the split {split!r}, but {', '.join(f.name for f in files)}.")
+        return files
+    return found
+
+
+def read_files(files: list[Path], data: RowsArguments, skip_broken: bool) -> Dataset | IterableDataset:
+    """The rows of JSON and JSONL files."""
+    parts = []
+    for file in files:
+        images = file.parent if data.image_folder is None else Path(data.image_folder)
+        parts.append(load_records(file, images) if data.streaming else read_records(file, images, skip_broken))
+    return parts[0] if len(parts) == 1 else concatenate_datasets(parts)
+
+
+def with_folder(rows: Dataset | IterableDataset, folder: str) -> Dataset | IterableDataset:
+    """Rows whose pictures are named by paths, with those that start from a folder whole."""
+    for column in ("images", "image"):
+        if (rows.features or {}).get(column) in (Value("string"), List(Value("string"))):
+            rows = rows.map(functools.partial(joined, column=column, folder=folder), input_columns=column)
+    return rows
+
+
+def joined(names: str | list[str] | None, column: str, folder: str) -> dict[str, Any]:
+    if isinstance(names, list):
+        return {column: [os.path.join(folder, name) for name in names]}
+    return {column: None if names is None else os.path.join(folder, names)}
+
+
+def shuffled(rows: Dataset | IterableDataset, data: DataArguments, seed: int) -> Dataset | IterableDataset:
+    """
+    A stream in another order in every pass, the same from the same seed. Scenes do not depend on each other, and other data
+    sets are shuffled by their sampler.
+    """
+    if not isinstance(rows, IterableDataset) or data.shuffle_buffer_size == 0 or data.dataset_name == "scenes":
+        return rows
+    return rows.shuffle(seed=seed, buffer_size=data.shuffle_buffer_size)
 
 
 def with_types(features: Features | None) -> Features | None:
@@ -107,7 +231,7 @@ def with_types(features: Features | None) -> Features | None:
 
 def check_regions(rows: Dataset | IterableDataset, stage: Stage, guidance_weight: float, attention_sink: bool) -> None:
     """Raises `ValueError` if a guided stage would train on rows without a single region that this model can look at."""
-    if not stage.guided or guidance_weight == 0:
+    if not stage.guided or guidance_weight == 0 or has_transform(rows):
         return
     num_regions = num_masks = 0
     if "regions" in (rows.column_names or []):
@@ -119,7 +243,7 @@ def check_regions(rows: Dataset | IterableDataset, stage: Stage, guidance_weight
                 num_regions += len(regions)
                 has_field = "mask" in regions.type.names  # otherwise the collator says what is missing
                 num_masks += len(regions) - (regions.field("mask").null_count if has_field else 0)
-    unguided = "train an unguided variant (`--variant ca-baseline-frozen` or `ca-baseline`)"
+    unguided = "train without guidance (`--guidance_weight 0`, or `--variant ca-baseline-frozen` or `ca-baseline`)"
     if num_regions == 0:
         raise ValueError(
             f"Stage {stage.number} adds the guidance loss, but no row of the data set has a region. Make masks first, or "

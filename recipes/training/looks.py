@@ -29,6 +29,7 @@ from recipes.answering.attention import split_sink
 from recipes.drawing.attention import save_attention_lines
 from trainers import DataCollatorForGuidedVisionLanguageModeling, GuidedSFTTrainer
 from trainers.data_collator import BrokenRowError, as_parts, message_text
+from trainers.rows import as_row
 
 
 TITLE = "where words look"
@@ -51,7 +52,7 @@ class Looks(TrainerCallback):
     def __init__(self, trainer: GuidedSFTTrainer) -> None:
         self.trainer, self.rows = trainer, []
         collate = DataCollatorForGuidedVisionLanguageModeling(trainer.processing_class)
-        for row in itertools.islice(trainer.train_dataset, MOST_READ):
+        for row in map(as_row, itertools.islice(trainer.train_dataset, MOST_READ)):
             regions = [region for region in row.get("regions") or () if region["mask"] is not None]
             # Each phrase once, and before whole messages, which look at all that they are about
             regions = list({region["text"] or region["message"]: region for region in regions}.values())
@@ -65,7 +66,8 @@ class Looks(TrainerCallback):
                     region["text"] or message_text(as_parts(0, row["messages"][region["message"]]))
                     for region in regions
                 ]
-                self.rows.append((read_image(row["images"][0]), words, batch))
+                image = row["images"][0]
+                self.rows.append((read_image(Path(image) if isinstance(image, str) else image), words, batch))
             if len(self.rows) == NUM_ROWS:
                 break
 

@@ -36,9 +36,12 @@ PLACEHOLDERS = ("<|image|>", "<|reserved_special_token_0|>")
 PADDINGS = ("<|finetune_right_pad_id|>", "<|pad|>")
 
 
-def build(parts: PartsArguments) -> tuple[AgeVlmForConditionalGeneration, AgeVlmProcessor]:
+def build(
+    parts: PartsArguments, attn_implementation: str | None = None
+) -> tuple[AgeVlmForConditionalGeneration, AgeVlmProcessor]:
     """
-    An AGE-VLM around pretrained parts that still answers as its LLM does, and its processor.
+    An AGE-VLM around pretrained parts that still answers as its LLM does, and its processor. `attn_implementation` is that of
+    the LLM's own layers.
 
     Raises:
         ValueError: If a part cannot be loaded, does not fit, or the tokenizer has no chat template that ends turns.
@@ -70,6 +73,7 @@ def build(parts: PartsArguments) -> tuple[AgeVlmForConditionalGeneration, AgeVlm
         use_visual_positions=parts.use_visual_positions,
         attention_sink=parts.attention_sink,
         text_revision=parts.text_revision,
+        attn_implementation=attn_implementation,
     )
     eos = model.generation_config.eos_token_id or []
     eos = sorted({*([eos] if isinstance(eos, int) else eos), tokenizer.eos_token_id})

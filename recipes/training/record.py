@@ -123,9 +123,14 @@ def read_record(checkpoint: str | None, revision: str | None = None) -> list[dic
     return record
 
 
+def parts_of(record: list[dict[str, Any]]) -> dict[str, str]:
+    """What the checkpoint was built from, by the options' names, as far as its record says."""
+    return {name: run[name] for run in record for name in ("vision", "text") if isinstance(run.get(name), str)}
+
+
 def run_record(number: int, arguments: Any, data: Any, training: GuidedSFTConfig) -> list[dict[str, Any]]:
     """
-    The record of stage `number` after those of the stages before. It holds no token and no folder of this machine.
+    The record of stage `number` after those of what the checkpoint went through before. It holds no token and no folder of this machine.
 
     Args:
         number (`int`): 1 to 4.
@@ -140,7 +145,7 @@ def run_record(number: int, arguments: Any, data: Any, training: GuidedSFTConfig
     words += [data.dataset_config] if data.dataset_config and not scenes else []
     run = {
         "stage": number,
-        "variant": arguments.variant,
+        "variant": arguments.variant or "age-vlm",
         "vision_training": arguments.vision_training,
         "dataset": " ".join([*words, f"({data.dataset_split})"]),
         "dataset_id": None if is_local else data.dataset_name,
@@ -160,6 +165,4 @@ def run_record(number: int, arguments: Any, data: Any, training: GuidedSFTConfig
             "text": public_name(arguments.text),
             "base_models": hub_ids(arguments.vision, arguments.text),
         }
-    # A stage that was taken up again is one stage.
-    before = [entry for entry in read_record(name, arguments.model_revision) if entry["stage"] < number]
-    return [*before, run]
+    return [*read_record(name, arguments.model_revision), run]

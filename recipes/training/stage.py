@@ -15,24 +15,27 @@
 
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from datasets import Dataset, IterableDataset
 from peft import LoraConfig
 from transformers import PreTrainedModel, PrinterCallback, ProcessorMixin, ProgressCallback, TrainerCallback, set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.utils import logging
 
 from modeling_agevlm import AgeVlmConfig
 from modeling_agevlm.conversion import loading
 from recipes.answering.checkpoint import load_checkpoint
 from recipes.training.arguments import DataArguments, ModelArguments
-from recipes.training.data_sets import check_regions, load_rows
+from recipes.training.data_sets import check_regions, load_evaluation_rows, load_rows, shuffled
+from recipes.training.idle import check_options, check_parts
 from recipes.training.looks import Looks
 from recipes.training.parts import build, mend_generation_config
-from recipes.training.record import card_template, run_record
+from recipes.training.record import card_template, parts_of, read_record, run_record
 from recipes.training.resuming import (
     check_finished,
     check_same_run,
@@ -43,17 +46,20 @@ from recipes.training.resuming import (
 )
 from trainers import GuidedSFTConfig, GuidedSFTTrainer, Stage, apply_stage, get_stage, lora_config, parameter_table
 from trainers.checkpointing import checkpoints_of
+from trainers.stages import Variant
 
 
+logger = logging.get_logger(__name__)
 GO_ON = "The checkpoint is saved; `--resume_from_checkpoint true` goes on from it."
 
 
 def load_model(arguments: ModelArguments, stage: Stage) -> tuple[PreTrainedModel, ProcessorMixin]:
     """
-    The model of the stage before, in float32 (mixed precision keeps float32 weights), and its processor.
+    The model of the stage before, or of the same stage to be trained on, in float32 (mixed precision keeps float32 weights),
+    and its processor.
 
     Raises:
-        ValueError: If there is no checkpoint of the stage before.
+        ValueError: If there is no such checkpoint.
     """
     name = arguments.model_name_or_path
     if name is None:
@@ -62,7 +68,7 @@ def load_model(arguments: ModelArguments, stage: Stage) -> tuple[PreTrainedModel
                 f"Stage {stage.number} starts from a checkpoint of stage {stage.number - 1}: pass its folder or Hub id "
                 "as `--model_name_or_path`."
             )
-        return build(arguments)
+        return build(arguments, arguments.attn_implementation)
     if Path(name).is_dir() and not (Path(name) / "config.json").exists():
         unfinished = " It holds checkpoints of a stage that has not ended: go on with that first."
         raise ValueError(
@@ -82,10 +88,10 @@ def load_model(arguments: ModelArguments, stage: Stage) -> tuple[PreTrainedModel
             name, arguments.model_revision, attn_implementation=arguments.attn_implementation, dtype="float32"
         )
     mend_generation_config(model.generation_config, name)
-    if model.config.training_stage != stage.number - 1:
+    if model.config.training_stage not in (stage.number - 1, stage.number):
         raise ValueError(
-            f"Stage {stage.number} starts from a checkpoint of stage {stage.number - 1}, but {name} is one of stage "
-            f"{model.config.training_stage}. Run the stages in order."
+            f"Stage {stage.number} starts from a checkpoint of stage {stage.number - 1}, or trains one of stage {stage.number} "
+            f"on, but {name} is one of stage {model.config.training_stage}. Run the stages in order."
         )
     return model, processor
 
@@ -105,6 +111,19 @@ def peft_config(model: PreTrainedModel, arguments: ModelArguments, stage: Stage)
             "stage 4 with `--variant age-vlm-lm` or `ca-baseline`."
         )
     return lora_config(model, stage, arguments.lora_r, arguments.lora_alpha, lora_dropout=arguments.lora_dropout)
+
+
+def chosen_variant(number: int, arguments: ModelArguments, record: list[dict[str, Any]]) -> Variant:
+    """The variant that is asked for, or else that of the checkpoint's record. Says if the two do not go together."""
+    known = [run["variant"] for run in record if run["variant"] in get_args(Variant)]
+    variant = arguments.variant or (known[-1] if known else "age-vlm")
+    for run in record:
+        if run["variant"] in known and get_stage(run["stage"], run["variant"]) != get_stage(run["stage"], variant):
+            logger.warning(
+                f"{arguments.model_name_or_path} went through stage {run['stage']} as {run['variant']}, where {variant} trains "
+                f"otherwise. It goes on with stage {number} of {variant}."
+            )
+    return variant
 
 
 class Augmenting:
@@ -131,6 +150,7 @@ def run_stage(
     progress: TrainerCallback | None = None,
     rows: Dataset | IterableDataset | None = None,
     augment: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    given: Collection[str] = (),
 ) -> GuidedSFTTrainer:
     """
     Trains stage `number` and saves model, processor, code and log to `training.output_dir`.
@@ -144,13 +164,17 @@ def run_stage(
             trainer's own bar and log lines.
         rows (`Dataset`, *optional*): The rows themselves, instead of those that `data` names.
         augment (`Callable`, *optional*): Changes the normalized pictures of a batch, `(num_pictures, 3, height, width)`.
+        given (`Collection[str]`, *optional*): Options that were asked for, which must not be without effect.
 
     Raises:
         ValueError: If the stage cannot start from what it is given.
     """
+    record = read_record(arguments.model_name_or_path, arguments.model_revision)
+    arguments = replace(arguments, variant=chosen_variant(number, arguments, record))
     stage = get_stage(number, arguments.variant)
     if arguments.vision_training is not None:
         stage = Stage(stage.number, arguments.vision_training, stage.language_model, stage.guided)
+    check_options(given, stage, arguments, data, training)
     if not stage.guided:
         training.guidance_weight = 0.0
     record = run_record(number, arguments, data, training)
@@ -161,12 +185,17 @@ def run_stage(
     checkpoint = checkpoint_to_resume(training.output_dir, training.resume_from_checkpoint, overwrite, record)
     set_seed(training.seed)  # of what is built anew
     model, processor = load_model(arguments, stage)
+    if arguments.model_name_or_path is not None:
+        check_parts(given, arguments, model, processor, parts_of(record))
+    image_size, skip_broken = model.config.vision_config.image_size, training.broken_rows == "skip"
     if rows is None:
-        rows = load_rows(data, stage, model.config.vision_config.image_size)
+        rows = load_rows(data, stage, image_size, skip_broken)
+        rows = shuffled(rows, data, training.seed if training.data_seed is None else training.data_seed)
     if isinstance(rows, Dataset):
         record[-1]["rows"] = len(rows)
         if checkpoint is not None:
             check_same_run(checkpoint, record)
+    eval_rows = load_evaluation_rows(data, stage, image_size, skip_broken)
     check_regions(rows, stage, training.guidance_weight, model.config.text_config.attention_sink)
     apply_stage(model, stage)
     adapters = peft_config(model, arguments, stage)
@@ -175,6 +204,7 @@ def run_stage(
         model,
         training,
         train_dataset=rows,
+        eval_dataset=eval_rows,
         processing_class=processor,
         peft_config=adapters,
         card_template=card_template(),
@@ -207,5 +237,7 @@ def run_stage(
                 flush=True,
             )
         sys.exit(128 + signal.SIGTERM)  # as a process that ends by it: not as one that has done its work
+    if eval_rows is not None and training.eval_strategy == "no":
+        trainer.evaluate()
     trainer.save_final_model()
     return trainer

@@ -688,7 +688,7 @@ def test_a_stage_records_itself_after_those_before(tmp_path: Path, monkeypatch):
     assert record[0] == first and record[1]["stage"] == 2 and record[1]["dataset_id"] == "someone/captions"
     assert "text" not in record[1]
     again = run_record(1, ModelArguments(model_name_or_path=str(tmp_path / "s1")), data, training)
-    assert [run["stage"] for run in again] == [1]
+    assert [run["stage"] for run in again] == [1, 1]  # trained on in the same stage
 
 
 def test_the_name_that_llamas_license_asks_for(tmp_path: Path, monkeypatch, recwarn):

@@ -36,6 +36,7 @@ from recipes.rows.json_files import Lines, as_lines
 from recipes.rows.records import Fault, read_messages
 from recipes.rows.survey import Report, Source, survey
 from trainers import DataCollatorForGuidedVisionLanguageModeling
+from trainers.rows import as_row
 
 
 RECIPES = Path(__file__).parents[3] / "recipes"
@@ -356,8 +357,10 @@ def test_index_of_a_file_that_has_grown_is_made_anew(tmp_path: Path):
 
 
 def test_placeholders_keep_their_places():
-    conversation = turns("First <image> then <image>?", "Both.", "And <image>?", "That.")
-    messages, mended = read_messages({"conversations": conversation}, 3)
+    conversation = as_row({"conversations": turns("First <image> then <image>?", "Both.", "And <image>?", "That.")})[
+        "messages"
+    ]
+    messages, mended = read_messages(conversation, 3)
     assert mended == []
     assert [[part["text"] or "<image>" for part in m["content"]] for m in messages] == [
         ["First", "<image>", "then", "<image>", "?"],
@@ -366,7 +369,7 @@ def test_placeholders_keep_their_places():
         ["That."],
     ]
     with pytest.raises(Fault, match="more <image> than images: 3 for 2"):
-        read_messages({"conversations": conversation}, 2)
+        read_messages(conversation, 2)
 
 
 def test_command_line(dirty: Source, tmp_path: Path):
