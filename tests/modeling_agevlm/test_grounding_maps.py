@@ -211,7 +211,9 @@ def collate(rows: list[dict[str, Any]], **over: Any) -> dict[str, torch.Tensor]:
     ],
 )
 def test_map_of_a_phrase_is_the_attention_of_its_tokens(answer: str, phrase: str, words: str):
-    batch = collate([row(answer=answer, regions=[region(text=phrase)])])
+    start = answer.index(phrase)
+    span = {"message": 1, "span": [start, start + len(phrase)]}
+    batch = collate([row(answer=answer, regions=[region(text=phrase, **span)])])
     query = batch["query_masks"][0, 0]
     assert tiny_processor().tokenizer.decode(batch["input_ids"][0][query]) == words
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "pixel_values")}

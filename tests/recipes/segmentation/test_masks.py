@@ -349,7 +349,7 @@ def test_other_settings_do_not_mix(tmp_path: Path):
     ("over", "sentence"),
     [
         (("--florence", "nowhere"), "error: nowhere cannot be loaded"),
-        (("--dataset_name", "rows.jsonl"), "error: rows.jsonl is read as a stream"),
+        (("--dataset_name", "rows.jsonl"), "error: There is no file rows.jsonl"),
     ],
 )
 def test_one_sentence_on_the_command_line(
