@@ -94,7 +94,10 @@ def test_init_and_scenes_from_the_command_line(tmp_path):
     assert AgeVlmForConditionalGeneration.from_pretrained(tmp_path / "init").config.training_stage == 0
     result = run(tmp_path, "stage2.py", "--model_name_or_path", "init", *TWO_STEPS, "--output_dir", "s2")
     assert result.returncode != 0
-    assert "Stage 2 starts from a checkpoint of stage 1, or trains one of stage 2 on, but init is one of stage 0" in result.stderr
+    assert (
+        "Stage 2 starts from a checkpoint of stage 1, or trains one of stage 2 on, but init is one of stage 0"
+        in result.stderr
+    )
     assert "Traceback" not in result.stderr
 
 
