@@ -270,6 +270,177 @@ MUTANTS = [
         {"sanitize_control_tokens=True": "sanitize_control_tokens=False"},
         "test_app.py",
     ),
+    Mutant(
+        "the old model goes before the new one is complete",
+        "trainers/checkpointing.py",
+        {
+            "            write_through(aside)\n            move(aside, Path(folder))\n": "            (Path(folder) / CONFIG_NAME).unlink(missing_ok=True)\n            write_through(aside)\n            move(aside, Path(folder))\n"
+        },
+        "test_saving.py",
+    ),
+    Mutant(
+        "weights of the old model stay",
+        "trainers/checkpointing.py",
+        {"                path.unlink()\n": "                pass\n"},
+        "test_saving.py",
+    ),
+    Mutant(
+        "no rehearsal of the saving",
+        "trainers/checkpointing.py",
+        {"        self.rehearse_saving()\n": ""},
+        "test_saving.py",
+    ),
+    Mutant(
+        "a half-removed checkpoint counts",
+        "trainers/checkpointing.py",
+        {"is_file() and not (checkpoint / INCOMPLETE).exists()": "is_file()"},
+        "test_resume.py",
+    ),
+    Mutant(
+        "a stream's place by today's max_steps",
+        "trainers/checkpointing.py",
+        {"* before.max_steps)": "* max_steps)"},
+        "test_resume.py",
+    ),
+    Mutant(
+        "the schedule begins anew without states",
+        "trainers/checkpointing.py",
+        {"                    for _ in range(self.state.global_step):\n": "                    for _ in range(0):\n"},
+        "test_resume.py",
+    ),
+    Mutant(
+        "workers end by SIGTERM",
+        "trainers/preemption.py",
+        {"    signal.signal(signal.SIGTERM, signal.SIG_IGN)\n    if start": "    if start"},
+        "test_preemption.py",
+    ),
+    Mutant(
+        "a preempted training removes its last checkpoint",
+        "trainers/checkpointing.py",
+        {
+            "        if self.is_preempted:\n            self.state.best": "        if False:\n            self.state.best"
+        },
+        "test_preemption.py",
+    ),
+    Mutant(
+        "a preempted stage saves its model",
+        "recipes/training/stage.py",
+        {"    if trainer.is_preempted:\n": "    if False:\n"},
+        "test_resuming.py",
+    ),
+    Mutant(
+        "any checkpoint is one's own",
+        "recipes/training/resuming.py",
+        {"    if differing:\n": "    if False:\n"},
+        "test_resuming.py",
+    ),
+    Mutant(
+        "false is a path",
+        "recipes/training/resuming.py",
+        {
+            'word = Path(output_dir), str(resume or "false").lower()': 'word = Path(output_dir), str(resume or "none").lower()'
+        },
+        "test_resuming.py",
+    ),
+    Mutant(
+        "the next stage takes the model of another run",
+        "recipes/training/resuming.py",
+        {
+            "    checkpoint = last_checkpoint(folder)\n    if checkpoint is None:\n": "    checkpoint = None\n    if checkpoint is None:\n"
+        },
+        "test_resuming.py",
+    ),
+    Mutant(
+        "a row without labels is no row's error",
+        "trainers/data_collator.py",
+        {"        if (labels[1:] == -100).all():\n": "        if False:\n"},
+        "test_data_collator.py",
+    ),
+    Mutant(
+        "a batch of broken rows stops",
+        "trainers/data_collator.py",
+        {" or [self._nothing()]": ""},
+        "test_data_collator.py",
+    ),
+    Mutant(
+        "a region that cannot be used takes its row along",
+        "trainers/data_collator.py",
+        {'                if self.broken_rows == "stop":\n                    raise\n': "                raise\n"},
+        "test_data_collator.py",
+    ),
+    Mutant(
+        "one exception is nobody's",
+        "trainers/data_collator.py",
+        {
+            "            yield\n        except Exception as error:\n": "            yield\n        except (ValueError, OSError, LookupError) as error:\n"
+        },
+        "test_data_collator.py",
+    ),
+    Mutant(
+        "a generation config is saved as it came",
+        "recipes/training/parts.py",
+        {"    mend_generation_config(model.generation_config, parts.text)\n": ""},
+        "test_generation_config.py",
+    ),
+    Mutant(
+        "checkpointing is looked at once",
+        "trainers/guided_sft_trainer.py",
+        {"        args.check_checkpointing()\n": ""},
+        "test_lora.py",
+    ),
+    Mutant(
+        "words inside other words are found",
+        "modeling_agevlm/processing_agevlm.py",
+        {
+            "if not is_split and is_word_edge(text, starts[first]) and is_word_edge(text, ends[last]):": "if not is_split:"
+        },
+        "test_processing_agevlm.py",
+    ),
+    Mutant(
+        "a chat begins twice",
+        "modeling_agevlm/processing_agevlm.py",
+        {'kwargs = {"add_special_tokens": False, **kwargs}': "kwargs = {**kwargs}"},
+        "test_processing_agevlm.py",
+    ),
+    Mutant(
+        "a text without its beginning",
+        "modeling_agevlm/processing_agevlm.py",
+        {'            chat_template = "{{- bos_token }}" + chat_template\n': "            pass\n"},
+        "test_chat_formats.py",
+    ),
+    Mutant(
+        "the first of several chat templates",
+        "modeling_agevlm/processing_agevlm.py",
+        {'    return templates["default"]\n': "    return next(iter(templates.values()))\n"},
+        "test_chat_formats.py",
+    ),
+    Mutant(
+        "tags stay words", "trainers/data_collator.py", {'split_tags(part["text"])': "[part]"}, "test_data_collator.py"
+    ),
+    Mutant(
+        "a phrase before its picture",
+        "trainers/data_collator.py",
+        {"(start < image_start, ": "(False, "},
+        "test_data_collator.py",
+    ),
+    Mutant(
+        "generation goes on behind the end of turn",
+        "trainers/turns.py",
+        {"    if end not in ends:\n": "    if False:\n"},
+        "test_chat_formats.py",
+    ),
+    Mutant(
+        "no check of the best metric",
+        "trainers/guided_sft_trainer.py",
+        {"        self.check_best_metric()\n": ""},
+        "test_evaluation.py",
+    ),
+    Mutant(
+        "a stage trains any checkpoint on",
+        "recipes/training/stage.py",
+        {"not in (stage.number - 1, stage.number):": "not in (stage.number - 1, stage.number, 0, 1, 2, 3, 4):"},
+        "test_train_on.py",
+    ),
 ]
 
 
