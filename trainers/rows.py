@@ -138,4 +138,6 @@ def left(feature: Any) -> Any:
         return Image(mode=feature.mode, decode=False)
     if isinstance(feature, List):
         return List(left(feature.feature), length=feature.length)
+    if isinstance(feature, dict):
+        return {name: left(part) for name, part in feature.items()}
     return feature

@@ -14,7 +14,7 @@
 """Rows to parquet files, and a JSON file as a stream of rows."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -44,8 +44,7 @@ def write(source: Source, kept: np.ndarray, out: Path, share: float, seed: int, 
     out.mkdir(parents=True, exist_ok=True)
     starts = range(0, len(kept), rows_per_file)
     num_rows, identities = 0, set()
-    has_regions = any(b'"regions"' in source.lines[number] for number in kept.tolist())
-    features = Features(FEATURES | REGIONS) if has_regions else FEATURES
+    features = features_of(source, kept.tolist())
     for n, start in enumerate(tqdm(starts, unit=" files", desc="writing")):
         rows = []
         for number in kept[start : start + rows_per_file].tolist():
@@ -81,9 +80,14 @@ def load_records(json_file: Path, images: Path, records_per_shard: int = 10_000)
     check_records(source)
     num_lines = len(source.lines)
     ranges = [(n, min(n + records_per_shard, num_lines)) for n in range(0, num_lines, records_per_shard)]
-    has_regions = num_lines > 0 and b'"regions"' in source.lines[0]
-    features = Features(FEATURES | REGIONS) if has_regions else FEATURES
+    features = features_of(source, range(num_lines))
     return IterableDataset.from_generator(_rows, features=features, gen_kwargs={"ranges": ranges, "source": source})
+
+
+def features_of(source: Source, numbers: Iterable[int]) -> Features:
+    """The columns of a file's lines: with regions as soon as one line has some, wherever it stands."""
+    has_regions = any(b'"regions"' in source.lines[number] for number in numbers)
+    return Features(FEATURES | REGIONS) if has_regions else FEATURES
 
 
 def check_records(source: Source) -> None:
@@ -119,17 +123,16 @@ def read_records(json_file: Path, images: Path, skip_broken: bool = False) -> Da
     Raises:
         ValueError: If there are such records, or none that can be trained on.
     """
-    source, faults, has_regions = Source(json_file, images), [], False
+    source, faults = Source(json_file, images), []
     numbers = [number for number in range(len(source.lines)) if source.lines[number].strip()]
     kept = []
     for number in tqdm(numbers, unit=" rows", desc=f"reading {json_file.name}", mininterval=1, delay=2):
         try:
-            row, _ = read_record(source.lines[number], number, images)
+            read_record(source.lines[number], number, images)
         except Fault as fault:
             faults.append(f"line {number + 1}: {fault}")
         else:
             kept.append(number)
-            has_regions = has_regions or "regions" in row
     said = f"{len(faults)} of the {len(numbers)} records of {json_file} cannot be trained on (pictures are looked for in {images})"
     if faults and (not kept or not skip_broken):
         raise ValueError(
@@ -143,7 +146,7 @@ def read_records(json_file: Path, images: Path, skip_broken: bool = False) -> Da
     asked = [str(json_file.resolve()), str(images.resolve()), stamp.st_mtime_ns, stamp.st_size, kept, VERSION]
     return Dataset.from_generator(
         _kept_rows,
-        features=Features(FEATURES | REGIONS) if has_regions else FEATURES,
+        features=features_of(source, kept),
         gen_kwargs={"json_file": json_file, "images": images, "kept": kept},
         fingerprint=blake2b(repr(asked).encode(), digest_size=8).hexdigest(),
     )

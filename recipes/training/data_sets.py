@@ -89,12 +89,15 @@ def load_evaluation_rows(
     Raises:
         ValueError: If two sets have the same name, or one cannot be loaded.
     """
-    named = data.eval_dataset_name or ([] if data.eval_split is None else [data.dataset_name])
-    sets = {}
-    for entry in [named] if isinstance(named, str) else named:
+    entries = data.eval_dataset_name or ([] if data.eval_split is None else [data.dataset_name])
+    entries = [entries] if isinstance(entries, str) else entries  # as YAML may have it
+    sets, has_names = {}, len(entries) > 1
+    for entry in entries:
         label, equals, name = entry.partition("=")
         if not equals or "/" in label:
             label, name = Path(entry).stem, entry
+        else:
+            has_names = True
         if label in sets:
             raise ValueError(
                 f"Two evaluation sets are called {label!r}: name them, as in `--eval_dataset_name NAME={name}`."
@@ -109,9 +112,7 @@ def load_evaluation_rows(
         sets[label] = load_dataset_of(name, own, stage, image_size, "test", skip_broken)
         if len(sets[label]) == 0:
             raise ValueError(f"The evaluation set {name} has no rows.")
-    if len(sets) == 1 and "=" not in named[0]:
-        return next(iter(sets.values()))
-    return sets or None
+    return sets if has_names else next(iter(sets.values()), None)
 
 
 def load_dataset_of(

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from datasets import Dataset, Image, IterableDataset, List, load_from_disk
+from datasets import Dataset, Features, Image, IterableDataset, List, Value, load_from_disk
 from test_guided_sft_trainer import logged, make_trainer
 from testing_utils import picture, row
 
@@ -102,8 +102,16 @@ def test_a_transform_gets_what_it_was_written_for(folder: Path):
 
 
 def test_pictures_are_left_without_writing_them_anew(tmp_path: Path):
-    rows = Dataset.from_list([{"images": [picture()], "image": picture(), "messages": CHAT}] * 3)
-    rows = rows.cast_column("images", List(Image())).cast_column("image", Image())
+    parts = [{"role": "user", "content": [{"type": "image", "image": picture()}]}]
+    row_of = {"images": [picture()], "image": picture(), "messages": CHAT, "conversations": parts}
+    content = List({"type": Value("string"), "image": Image()})
+    types = {
+        "images": List(Image()),
+        "image": Image(),
+        "conversations": List({"role": Value("string"), "content": content}),
+    }
+    types["messages"] = List({"role": Value("string"), "content": Value("string")})
+    rows = Dataset.from_list([row_of] * 3, features=Features(types))
     rows.save_to_disk(tmp_path / "saved")
     rows = load_from_disk(tmp_path / "saved")
     files = sorted(tmp_path.rglob("*"))
@@ -111,6 +119,7 @@ def test_pictures_are_left_without_writing_them_anew(tmp_path: Path):
     assert found.cache_files == rows.cache_files and sorted(tmp_path.rglob("*")) == files
     for changed in (found, found.select([2, 1]), found.shuffle(seed=1).remove_columns("messages")):
         assert set(changed[0]["images"][0]) == set(changed[0]["image"]) == {"bytes", "path"}
+        assert set(changed[0]["conversations"][0]["content"][0]["image"]) == {"bytes", "path"}
     assert next(iter(undecoded(rows.to_iterable_dataset())))["images"][0].keys() == {"bytes", "path"}
     assert rows[0]["images"][0].size == picture().size  # the data set that was given is as it was
 

@@ -105,6 +105,10 @@ def test_regions_come_along_as_they_count(folder: Path, streaming: bool):
     without = {"images": ["pictures/1.png"], "messages": CHAT}
     file = write(folder / "train.jsonl", [record, without])
     first, second = rows_of(file, streaming=streaming)
+    assert list(rows_of(write(folder / "later.jsonl", [without, record]), streaming=streaming)) == [
+        second | {"id": "0"},
+        first | {"id": "1"},
+    ]
     assert first["messages"][0]["content"] == [{"type": "text", "text": f" {QUESTION}"}]
     assert [region["mask"] for region in first["regions"]] == [rle(mask), rle(mask), None]
     assert [region["span"] for region in first["regions"]] == [[12, 15], None, None]
@@ -201,6 +205,10 @@ def test_evaluation_sets_have_names(folder: Path, tmp_path: Path):
     several = evaluation_of(str(folder / "hard.jsonl"), f"own={folder}", eval_split=None)
     assert {name: len(rows) for name, rows in several.items()} == {"hard": 3, "own": 2}
     assert list(evaluation_of(f"own={folder}")) == ["own"]
+    as_words = DataArguments(eval_dataset_name=f"own={folder}")  # as YAML may have it
+    assert list(load_evaluation_rows(as_words, get_stage(4), 64)) == ["own"]
+    write(folder / "a=b/test.jsonl", [SHAPES["messages"]])
+    assert len(evaluation_of(str(folder / "a=b"), image_folder=str(folder))) == 1  # whose name is no name of a set
     with pytest.raises(ValueError, match="Two evaluation sets are called 'hard'"):
         evaluation_of(str(folder / "hard.jsonl"), f"hard={folder}")
     with pytest.raises(ValueError, match="no file of the split 'validation'"):
