@@ -17,7 +17,7 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
-from datasets import Dataset, Features, Image, IterableDataset, List
+from datasets import Dataset, Features, Image, IterableDataset, List, Value
 
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
@@ -29,6 +29,14 @@ SHAPES = (
     '{"images": [picture, ...], "messages": [{"role": ..., "content": ...}, ...]}, or with "prompt" and "completion", or '
     '"conversations" of {"from": ..., "value": ...}, in the place of "messages"; it may have "regions"'
 )
+# The columns of a region. Its mask is null where its words mean nothing in the picture.
+REGION = {
+    "mask": {"size": List(Value("int32")), "counts": Value("string")},
+    "image": Value("int32"),
+    "text": Value("string"),
+    "span": List(Value("int32")),
+    "message": Value("int32"),
+}
 
 
 def as_row(row: dict[str, Any]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from recipes.segmentation.arguments import MaskArguments
 from recipes.segmentation.florence import Locator
 from recipes.segmentation.maker import MaskMaker
 from recipes.segmentation.queries import prepare
-from recipes.segmentation.regions import REGION
+from recipes.segmentation.regions import MADE_REGION
 from recipes.segmentation.sam import Segmenter
 
 
@@ -112,7 +112,7 @@ def masks(florence: str, sam: str, num_rows: int, num_instances: int, size: tupl
     maker.segmenter.embed = clock.timed("SAM, pictures", maker.segmenter.embed)
     maker.segmenter.decode = clock.timed("SAM, boxes", maker.segmenter.decode)
     maker.segmenter.masks = clock.timed("masks at the picture's size", maker.segmenter.masks)
-    features = Features({**FEATURES, "regions": List(REGION), "mask_problems": List(Value("string"))})
+    features = Features({**FEATURES, "regions": List(MADE_REGION), "mask_problems": List(Value("string"))})
     with tempfile.TemporaryDirectory() as folder:
         rows = []
         for n in range(num_rows):

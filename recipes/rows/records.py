@@ -26,7 +26,7 @@ import numpy as np
 from datasets import Features, Image, List, Value
 from pycocotools import mask as coco_mask
 
-from trainers.rows import ROLES, as_row
+from trainers.rows import REGION, ROLES, as_row
 from trainers.run_lengths import decode_rle
 
 
@@ -41,17 +41,7 @@ FEATURES = Features(
         ),
     }
 )
-REGIONS = {
-    "regions": List(
-        {
-            "mask": {"size": List(Value("int32")), "counts": Value("string")},
-            "image": Value("int32"),
-            "text": Value("string"),
-            "span": List(Value("int32")),
-            "message": Value("int32"),
-        }
-    )
-}
+REGIONS = {"regions": List(REGION)}
 
 
 class Fault(ValueError):
@@ -215,7 +205,7 @@ def read_regions(regions: Any) -> list[dict[str, Any]]:
             except (ValueError, TypeError, AttributeError) as error:
                 raise Fault("damaged mask", str(error)) from error
             mask = {"size": list(code["size"]), "counts": code["counts"].decode("ascii")}
-        made.append({name: region.get(name) for name in REGIONS["regions"].feature} | {"mask": mask})
+        made.append({name: region.get(name) for name in REGION} | {"mask": mask})
     return made
 
 

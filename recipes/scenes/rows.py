@@ -54,22 +54,14 @@ from recipes.scenes.classes import SPLITS, TASKS
 from recipes.scenes.pictures import Scene, compose, draw_background
 from recipes.scenes.plans import make_plan, row_generator
 from recipes.scenes.texts import Message, make_dialog
+from trainers.rows import REGION
 
 
-_MASK = {"size": List(Value("int32")), "counts": Value("string")}
 FEATURES = Features(
     {
         "images": List(Image()),
         "messages": List({"role": Value("string"), "content": Value("string")}),
-        "regions": List(
-            {
-                "mask": _MASK,
-                "image": Value("int32"),
-                "text": Value("string"),
-                "span": List(Value("int32")),
-                "message": Value("int32"),
-            }
-        ),
+        "regions": List(REGION),
     }
 )
 

@@ -31,7 +31,7 @@ from recipes.rows.files import write_parquet
 from recipes.segmentation.arguments import MaskArguments
 from recipes.segmentation.florence import Locator
 from recipes.segmentation.queries import Finding, Prepared, prepare
-from recipes.segmentation.regions import REGION, make_region
+from recipes.segmentation.regions import MADE_REGION, make_region
 from recipes.segmentation.sam import RawMasks, Segmenter
 
 
@@ -132,7 +132,7 @@ def start_folder(out: Path, settings: dict[str, Any]) -> None:
 def make_masks(rows: Dataset, maker: MaskMaker, out: Path, state: PartialState) -> None:
     """Writes those files that are not there yet, in turns with the other processes."""
     arguments = maker.arguments
-    features = Features({**rows.features, "regions": List(REGION), "mask_problems": List(Value("string"))})
+    features = Features({**rows.features, "regions": List(MADE_REGION), "mask_problems": List(Value("string"))})
     missing = [(name, part) for name, part in file_names(len(rows), arguments.rows_per_file).items()]
     missing = [(name, part) for name, part in missing if not (out / name).exists()]
     state.wait_for_everyone()  # all have to see the same ones missing

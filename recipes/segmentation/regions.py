@@ -16,20 +16,16 @@
 from typing import Any
 
 import numpy as np
-from datasets import List, Value
+from datasets import Value
 from pycocotools import mask as coco_mask
 
 from modeling_agevlm.processing_agevlm import find_words, is_word_edge
 from recipes.segmentation.arguments import MaskArguments
 from recipes.segmentation.queries import Finding
+from trainers.rows import REGION
 
 
-REGION = {
-    "mask": {"size": List(Value("int32")), "counts": Value("string")},  # null: nowhere in the picture
-    "image": Value("int32"),
-    "text": Value("string"),
-    "span": List(Value("int32")),
-    "message": Value("int32"),
+MADE_REGION = REGION | {
     "score": Value("float32"),  # SAM's own estimate of its masks' IoU, the lowest one; null without a mask
     "outlines_kept": Value("int32"),  # instances whose mask is Florence-2's outline
 }

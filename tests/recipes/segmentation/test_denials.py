@@ -32,7 +32,7 @@ from recipes.segmentation.arguments import MaskArguments
 from recipes.segmentation.denials import denied_things
 from recipes.segmentation.maker import MaskMaker, make_masks, start_folder, summary
 from recipes.segmentation.queries import Finding, Instance, Query, find_queries, nowhere_region, stands_in
-from recipes.segmentation.regions import REGION
+from recipes.segmentation.regions import MADE_REGION
 from recipes.segmentation.review import NOWHERE, choose, read_entries, show
 from recipes.training.arguments import DataArguments
 from recipes.training.data_sets import load_rows
@@ -296,7 +296,7 @@ def made(tmp_path: Path) -> tuple[Path, list[str]]:
         images = [{"path": str(tmp_path / "0.png"), "bytes": None}]
         regions = [{**found, "score": None, "outlines_kept": None} for found in regions]
         rows.append({"id": f"r{n}", "images": images, "messages": messages, "regions": regions})
-    rows = Dataset.from_list(rows, features=Features({**FEATURES, "regions": List(REGION)}))
+    rows = Dataset.from_list(rows, features=Features({**FEATURES, "regions": List(MADE_REGION)}))
     networks = OneBox()
     arguments = MaskArguments(out=str(tmp_path / "masks"), num_workers=0, rows_per_file=1)
     start_folder(tmp_path / "masks", arguments.settings)
