@@ -67,6 +67,12 @@ def split_sink(grounding_maps: Sequence[torch.Tensor], num_cells: int) -> tuple[
     return maps[..., :num_cells], maps[..., num_cells:].sum(dim=-1)
 
 
+def looking_inputs(batch: Mapping[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+    """What of a batch of rows a model takes to give its `grounding_maps`, on `device`."""
+    names = ("input_ids", "attention_mask", "pixel_values", "pixel_attention_mask", "query_masks")
+    return {name: batch[name].to(device) for name in names if name in batch}
+
+
 @torch.inference_mode()
 def grounding_maps(model: PreTrainedModel, processor: ProcessorMixin, rows: list[dict[str, Any]]) -> Grounding:
     """
@@ -78,10 +84,6 @@ def grounding_maps(model: PreTrainedModel, processor: ProcessorMixin, rows: list
         rows (`list[dict]`): Rows as for training, see [`DataCollatorForGuidedVisionLanguageModeling`].
     """
     batch = DataCollatorForGuidedVisionLanguageModeling(processor)(rows)
-    inputs = {
-        name: batch[name].to(model.device)
-        for name in ("input_ids", "attention_mask", "pixel_values", "pixel_attention_mask", "query_masks")
-        if name in batch
-    }
+    inputs = looking_inputs(batch, model.device)
     cells = batch["region_masks"]
     return Grounding(*split_sink(model.model(**inputs).grounding_maps, cells.shape[-1]), cells)

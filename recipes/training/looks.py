@@ -25,7 +25,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 
 from modeling_agevlm.image_reading_agevlm import read_image
-from recipes.answering.attention import split_sink
+from recipes.answering.attention import looking_inputs, split_sink
 from recipes.drawing.attention import save_attention_lines
 from trainers import DataCollatorForGuidedVisionLanguageModeling, GuidedSFTTrainer
 from trainers.data_collator import BrokenRowError, as_parts, message_text
@@ -95,9 +95,7 @@ class Looks(TrainerCallback):
         self, model: torch.nn.Module, picture: PIL.Image.Image, words: list[str], batch: dict[str, torch.Tensor]
     ) -> dict[str, tuple[np.ndarray, float]]:
         """By title, the attention of each region's words over the picture and the share that lies on the sink."""
-        names = ("input_ids", "attention_mask", "pixel_values", "pixel_attention_mask", "query_masks")
-        inputs = {name: batch[name].to(self.trainer.args.device) for name in names if name in batch}
-        outputs = model(**inputs, logits_to_keep=1)
+        outputs = model(**looking_inputs(batch, self.trainer.args.device), logits_to_keep=1)
         cells = batch["region_masks"][0]
         on_cells, sinks = (part[0].mean(dim=1) for part in split_sink(outputs.grounding_maps, cells.shape[-1]))
         inside = (on_cells * cells).sum(dim=-1).tolist()
