@@ -274,7 +274,7 @@ MUTANTS = [
         "the old model goes before the new one is complete",
         "trainers/checkpointing.py",
         {
-            "            write_through(aside)\n            move(aside, Path(folder))\n": "            (Path(folder) / CONFIG_NAME).unlink(missing_ok=True)\n            write_through(aside)\n            move(aside, Path(folder))\n"
+            "    write_through(aside)\n    move(aside, folder)\n": "    (folder / CONFIG_NAME).unlink(missing_ok=True)\n    write_through(aside)\n    move(aside, folder)\n"
         },
         "test_saving.py",
     ),

@@ -111,16 +111,26 @@ def move(source: Path, folder: Path) -> None:
         path.replace(place)
 
 
+def fresh(aside: Path) -> None:
+    """Makes an empty folder, whatever a kill has left there."""
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+
+
+def put_in_place(aside: Path, folder: Path) -> None:
+    """Moves what was written aside, and is complete, to its folder."""
+    write_through(aside)
+    move(aside, folder)
+    shutil.rmtree(aside)
+
+
 def save_whole(folder: str | Path, *parts: PreTrainedModel | ProcessorMixin) -> None:
     """Saves what makes a checkpoint to a folder, where it appears when all of it is written."""
     aside = Path(folder, UNFINISHED)
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    fresh(aside)
     for part in parts:
         part.save_pretrained(aside)
-    write_through(aside)
-    move(aside, Path(folder))
-    shutil.rmtree(aside)
+    put_in_place(aside, Path(folder))
 
 
 class CheckpointMixin:
@@ -145,8 +155,7 @@ class CheckpointMixin:
         """
         aside = Path(folder, UNFINISHED)
         if self.args.should_save:
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir(parents=True)
+            fresh(aside)
         self.accelerator.wait_for_everyone()
         self._aside = aside
         try:
@@ -155,9 +164,7 @@ class CheckpointMixin:
             self._aside = None
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            write_through(aside)
-            move(aside, Path(folder))
-            shutil.rmtree(aside)
+            put_in_place(aside, Path(folder))
         self.accelerator.wait_for_everyone()
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -255,8 +262,7 @@ class CheckpointMixin:
         model = self.accelerator.unwrap_model(self.model)
         model = model.get_base_model() if isinstance(model, PeftModel) else model
         try:
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir(parents=True)
+            fresh(aside)
             model.save_pretrained(aside, state_dict={})
             self.processing_class.save_pretrained(aside)
             free = shutil.disk_usage(aside).free
