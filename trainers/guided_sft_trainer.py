@@ -145,6 +145,7 @@ class GuidedSFTTrainer(CheckpointMixin, EvaluationMixin, HubMixin, SFTTrainer):
         layers = text_config.cross_attention_layers
         self._reads_rows = data_collator is None
         self._parameter_counts = count_parameters(((n, p.numel()) for n, p in model.named_parameters()), layers)
+        evaluated = eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset}
         if data_collator is None:
             data_collator = DataCollatorForGuidedVisionLanguageModeling(
                 processor=processing_class,
@@ -156,17 +157,14 @@ class GuidedSFTTrainer(CheckpointMixin, EvaluationMixin, HubMixin, SFTTrainer):
                 pad_to_multiple_of=args.pad_to_multiple_of,
                 attention_sink=text_config.attention_sink,
             )
-            for dataset in (
-                train_dataset,
-                *(eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]),
-            ):
+            for dataset in (train_dataset, *evaluated.values()):
                 if dataset is not None:
                     check_columns(dataset)
             if train_dataset is not None:
                 train_dataset = undecoded(train_dataset)  # TRL looks at its first row
         if isinstance(train_dataset, Dataset):  # of a stream, TRL asks for the first row
             check_not_empty(train_dataset, "data set to train on")
-        for name, part in (eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset}).items():
+        for name, part in evaluated.items():
             check_not_empty(part, f"data set {name!r} to evaluate on" if name else "data set to evaluate on")
         if args.early_stopping_patience is not None:
             early = EarlyStoppingCallback(args.early_stopping_patience, args.early_stopping_threshold)
