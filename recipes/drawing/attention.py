@@ -15,7 +15,7 @@
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,24 @@ def draw_attention(axes: plt.Axes, picture: PIL.Image.Image, attention: np.ndarr
     axes.set_axis_off()
 
 
+def draw_panels(
+    axes: Iterable[plt.Axes],
+    picture: PIL.Image.Image,
+    attentions: dict[str, tuple[np.ndarray, float]],
+    letters: int,
+    width: int,
+    fontsize: int,
+) -> None:
+    """
+    The attentions of a picture, as in [`save_attention`], one on each of the axes, of which some may be left over. A title
+    has so many `letters` at the most, `width` in a line.
+    """
+    for ax, (title, (attention, on_nothing)) in zip(axes, attentions.items(), strict=False):
+        draw_attention(ax, picture, attention, on_nothing)
+        title = textwrap.fill(textwrap.shorten(title, letters, placeholder=" ..."), width)
+        ax.set_title(title + share_on_nothing(on_nothing), fontsize=fontsize, loc="left", parse_math=False)
+
+
 def save_attention(
     path: Path, picture: PIL.Image.Image, attentions: dict[str, tuple[np.ndarray, float]], num_columns: int = 4
 ) -> None:
@@ -87,11 +105,7 @@ def save_attention(
     for ax in grid.flat:
         ax.set_axis_off()
     grid[0, 0].imshow(picture)
-    # The last line may have gaps.
-    for ax, (title, (attention, on_nothing)) in zip(grid.flat[1:], attentions.items(), strict=False):
-        draw_attention(ax, picture, attention, on_nothing)
-        title = textwrap.fill(textwrap.shorten(title, 120, placeholder=" ..."), 40) + share_on_nothing(on_nothing)
-        ax.set_title(title, fontsize=9, loc="left", parse_math=False)
+    draw_panels(grid.flat[1:], picture, attentions, letters=120, width=40, fontsize=9)
     figure.tight_layout()
     figure.savefig(path, dpi=110, bbox_inches="tight")
     plt.close(figure)
@@ -113,10 +127,7 @@ def save_attention_lines(
         for ax in axes:
             ax.set_axis_off()
         axes[0].imshow(picture)
-        for ax, (title, (attention, on_nothing)) in zip(axes[1:], attentions.items(), strict=False):
-            draw_attention(ax, picture, attention, on_nothing)
-            title = textwrap.fill(textwrap.shorten(title, 90, placeholder=" ..."), 32) + share_on_nothing(on_nothing)
-            ax.set_title(title, fontsize=8, loc="left", parse_math=False)
+        draw_panels(axes[1:], picture, attentions, letters=90, width=32, fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=90, bbox_inches="tight")
     plt.close(figure)
@@ -126,14 +137,15 @@ def draw_sheet_line(axes: Sequence[plt.Axes], row: dict[str, Any], columns: list
     """A line of [`save_attention_sheet`]: picture and question, then each model's answer and attention."""
     axes[0].imshow(row["image"])
     axes[0].set_axis_off()
-    axes[0].set_title(f"{textwrap.fill(row['question'], 34)}\ntruth: {row['truth']}", fontsize=8, loc="left")
+    title = f"{textwrap.fill(row['question'], 34)}\ntruth: {row['truth']}"
+    axes[0].set_title(title, fontsize=8, loc="left", parse_math=False)
     for ax, name in zip(axes[1:], columns, strict=True):
         prediction, attention, on_nothing = row[name]
         side = math.isqrt(attention.numel())
         draw_attention(ax, row["image"], attention.view(side, side).numpy(), on_nothing)
         answer = textwrap.shorten(prediction, 70, placeholder=" ...")
         title = f"{name}\n{textwrap.fill(answer, 36)}{share_on_nothing(on_nothing)}"
-        ax.set_title(title, fontsize=8, loc="left")
+        ax.set_title(title, fontsize=8, loc="left", parse_math=False)
 
 
 def save_attention_sheet(path: Path, rows: list[dict[str, Any]], columns: list[str]) -> None:

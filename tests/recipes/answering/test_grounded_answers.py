@@ -45,7 +45,7 @@ from recipes import ask
 from recipes.answering import phrases
 from recipes.answering.answers import one_question, prompts
 from recipes.answering.attention import shares_on_nothing
-from recipes.drawing.attention import draw_attention, save_attention, save_attention_sheet
+from recipes.drawing.attention import draw_attention, save_attention, save_attention_lines, save_attention_sheet
 from trainers import DataCollatorForGuidedVisionLanguageModeling
 
 
@@ -535,6 +535,17 @@ def test_what_looks_at_nothing_is_drawn_dark(scale: float, on_nothing: float):
     np.testing.assert_allclose(overlay.get_alpha(), 0.25 + 0.5 * (1 - on_nothing) * attention)
     assert overlay.get_clim() == (0, 1)
     pyplot.close(figure)
+
+
+def test_titles_are_words_and_no_formulas(tmp_path: Path):
+    """What a dollar begins would be taken for one, and fail where it is none."""
+    words = "It costs $\\frac$."
+    looks = {words: (np.ones((4, 5)), 0.0)}
+    save_attention(tmp_path / "looks.png", picture(), looks)
+    save_attention_lines(tmp_path / "lines.png", [(picture(), looks)])
+    line = {"image": picture(), "question": words, "truth": words, "it": (words, torch.ones(9), 0.0)}
+    save_attention_sheet(tmp_path / "sheet.png", [line], ["it"])
+    assert {path.name for path in tmp_path.iterdir()} == {"looks.png", "lines.png", "sheet.png"}
 
 
 def test_titles_say_what_looks_at_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
