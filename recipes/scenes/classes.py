@@ -17,7 +17,7 @@
 # with a third artist's drawings besides, which the model that comes along is trained on. A split's place is
 # part of its seed: new ones go to the end.
 SPLITS = ("train", "test", "transfer", "varied")
-TASKS = ("caption", "instruction", "existence", "layout")
+TASKS = ("caption", "instruction", "existence", "layout", "numbers")
 POPE_KINDS = ("random", "popular", "adversarial")
 
 # context: its own classes, the frequent ones first

@@ -89,12 +89,26 @@ class Plan:
         return {name: tuple(i for i, other in enumerate(names) if other == name) for name in dict.fromkeys(names)}
 
 
+# A stream's place is part of its seed: new ones go to the end.
+_STREAMS = (
+    "plan",
+    "background",
+    "caption",
+    "instruction",
+    "object",
+    "pair",
+    "existence",
+    "recolor",
+    "layout",
+    "numbers",
+)
+
+
 def row_generator(split: str, index: int, seed: int, stream: str) -> np.random.Generator:
     """Returns the generator of one use (`stream`) of one row; raises `ValueError` for an unknown split."""
     if split not in SPLITS:
         raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
-    streams = ("plan", "background", "caption", "instruction", "object", "pair", "existence", "recolor", "layout")
-    return np.random.default_rng([seed, SPLITS.index(split), index, streams.index(stream)])
+    return np.random.default_rng([seed, SPLITS.index(split), index, _STREAMS.index(stream)])
 
 
 def pick(rng: np.random.Generator, options: Sequence[Any]) -> Any:

@@ -233,11 +233,25 @@ def _instruction(plan: Plan, rng: np.random.Generator) -> list[Message]:
     return [message for turn in turns for message in turn]
 
 
+def _counted_names(plan: Plan, rng: np.random.Generator, names: Sequence[str]) -> list[str]:
+    """
+    Returns the classes to ask the number of: of those that stand once a tenth and of those that stand twice one half, for
+    otherwise nine answers of ten would be "one" and "two".
+    """
+    return [name for name in names if rng.random() < {1: 0.1, 2: 0.5}.get(len(plan.groups[name]), 1)]
+
+
+def _numbers(plan: Plan, rng: np.random.Generator) -> list[Message]:
+    """Returns turns about numbers alone: among the words of longer dialogs the few that tell a number are not learned."""
+    names = [str(name) for name in rng.permutation(list(plan.groups))]
+    counted = _counted_names(plan, rng, names) or names[:1]
+    return [m for name in counted for m in _count_turn(plan, name, pick(rng, COUNT_QUESTIONS))]
+
+
 def _layout(plan: Plan, rng: np.random.Generator) -> list[Message]:
     """
     Returns turns about how many things there are and where: first numbers, then the places of up to 3 objects and up to 6
-    relations in a random order. Of what stands once a tenth is counted and of what stands twice one half, for otherwise
-    nine answers of ten would be "one" and "two".
+    relations in a random order.
 
     Many answers per picture, for each says little: a relation is one bit, and what reads it has to learn to read places
     first. No two relations are about the same objects and axis, for one gives away the other; and what is asked for by its
@@ -245,7 +259,7 @@ def _layout(plan: Plan, rng: np.random.Generator) -> list[Message]:
     """
     names = [str(name) for name in rng.permutation(list(plan.groups))]
     single = [name for name in names if len(plan.groups[name]) == 1]
-    counted = [name for name in names if rng.random() < {1: 0.1, 2: 0.5}.get(len(plan.groups[name]), 1)]
+    counted = _counted_names(plan, rng, names)
     relations: dict[tuple[frozenset[str], bool], tuple[str, str, str]] = {}
     for name, side, other in rng.permutation(relations_of(plan)).tolist():
         relations.setdefault((frozenset((name, other)), side in ("left", "right")), (name, side, other))
@@ -262,8 +276,8 @@ def make_dialog(plan: Plan, task: str, split: str, index: int, seed: int) -> lis
     if task not in TASKS:
         raise ValueError(f"task must be one of {TASKS}, got {task!r}")
     rng = row_generator(split, index, seed, task)
-    dialogs = {"caption": _caption, "instruction": _instruction, "existence": _existence, "layout": _layout}
-    return dialogs[task](plan, rng)
+    dialogs = (_caption, _instruction, _existence, _layout, _numbers)
+    return dialogs[TASKS.index(task)](plan, rng)
 
 
 def scene_texts(split: str, num: int, seed: int = 0) -> Iterator[list[dict[str, str]]]:

@@ -44,6 +44,8 @@ class Scale:
     """Whether the visual tokens have a code of their places."""
     disturbed: bool = False
     """Whether the pictures' colors change at random and a texture lies over them."""
+    image_size: int = IMAGE_SIZE
+    """Pixels of the pictures' sides."""
     save_steps: int | None = None
     """Steps between the checkpoints that a stage is taken up from again; `None` for stages of minutes."""
 

@@ -41,9 +41,9 @@ def evaluate(out: Path, variant: str, num_images: int) -> list[Judged]:
 
 
 def measure(checkpoint: Path, split: str, num_images: int) -> dict[str, float]:
-    """All that the scenes of a split measure of a checkpoint."""
+    """All that the scenes of a split, as large as the checkpoint reads them, measure of it."""
     model, processor = load_checkpoint(str(checkpoint))
-    return evaluate_all(model, processor, split, num_images, IMAGE_SIZE).metrics
+    return evaluate_all(model, processor, split, num_images, model.config.vision_config.image_size).metrics
 
 
 def wilson(right: int, number: int) -> tuple[float, float, float]:

@@ -62,10 +62,10 @@ def reshaped(row: dict[str, Any], kind: str) -> dict[str, Any]:
     return {"images": [reshape(image, kind) for image in row["images"]], "regions": regions}
 
 
-def dialogs(split: str, num_rows: int, shares: dict[str, float]) -> Dataset:
+def dialogs(split: str, num_rows: int, shares: dict[str, float], image_size: int = IMAGE_SIZE) -> Dataset:
     """Rows of stage 4, of each task its share, with the number of their characters as `length`."""
     parts = [
-        load_scenes(split, task, int(share * num_rows), IMAGE_SIZE, seed=seed)  # every kind is about other scenes
+        load_scenes(split, task, int(share * num_rows), image_size, seed=seed)  # every kind is about other scenes
         for seed, (task, share) in enumerate(shares.items(), start=1)
     ]
     return with_lengths(concatenate_datasets(parts))

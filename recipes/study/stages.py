@@ -21,7 +21,7 @@ from datasets import Dataset
 from recipes.scenes import BACKBONES
 from recipes.scenes.pretraining import disturb
 from recipes.scenes.rows import load_scenes
-from recipes.study.plans import IMAGE_SIZE, Run, Scale, llm_checkpoint
+from recipes.study.plans import Run, Scale, llm_checkpoint
 from recipes.study.rows import dialogs, with_lengths
 from recipes.study.side_by_side import Task
 from recipes.terminal.progress import StageBar
@@ -47,9 +47,9 @@ def tasks_of(out: Path, text: str, scale: Scale, runs: list[Run]) -> dict[str, T
 def rows_of(stage: int, scale: Scale) -> Dataset:
     """The rows of a stage. As in the paper, stages 1 to 3 read the same captions."""
     if stage == 4:
-        return dialogs(scale.split, scale.batch_size * scale.steps[4], scale.shares)
+        return dialogs(scale.split, scale.batch_size * scale.steps[4], scale.shares, scale.image_size)
     num_rows = scale.batch_size * max(scale.steps[n] for n in (1, 2, 3))
-    return with_lengths(load_scenes(scale.split, "caption", num_rows, IMAGE_SIZE))
+    return with_lengths(load_scenes(scale.split, "caption", num_rows, scale.image_size))
 
 
 def train(out: Path, text: str, scale: Scale, run: Run, later_steps: int = 0) -> None:
@@ -60,7 +60,7 @@ def train(out: Path, text: str, scale: Scale, run: Run, later_steps: int = 0) ->
         variant=run.variant,
         vision=str(BACKBONES / "convnext"),
         text=llm_checkpoint(text),
-        image_size=IMAGE_SIZE,
+        image_size=scale.image_size,
         cross_attention_layers=scale.cross_attention_layers,
         attention_sink=True,
         use_visual_positions=scale.positions,
