@@ -449,7 +449,8 @@ class DataCollatorForGuidedVisionLanguageModeling:
                     is_like = words[first:last] == region["text"]
                     found.append((start < image_start, not is_like, start, start + last - first))
         if not found:
-            raise ValueError(f"its phrase {region['text']!r} does not stand in its message as whole words")
+            place = f"at its span {list(region['span'])}" if region.get("span") else "as whole words"
+            raise ValueError(f"its phrase {region['text']!r} does not stand in its message {place}")
         return [min(found)[2:]]
 
     def _region_cells(self, region: dict[str, Any], images: list[PIL.Image.Image]) -> torch.Tensor | None:

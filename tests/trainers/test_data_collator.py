@@ -694,7 +694,10 @@ BROKEN = {
         "region 1: its phrase 'dog' does not stand in its message",
     ),
     "phrase in another message": (row(regions=[region(text="red", message=0)]), "region 0: its phrase 'red' does not"),
-    "span": (row(regions=[region(text="red", span=[0, 3])]), "region 0: its phrase 'red' does not stand"),
+    "span": (
+        row(regions=[region(text="red", span=[0, 3])]),
+        "region 0: its phrase 'red' does not stand in its message at its span .0, 3.",
+    ),
     "image of the region": (row(regions=[region(image=1)]), "region 0: it belongs to image 1, but there are 1 images"),
     "message of the region": (row(regions=[region(message=2)]), "region 0: it belongs to message 2, but there are 2"),
     "cut image": (row(images=[picture(), {"bytes": truncated_png()}]), r"image 1 cannot be read \(.*truncated"),
