@@ -135,6 +135,10 @@ class GuidedSFTTrainer(CheckpointMixin, EvaluationMixin, HubMixin, SFTTrainer):
         if isinstance(model, str):
             model = AutoModelForImageTextToText.from_pretrained(model, dtype="float32", trust_remote_code=trust)
         if processing_class is None:
+            if not model.config._name_or_path:
+                raise ValueError(
+                    "The model comes from no checkpoint that has a processor: pass one as `processing_class`."
+                )
             processing_class = AutoProcessor.from_pretrained(model.config._name_or_path, trust_remote_code=trust)
         end_generation_with_turns(model.generation_config, processing_class)
         text_config = model.config.text_config

@@ -273,6 +273,8 @@ def test_a_failing_start_leaves_the_arguments_alone(tmp_path: Path):
     with pytest.raises(ValueError, match="`train_dataset` is required"):
         GuidedSFTTrainer(tiny_model(), args, processing_class=tiny_processor())
     assert args.assistant_only_loss
+    with pytest.raises(ValueError, match="pass one as `processing_class`"):
+        GuidedSFTTrainer(tiny_model(), args, train_dataset=dataset())
 
 
 def test_trls_card_names_the_paper(tmp_path: Path):
