@@ -85,8 +85,8 @@ def train(out: Path, text: str, scale: Scale, run: Run, later_steps: int = 0) ->
         report_to="none",
         seed=run.stage,
     )
+    bar, augment = StageBar(run.folder, later_steps), disturb if scale.disturbed else None
     rows = rows_of(run.stage, scale)
     data = DataArguments(num_scenes=len(rows))
-    bar, augment = StageBar(run.folder, later_steps), disturb if scale.disturbed else None
     trainer = run_stage(run.stage, arguments, data, training, progress=bar, rows=rows, augment=augment)
     trainer.accelerator.free_memory()

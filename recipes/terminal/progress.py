@@ -49,11 +49,13 @@ class StageBar(TrainerCallback):
 
     def __init__(self, name: str, later_steps: int = 0) -> None:
         self.name, self.later_steps = name, later_steps
+        self.bar = tqdm(desc=f"{name:<26} makes its rows", bar_format="{desc}", position=line, leave=False)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.first_step, self.start = state.global_step, time.monotonic()
+        self.bar.close()
         form = "{desc} |{bar:20}| {n_fmt}/{total_fmt}{postfix}"
         self.bar = tqdm(
             total=state.max_steps, initial=state.global_step, desc=f"{self.name:<26}", bar_format=form, position=line
