@@ -16,7 +16,7 @@ demo: $(INSTALLED)
 ask: $(INSTALLED)
 	$(BIN)/python recipes/ask.py --image "$(IMAGE)" --question "$(Q)" $(ARGS)
 
-# The checkpoint that `make ask` uses: about an hour on two CPU cores.
+# The checkpoint that `make ask` uses, and its twin without guidance: about two hours on two CPU cores.
 scenes-model: $(INSTALLED)
 	$(BIN)/python recipes/scenes_model.py $(ARGS)
 

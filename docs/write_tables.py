@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 from recipes import scale_plan
 from recipes.benchmarks import scale
 from recipes.benchmarks.timing import rows_table
-from recipes.scenes import TRAINED_MODEL
+from recipes.scenes import TRAINED_MODEL, UNGUIDED_MODEL
 from recipes.scenes.classes import POPE_KINDS
 from recipes.study.report import interval, load_results, of_seeds
 from recipes.study.settings import ABLATIONS, MODELS
@@ -80,7 +80,7 @@ def demo() -> str:
 
 
 def scenes_model() -> str:
-    metrics = json.loads((TRAINED_MODEL / "metrics.json").read_text())
+    guided, unguided = (json.loads((model / "metrics.json").read_text()) for model in (TRAINED_MODEL, UNGUIDED_MODEL))
     lines = {
         "existence (POPE's rule)": ["pope_accuracy"],
         "existence without the picture": ["pope_accuracy_blind"],
@@ -93,14 +93,20 @@ def scenes_model() -> str:
         "named objects that are not there (CHAIR i) / objects named": ["chair_i", "chair_recall"],
         "object words' attention inside their masks / even attention": ["in_mask_mass", "uniform_mass"],
         "the attention's maximum inside the mask": ["pointing_accuracy"],
+        "what is not there, told by the attention on nothing (AUC)": ["absence_auc"],
     }
-    # What was measured: a checkpoint of before has no numbers of the transfer split, nor of recolored objects.
-    prefixes = [prefix for prefix in ("", "transfer_") if f"{prefix}lm_loss" in metrics]
-    header = [f"on {metrics['num_test_images']} scenes", *("test split", "transfer split")[: len(prefixes)]]
+    header = [f"on {guided['num_test_images']} scenes"]
+    header += [f"{split} split, {kind}" for split in ("test", "transfer") for kind in ("guided", "unguided")]
     rows = [
-        [title, *(numbers(metrics, *(prefix + name for name in names)) for prefix in prefixes)]
+        [
+            title,
+            *(
+                numbers(metrics, *(prefix + name for name in names))
+                for prefix in ("", "transfer_")
+                for metrics in (guided, unguided)
+            ),
+        ]
         for title, names in lines.items()
-        if names[0] in metrics
     ]
     return markdown(header, rows)
 

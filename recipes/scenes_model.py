@@ -36,7 +36,7 @@ from recipes.terminal.tables import plain_table
 
 
 SCALE = Scale(
-    steps={1: 60, 2: 60, 3: 500, 4: 4000},
+    steps={1: 60, 2: 60, 3: 500, 4: 4200},
     learning_rate={1: 3e-3, 2: 3e-3, 3: 2e-3, 4: 1e-3},
     batch_size=16,
     cross_attention_layers=LLM_LAYERS["llama"],

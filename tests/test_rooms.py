@@ -23,13 +23,14 @@ from pathlib import Path
 
 import pytest
 
-from recipes.scenes import TRAINED_MODEL
+from recipes.scenes import TRAINED_MODEL, UNGUIDED_MODEL
 
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("recipes", "trainers", "modeling_agevlm")
 COMMANDS = sorted(file for file in ROOT.glob("recipes/*.py") if file.name != "__init__.py")
-FILES = sorted(file for package in PACKAGES for file in (ROOT / package).rglob("*.py") if file.parent != TRAINED_MODEL)
+COPIES = (TRAINED_MODEL, UNGUIDED_MODEL)
+FILES = sorted(file for package in PACKAGES for file in (ROOT / package).rglob("*.py") if file.parent not in COPIES)
 MODULES = {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file for file in FILES}
 
 
