@@ -37,6 +37,8 @@ openai = pytest.importorskip("openai", reason="needs transformers[serving]")
 NAME = "runs/demo/age-vlm-lm"
 QUESTION = "Is there a cup in the image?"
 TEXT_PART = {"type": "text", "text": QUESTION}
+REQUEST = "Describe the image."  # whose answer is long
+REQUEST_PART = {"type": "text", "text": REQUEST}
 
 
 @dataclass
@@ -69,27 +71,27 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield Server(place, port)
 
 
-def expected(place: Path, num_images: int, max_new_tokens: int = 12) -> str:
+def expected(place: Path, num_images: int, max_new_tokens: int = 12, question: str = QUESTION) -> str:
     images = [place / "tests/data/kitchen.jpg"] * num_images
-    return answer_alone(*load_checkpoint(str(place / NAME)), QUESTION, *images, tokens=max_new_tokens)
+    return answer_alone(*load_checkpoint(str(place / NAME)), question, *images, tokens=max_new_tokens)
 
 
 @pytest.mark.parametrize("num_images", [0, 1, 2])
 def test_answers_are_the_models(server: Server, num_images: int):
-    parts = [server.image_part()] * num_images + [TEXT_PART]
+    parts = [server.image_part()] * num_images + [REQUEST_PART]
     answer = server.ask(*parts).choices[0].message.content
     pieces = [chunk.choices[0].delta.content or "" for chunk in server.ask(*parts, stream=True) if chunk.choices]
-    assert answer == "".join(pieces) == expected(server.place, num_images)
+    assert answer == "".join(pieces) == expected(server.place, num_images, question=REQUEST)
     assert sum(bool(piece) for piece in pieces) > 2
 
 
 def test_answers_depend_on_the_picture(server: Server):
-    assert expected(server.place, 0) != expected(server.place, 1)
+    assert expected(server.place, 0, question=REQUEST) != expected(server.place, 1, question=REQUEST)
 
 
 def test_stop(server: Server):
-    answer = expected(server.place, 1)
-    parts = [server.image_part(), TEXT_PART]
+    answer = expected(server.place, 1, question=REQUEST)
+    parts = [server.image_part(), REQUEST_PART]
     stop = answer[8:13]
     assert server.ask(*parts, stop=stop).choices[0].message.content == answer[: answer.find(stop)]
     chunks = server.ask(*parts, stop=[stop], stream=True, stream_options={"include_usage": True})
