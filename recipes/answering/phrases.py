@@ -19,8 +19,10 @@ import torch
 from transformers import ProcessorMixin
 
 
+# With those that speak of the picture itself, or of a place in it: there is no thing that they could look at.
 FUNCTION_WORDS = frozenset(
     """
+    image images picture pictures photo photos photograph describe show shows shown see left right top bottom middle
     a an the this that these those some any no every each all both either neither another other such own same
     i me my mine you your yours he him his she her hers it its we us our ours they them their theirs one ones
     myself yourself himself herself itself ourselves yourselves themselves someone anyone everyone nobody
@@ -39,7 +41,7 @@ FUNCTION_WORDS = frozenset(
 
 
 def guess_phrases(text: str) -> list[str]:
-    """The longest runs of words that are no function words and have only spaces in between, each once."""
+    """The longest runs of words that may name something and have only spaces in between, each once."""
     phrases, end = [], None
     for word in re.finditer(r"\w+(?:['\u2019-]\w+)*", text):
         if word[0].lower().replace("\u2019", "'") in FUNCTION_WORDS:
