@@ -448,8 +448,8 @@ def test_shares_on_nothing_of_several_prompts():
 
 
 def test_ask_guesses_phrases(run):
-    run(question="Is there a red cup in the image?")
-    assert {"question: red cup", "question: image"} <= dict(np.load("out/ask.npz")).keys()
+    run(question="Is there a red cup on the table in the image?")
+    assert {"question: red cup", "question: table"} <= dict(np.load("out/ask.npz")).keys()
 
 
 def test_ask_survives_an_empty_answer(run, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
