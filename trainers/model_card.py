@@ -86,7 +86,9 @@ def model_card(
 
 
 def is_hub_id(name: Any) -> bool:
-    """Whether the Hub could have a repository of this name: such a name is nothing else in YAML either."""
+    """Whether the Hub could have a repository of this name: such a name is nothing else in YAML either. None is no name."""
+    if name is None:  # to the Hub's own check, a repository that nobody asks for
+        return False
     try:
         validate_repo_id(name)
     except HFValidationError:

@@ -636,6 +636,16 @@ def test_no_name_of_the_record_becomes_yaml_or_markup():
     assert "<script" not in re.sub("`[^`\n]*`", "", words) and "&lt;script" in words
 
 
+def test_what_is_not_on_the_hub_is_not_in_the_header():
+    """A model of stages on scenes, and one of stages on scenes first and on a data set of the Hub then."""
+    counts = dict.fromkeys(("vision_tower", "projector", "cross_attention", "language_model"), 1)
+    local = RECORD[0] | {"dataset_id": None}
+    for record, expected in (([local], None), ([local, RECORD[0]], ["someone/captions"])):
+        card = model_card(card_template(), "me/x", tiny_model().config.to_dict(), counts, record=record)
+        data = yaml.safe_load(card.split("---\n")[1])
+        assert data.get("datasets") == expected and ("datasets" in data) == (expected is not None)
+
+
 @pytest.mark.parametrize(
     ("text", "license"),
     [
