@@ -57,7 +57,8 @@ def main() -> None:
     runs, scale = plan(variants), SCALES[args.text]
     num_images = 200 if args.text == "llama" else 20
     tasks = tasks_of(args.out, args.text, scale, runs)
-    tasks["the rows of stage 4"] = Task(rows_of, (4, scale))  # are drawn while stage 1 runs
+    for number in (3, 4):  # whose rows are drawn while stages 1 and 2 run
+        tasks[f"the rows of stage {number}"] = Task(rows_of, (number, scale))
     tasks |= {f"{variant} judged": Task(evaluate, (args.out, variant, num_images), variant) for variant in variants}
     done = dict(run_tasks(tasks, processes=2))
     judged = {variant: done[f"{variant} judged"] for variant in variants}

@@ -50,11 +50,11 @@ class Scale:
     """Steps between the checkpoints that a stage is taken up from again; `None` for stages of minutes."""
 
 
-SHARES = {"existence": 0.85, "instruction": 0.15}
+SHARES = {"existence": 0.97, "instruction": 0.03}
 LLM_LAYERS = {"llama": [1, 3, 5], "smollm2": [2, 7, 12, 17, 22, 27, 32]}
 SCALES = {
     "llama": Scale(
-        {1: 100, 2: 100, 3: 700, 4: 1400}, {1: 3e-3, 2: 3e-3, 3: 2e-3, 4: 1e-3}, 4, LLM_LAYERS["llama"], SHARES
+        {1: 60, 2: 60, 3: 1000, 4: 750}, {1: 3e-3, 2: 3e-3, 3: 2e-3, 4: 1e-3}, 4, LLM_LAYERS["llama"], SHARES
     ),
     "smollm2": Scale(
         {1: 20, 2: 10, 3: 60, 4: 20}, {1: 1e-3, 2: 1e-3, 3: 1e-3, 4: 1e-4}, 8, LLM_LAYERS["smollm2"], SHARES

@@ -45,10 +45,10 @@ def tasks_of(out: Path, text: str, scale: Scale, runs: list[Run]) -> dict[str, T
 
 
 def rows_of(stage: int, scale: Scale) -> Dataset:
-    """The rows of a stage. As in the paper, stages 1 to 3 read the same captions."""
+    """The rows of a stage. As in the paper, stages 1 to 3 read the same captions, each as many of them as it has steps for."""
+    num_rows = scale.batch_size * scale.steps[stage]
     if stage == 4:
-        return dialogs(scale.split, scale.batch_size * scale.steps[4], scale.shares, scale.image_size)
-    num_rows = scale.batch_size * max(scale.steps[n] for n in (1, 2, 3))
+        return dialogs(scale.split, num_rows, scale.shares, scale.image_size)
     return with_lengths(load_scenes(scale.split, "caption", num_rows, scale.image_size))
 
 
