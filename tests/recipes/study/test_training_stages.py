@@ -54,11 +54,12 @@ def test_what_is_done_does_not_run_again(tmp_path: Path):
 
 def test_rows_have_the_shares_of_their_tasks():
     scale = replace(SCALES["llama"], steps={1: 1, 2: 1, 3: 2, 4: 10}, shares={"existence": 0.75, "caption": 0.25})
-    rows, captions = rows_of(4, scale), rows_of(1, scale)
+    rows, first, captions = rows_of(4, scale), rows_of(1, scale), rows_of(3, scale)
     answers = [row["messages"][1]["content"] for row in rows]
     assert len(rows) == 40 and sum(answer in ("Yes.", "No.") for answer in answers) == 30
     assert rows[0]["length"] == sum(len(message["content"]) for message in rows[0]["messages"])
-    assert len(captions) == 8
+    # Stages 1 to 3 read the same captions, as many as they have steps for.
+    assert len(captions) == 8 and first["messages"] == captions["messages"][:4]
 
 
 def test_cross_attention_layers_are_those_of_the_checkpoints():
