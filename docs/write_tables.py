@@ -34,8 +34,8 @@ from recipes.benchmarks import scale
 from recipes.benchmarks.timing import rows_table
 from recipes.scenes import TRAINED_MODEL, UNGUIDED_MODEL
 from recipes.scenes.classes import POPE_KINDS
-from recipes.study.report import interval, load_results, of_seeds
-from recipes.study.settings import ABLATIONS, MODELS
+from recipes.study.report import interval_of, load_results, of_seeds
+from recipes.study.settings import ABLATIONS, BASELINE, HEADS
 from recipes.terminal.tables import markdown
 
 
@@ -120,7 +120,7 @@ def study() -> dict[str, dict[str, Any]]:
 
 
 def claim() -> str:
-    names = ["age-vlm", "ca-baseline-frozen", "age-vlm-lm", "ca-baseline"]
+    names = [BASELINE, "all heads (the paper's)", "one head", "one head, denied words to the sink"]
     lines = {
         "pope_accuracy": "existence (POPE)",
         "pope_accuracy_blind": "POPE without the picture",
@@ -131,14 +131,12 @@ def claim() -> str:
         "chair_recall": "objects that are named",
         "in_mask_mass": "attention inside the mask",
         "pointing_accuracy": "its maximum inside the mask",
+        "absence_auc": "what is not there, told by the attention on nothing (AUC)",
         "lm_loss": "LM loss",
     }
-    found = [of_seeds(study(), MODELS[name]).values() for name in names]
-    rows = [
-        [title, *(interval([result["metrics"][key] for result in results]) for results in found)]
-        for key, title in lines.items()
-    ]
-    return markdown(["", *(f"`{name}`" for name in names)], rows)
+    found = [of_seeds(study(), HEADS[name]) for name in names]
+    rows = [[title, *(interval_of(results, key) for results in found)] for key, title in lines.items()]
+    return markdown(["", *names], rows)
 
 
 def open_points() -> str:

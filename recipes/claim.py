@@ -13,10 +13,12 @@
 # limitations under the License.
 """Does guidance help? The paper's claim and its open points, tested on scenes with the demo's tiny model.
 
-    python recipes/claim.py [--out runs/claim] [--results docs/claim] [--only 2x2 | ablations | long] [--processes 2]
+    python recipes/claim.py [--out runs/claim] [--results docs/claim] [--only PART] [--processes 2]
 
-`2x2`: guidance or none, LLM frozen or trained in stage 4, and the control whose masks belong to other pictures, each with
-several seeds. `ablations`: one thing changed at a time, one seed. `long`: guidance or none until the baseline is good.
+The parts: `heads`, how many attention heads are guided, and whether there is a place for nothing, with several seeds; `head
+ablations`, one thing changed at a time of a single guided head, one seed; `2x2`, guidance or none, LLM frozen or trained in stage 4,
+and the control whose masks belong to other pictures, with several seeds; `ablations`, one thing changed at a time of the paper's
+model, one seed; `long`, until the unguided model is good.
 All models go through the recipes of the four stages; stages that models share run once. A run that was stopped goes on where it
 stopped; of a model whose result is there, nothing runs. `results.csv`, `page.md` and its plots are written anew whenever a model
 is done.
@@ -37,7 +39,7 @@ def main() -> None:
         help="part of the study; default: all of it",
     )
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="models trained at the same time")
-    parser.add_argument("--seeds", type=int, default=3, help="seeds of the 2x2")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds of heads and 2x2")
     args = parser.parse_args()
 
     from recipes.study.report import report
