@@ -490,8 +490,8 @@ def judge(mutant: Mutant) -> tuple[str | None, str]:
             text = text.replace(old, new)
         path.write_text(text)
         status, output = run_tests(project, *files)
-    failed = re.search(r"^FAILED (.+?)(?: - .*)?$", output, flags=re.MULTILINE)
-    # A mutant that cannot even be imported (another status) shows nothing of the tests.
+    failed = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", output, flags=re.MULTILINE)
+    # An error is a test's fixture's. A mutant that cannot even be imported (another status) shows nothing of the tests.
     return failed[1] if status == 1 and failed else None, output
 
 
