@@ -27,7 +27,7 @@ import sys
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 from types import ModuleType
 from typing import Any
 
@@ -35,6 +35,7 @@ import pytest
 import yaml
 from pages import FENCED, PAGES, ROOT, blocks, prose
 
+from modeling_agevlm.configuration_agevlm import default_cross_attention_layers
 from recipes.benchmarks.scale import make_config, parameters
 from recipes.study import report, settings
 from trainers import get_stage
@@ -276,7 +277,26 @@ def test_findings_are_those_of_the_study():
     def of(found: dict[int, dict[str, Any]], key: str) -> str:
         return span(result["metrics"][key] for result in found.values())
 
+    of_pairs = {name: report.of_seeds(results, settings.MODELS[name]) for pair in settings.PAIRS for name in pair}
+
+    def at_the_same_loss() -> list[float]:
+        found = []
+        for a, b in settings.PAIRS:
+            for seed in of_pairs[a]:
+                curves = [of_pairs[name][seed]["curve"] for name in (a, b)]
+                loss = max(min(point["lm_loss"] for point in curve) for curve in curves)
+                found.append(report.at_loss(curves[0], loss) - report.at_loss(curves[1], loss))
+        return found
+
+    def chair(pair: int) -> str:
+        a, b = (of_pairs[name] for name in settings.PAIRS[pair])
+        values = [a[seed]["metrics"]["chair_i"] - b[seed]["metrics"]["chair_i"] for seed in a]
+        return f"{mean(values):.2f} ± {report.STUDENT[2] * stdev(values) / len(values) ** 0.5:.2f}"
+
     assert all(len(found) == 3 for found in models.values()) and "three seeds of each" in readme
+    assert f"{span(at_the_same_loss())} at the same LM loss" in readme
+    assert f"It is {chair(1)} higher where the LLM is trained, {chair(2)} with a weight of 0.1" in readme
+    assert f"where the LLM is frozen ({chair(0)})" in readme
     assert f"POPE is {span(added('pope_accuracy'))} higher, seed by seed" in readme
     assert f"both right: {span(added('pairs_qAcc'))} higher" in readme
     other = report.of_seeds(results, settings.MODELS["age-vlm-lm, other masks"])
@@ -297,6 +317,8 @@ def test_findings_are_those_of_the_study():
     assert all(point["pope_accuracy"] >= 0.75 for point in long["curve"] if point["step"] >= first)
     scores = [model["metrics"]["pope_accuracy"] for model in (base, long)]
     assert "In the end they have {:.3f} and {:.3f}".format(*scores) in readme
+    scores = [model["metrics"]["chair_i"] for model in (long, base)]
+    assert "leave it so ({:.2f} against {:.2f})".format(*scores) in readme
     both, three = (settings.ABLATIONS[name] for name in ("base (age-vlm-lm)", "guidance in stage 3 only"))
     scores = [results[setting.folder(4)]["metrics"]["pope_accuracy"] for setting in (both, three)]
     assert "POPE is {:.3f} and {:.3f}".format(*scores) in readme
@@ -304,6 +326,12 @@ def test_findings_are_those_of_the_study():
         f"({settings.STEPS[4]:,} steps of stage 4, the LLM trained) and asks about {settings.TEST_IMAGES} test"
         in readme
     )
+
+
+def test_the_layer_to_guide_is_the_papers_first_cross_attention_layer():
+    first = default_cross_attention_layers(16)[0]
+    page = " ".join(PAGES["docs/train.md"].split())
+    assert f"whose first cross-attention layer is number {first}:" in page and f"--guidance_layers {first} " in page
 
 
 def test_speed_in_short_is_what_was_measured(write_tables: ModuleType):

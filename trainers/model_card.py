@@ -65,7 +65,7 @@ def model_card(
         name=one_line(name),
         license=llama[0] if llama else "other",
         base_model=", ".join(base_models),
-        parts_table=parts_table(config, parameters, parts),
+        parts_table=parts_table(config, parameters, parts, was_guided(record)),
         stage=stage_sentence(config, record),
         stages_table=stages_table(record),
         commands=commands(record),
@@ -130,7 +130,15 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     )
 
 
-def parts_table(config: Mapping[str, Any], parameters: Mapping[str, int], parts: Mapping[str, str]) -> str:
+def was_guided(record: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a stage has guided the attention, as far as is known: the first two and the baselines' never do."""
+    runs = [run for run in record if run.get("stage") in (3, 4)]
+    return not runs or any(str(run.get("variant")).startswith("age-vlm") for run in runs)
+
+
+def parts_table(
+    config: Mapping[str, Any], parameters: Mapping[str, int], parts: Mapping[str, str], guided: bool
+) -> str:
     text, vision = config["text_config"], config["vision_config"]
     layers = text["cross_attention_layers"]
     side, width = vision["image_size"], text["cross_attention_intermediate_size"]
@@ -141,7 +149,7 @@ def parts_table(config: Mapping[str, Any], parameters: Mapping[str, int], parts:
         "cross_attention": f"layers {', '.join(map(str, layers))} of the combined {text['num_hidden_layers']}, "
         + (f"with an MLP of width {width}" if width else "without an MLP")
         + (", with an attention sink" if text.get("attention_sink") else "")
-        + guided_heads(text),
+        + guided_heads(text, guided),
         "language_model": f"{as_code(parts.get('text', UNKNOWN))}: {text['num_hidden_layers'] - len(layers)} layers of width "
         f"{text['hidden_size']}, {text['vocab_size']} tokens",
     }
@@ -151,15 +159,15 @@ def parts_table(config: Mapping[str, Any], parameters: Mapping[str, int], parts:
     )
 
 
-def guided_heads(text_config: Mapping[str, Any]) -> str:
-    """Which heads of which layers were chosen to be guided, in words."""
+def guided_heads(text_config: Mapping[str, Any], guided: bool) -> str:
+    """Which heads of which layers were chosen to be guided, or, in a baseline, to be looked at, in words."""
     chosen = {name: text_config.get(f"guidance_{name}") for name in ("heads", "layers")}
     if not any(chosen.values()):
         return ""
     words = (
         f"{name} {', '.join(map(str, indices))}" if indices else f"all {name}" for name, indices in chosen.items()
     )
-    return f"; guided: {' of '.join(words)}"
+    return f"; {'guided' if guided else 'not guided, but looked at'}: {' of '.join(words)}"
 
 
 def stage_sentence(config: Mapping[str, Any], record: Sequence[Mapping[str, Any]]) -> str:

@@ -647,6 +647,24 @@ def test_what_is_not_on_the_hub_is_not_in_the_header():
 
 
 @pytest.mark.parametrize(
+    ("variants", "words"),
+    [
+        ({3: "age-vlm"}, "; guided: heads 0 of layers 1 |"),
+        ({3: "ca-baseline-frozen", 4: "ca-baseline"}, "; not guided, but looked at: heads 0 of layers 1 |"),
+        ({3: "age-vlm", 4: "ca-baseline"}, "; guided: heads 0 of layers 1 |"),
+        ({}, "; guided: heads 0 of layers 1 |"),
+    ],
+    ids=str,
+)
+def test_the_card_says_no_head_of_a_baseline_is_guided(variants: dict[int, str], words: str):
+    """The head that a baseline's maps are of is chosen so that it can be compared with the guided one."""
+    counts = dict.fromkeys(("vision_tower", "projector", "cross_attention", "language_model"), 1)
+    config = tiny_model(text_config={"guidance_heads": [0], "guidance_layers": [1]}).config.to_dict()
+    record = [RECORD[0] | {"stage": stage, "variant": variant} for stage, variant in variants.items()]
+    assert words in model_card(card_template(), "me/x", config, counts, record=record)
+
+
+@pytest.mark.parametrize(
     ("text", "license"),
     [
         ("meta-llama/Llama-3.2-1B-Instruct", "llama3.2"),

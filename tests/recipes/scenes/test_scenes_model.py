@@ -35,6 +35,7 @@ from trainers.hub import CODE
 
 
 MODELS = {"guided": TRAINED_MODEL, "unguided": UNGUIDED_MODEL}
+LEAST = {TRAINED_MODEL: 0.85, UNGUIDED_MODEL: 0.7}  # of the questions for existence, right
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def test_it_answers_as_its_metrics_say(folder: Path, questions: list[dict]):
     """On scenes that its metrics were not measured on: one hundred answers, so a standard error of 0.035 to 0.05."""
     metrics = json.loads((folder / "metrics.json").read_text())
     checkpoint, images = load_checkpoint(str(folder)), [q["image"] for q in questions]
-    assert metrics["pope_accuracy_blind"] == 0.5
+    assert metrics["pope_accuracy"] >= LEAST[folder] and metrics["pope_accuracy_blind"] == 0.5
     assert accuracy(checkpoint, questions, images) == pytest.approx(metrics["pope_accuracy"], abs=0.1)
     assert accuracy(checkpoint, questions, [None] * len(questions)) == 0.5
     assert accuracy(checkpoint, questions, exchanged(images)) < 0.65
@@ -73,7 +74,7 @@ def test_it_is_a_checkpoint_as_any_other(folder: Path):
     card = (folder / "README.md").read_text()
     expected = make_card(folder, f"recipes/scenes/{folder.name}", card_template())
     assert re.sub("Code: .*", "", card) == re.sub("Code: .*", "", expected)
-    assert "| `pope_accuracy` | 0." in card
+    assert f"| `pope_accuracy` | {str(LEAST[folder])[:3]}" in card
 
 
 def test_ask_finds_it(tmp_path, monkeypatch, capsys):
@@ -83,5 +84,5 @@ def test_ask_finds_it(tmp_path, monkeypatch, capsys):
     arguments = ["--image", str(tmp_path / "scene.png"), "--question", f"Is there a {name} in the image?"]
     monkeypatch.setattr(sys, "argv", ["ask.py", *arguments, "--out", str(tmp_path / "ask.png")])
     ask.main()
-    assert capsys.readouterr().out.startswith(("Yes", "No"))
+    assert capsys.readouterr().out.startswith(("Yes, ", "No, ", "Yes.", "No."))
     assert (tmp_path / "ask.png").exists()
