@@ -27,8 +27,8 @@ import yaml
 
 
 TOKEN = "hf_" + "a" * 34
-LFS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.pkl")
-REPO = r"/api/models/(?P<repo>[^/]+/[^/]+)"
+LFS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.pkl", "*.parquet")
+REPO = r"/api/(?:models|datasets)/(?P<repo>[^/]+/[^/]+)"
 
 
 @dataclass
@@ -126,10 +126,10 @@ class Handler(BaseHTTPRequestHandler):
         ("GET", REPO + r"(/revision/(?P<revision>[^/]+))?", "info"),
         ("GET", REPO + r"/refs", "refs"),
         ("GET", REPO + r"/tree/(?P<revision>[^/]+)(/(?P<folder>.+))?", "tree"),
-        ("POST", r"/(?P<repo>[^/]+/[^/]+)\.git/info/lfs/objects/batch", "lfs_batch"),
+        ("POST", r"/(?:datasets/)?(?P<repo>[^/]+/[^/]+)\.git/info/lfs/objects/batch", "lfs_batch"),
         ("PUT", r"/lfs/(?P<oid>\w+)", "lfs_upload"),
         ("GET", r"/lfs/(?P<oid>\w+)", "lfs_download"),
-        ("GET", r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)", "resolve"),
+        ("GET", r"/(?:datasets/)?(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)", "resolve"),
     )
 
     def do_GET(self) -> None:

@@ -54,7 +54,7 @@ class BrokenRowError(ValueError):
 def with_placeholders(messages: list[dict[str, Any]], num_images: int) -> list[dict[str, Any]]:
     """
     Messages whose contents are lists of parts, with one of type `"image"` per image: those that are there, and each
-    `<image>` among the words.
+    `<image>` among the user's words.
 
     Without any of either, all images go to the front of the first user message.
 
@@ -91,7 +91,10 @@ def as_parts(n: int, message: dict[str, Any]) -> dict[str, Any]:
         )
     content = []
     for part in parts:
-        content += split_tags(part["text"]) if part["type"] == "text" else [{"type": "image"}]
+        if part["type"] == "image":
+            content.append({"type": "image"})
+        else:  # an answer about "<image>" has it as words
+            content += split_tags(part["text"]) if message["role"] == "user" else [dict(part)]
     return {"role": message["role"], "content": content}
 
 

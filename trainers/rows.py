@@ -25,6 +25,8 @@ ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assi
 CHATS = (("messages",), ("conversations",), ("prompt", "completion"))
 PICTURES = ("images", "image")
 COLUMNS = (*PICTURES, *(name for names in CHATS for name in names), "regions", "id")
+# Tokens of an LLM's vocabulary that no text has trained, best first: one of them stands for a picture.
+PLACEHOLDERS = ("<|image|>", "<|reserved_special_token_0|>")
 SHAPES = (
     '{"images": [picture, ...], "messages": [{"role": ..., "content": ...}, ...]}, or with "prompt" and "completion", or '
     '"conversations" of {"from": ..., "value": ...}, in the place of "messages"; it may have "regions"'

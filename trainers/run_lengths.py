@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
+from pycocotools import mask as coco_mask
 
 
 # Of COCO's compressed counts: a character is 48 and 6 bits. Five of them are the number's, lowest first; the sixth says
@@ -130,3 +131,9 @@ def decode_rle(rle: dict[str, Any]) -> np.ndarray:
     runs = run_lengths(rle)
     inside = np.arange(runs.size) % 2 == 1
     return np.repeat(inside, runs).reshape(width, height).T
+
+
+def encode_mask(mask: np.ndarray) -> dict[str, Any]:
+    """The compressed run lengths of a bool mask of shape `(height, width)`."""
+    code = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": list(code["size"]), "counts": code["counts"].decode("ascii")}

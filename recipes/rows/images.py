@@ -13,18 +13,24 @@
 # limitations under the License.
 """What is wrong with an image file, and which pictures are the same."""
 
+import re
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
+import simplejpeg
 from tqdm.auto import tqdm
+from transformers.utils import logging
 
 from modeling_agevlm.image_reading_agevlm import open_image, orientation, read_image
-from recipes.rows.records import Fault
+from recipes.rows.records import Fault, picture_suffixes, printable
 
+
+logger = logging.get_logger(__name__)
 
 HASH_SIDE = 16  # of the difference hash: 16 x 16 bits
 HASH_DISTANCE = 8  # bits in which two pictures that count as the same one may differ
+DAMAGE = re.compile("premature end|bad (huffman|arithmetic) code|instead of rst|inconsistent progression", re.I)
 
 
 # One picture
@@ -57,6 +63,8 @@ def check_image(path: str, max_pixels: int, dropped: np.ndarray | None) -> list[
                 unusual.append("16-bit image")
             if orientation(picture) is not None:
                 unusual.append("image rotated by EXIF")
+            if picture.format in ("JPEG", "MPO"):
+                unusual += check_jpeg(path, picture.mode)
             picture = read_image(picture)
             if dropped is not None and len(dropped):
                 distance = np.bitwise_count(dropped ^ picture_hash(picture)).sum(axis=1).min()
@@ -71,30 +79,63 @@ def check_image(path: str, max_pixels: int, dropped: np.ndarray | None) -> list[
     return unusual
 
 
+def check_jpeg(path: str, mode: str) -> list[str]:
+    """
+    Says whether a decoder has something to tell of a JPEG file, such as stray bytes, as many cameras leave them. `mode` is
+    Pillow's.
+
+    Raises:
+        ValueError: If its picture is damaged inside: libjpeg makes the rest up and only warns, which Pillow does not pass on.
+    """
+    try:
+        colors = "CMYK" if mode == "CMYK" else "GRAY"
+        simplejpeg.decode_jpeg(Path(path).read_bytes(), colors, min_factor=8, strict=True)
+    except ValueError as error:
+        if DAMAGE.search(str(error)):
+            raise
+        return ["JPEG with a warning of its decoder"]
+    return []
+
+
 # Evaluation pictures
 
 
 def read_hashes(file: Path) -> np.ndarray:
     """
-    The hashes of a file as `--write_hashes` writes it, `(num_hashes, 4)`.
+    The hashes of a file as `--write_hashes` writes it, `(num_hashes, 4)`, without those of blank pictures and plain ramps: all
+    such pictures are alike.
 
     Raises:
         ValueError: If it is another kind of file.
     """
     try:
         words = [bytes.fromhex(line.split()[0]) for line in file.read_text().splitlines() if line.strip()]
-        return np.frombuffer(b"".join(words), dtype=np.uint64).reshape(len(words), 4)
-    except ValueError as error:
+        hashes = np.frombuffer(b"".join(words), dtype=np.uint64).reshape(len(words), 4)
+    except (ValueError, OSError) as error:
         raise ValueError(f"{file} is not a file of picture hashes: make it with `--write_hashes`.") from error
+    brighter = np.bitwise_count(hashes).sum(axis=1, dtype=int)
+    tells = np.minimum(brighter, HASH_SIDE**2 - brighter) > HASH_DISTANCE
+    if not tells.all():
+        logger.warning(
+            f"{len(hashes) - tells.sum()} of the hashes in {file} are of blank pictures, which are not kept out."
+        )
+    return hashes[tells]
 
 
 def write_hashes(images: Path, out: Path) -> int:
-    """Writes the hash and the name of every picture in a folder. Returns how many."""
-    suffixes = {suffix for suffix, kind in PIL.Image.registered_extensions().items() if kind in PIL.Image.OPEN}
-    files = sorted(file for file in images.rglob("*") if file.suffix.lower() in suffixes)
+    """Writes the hash and the name of every picture in a folder that can be read. Returns how many."""
+    files = sorted(file for file in images.rglob("*") if file.suffix.lower() in picture_suffixes())
     if not files:
         raise ValueError(f"There are no pictures in {images}.")
-    with out.open("w", encoding="utf-8", errors="replace") as lines:  # names are for people, and can be any bytes
+    with out.open("w", encoding="utf-8") as lines:
+        unreadable = []
         for file in tqdm(files, unit=" images"):
-            lines.write(f"{picture_hash(read_image(file)).tobytes().hex()} {file.relative_to(images)}\n")
-    return len(files)
+            try:
+                digest = picture_hash(read_image(file)).tobytes().hex()
+            except Exception as error:  # Pillow's plugins raise anything on damaged files
+                unreadable.append(printable(f"{file}: {error}"))
+            else:
+                lines.write(f"{digest} {printable(str(file.relative_to(images)))}\n")
+    if unreadable:
+        logger.warning(f"{len(unreadable)} pictures cannot be read and have no hash; the first, {unreadable[0]}")
+    return len(files) - len(unreadable)

@@ -14,7 +14,7 @@
 """A look at every record and image of a file, remembered beside it."""
 
 import json
-import os
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -30,11 +30,11 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer
 
 from recipes.rows.images import check_image, read_hashes
-from recipes.rows.json_files import Lines, as_lines
-from recipes.rows.records import Fault, content_hash, read_record
+from recipes.rows.json_files import Lines, appearing, as_lines, keeping_folder, stamp_of
+from recipes.rows.records import BLANK, Fault, content_hash, hashed, read_record
 
 
-VERSION = 2  # of what is remembered of a file
+VERSION = 4  # of what is remembered of a file
 
 
 @dataclass(frozen=True)
@@ -79,21 +79,46 @@ class Source:
                 mended += check_image(image["path"], self.max_pixels, self.dropped)
         except Fault as fault:
             return Seen(fault=fault.kind, detail=str(fault))
-        return Seen(content_hash(row), len(row["images"]), self.length(row), mended)
+        return Seen(content_hash(row), hashed(row["id"]), len(row["images"]), self.length(row), mended)
+
+    def place(self, number: int) -> str:
+        """What people know a record by: its line, or its place in a list."""
+        return f"{'line' if self.lines.path == self.json else 'record'} {number + 1}"
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """All that what is seen depends on, but for the pictures themselves."""
+        files = {"json": self.json, "drop_hashes": self.drop_hashes}
+        stamps = {name: file and f"{file.resolve()} {stamp_of(file)}" for name, file in files.items()}
+        others = {"images": str(self.images.resolve()), "max_pixels": self.max_pixels, "tokenizer": self.tokenizer}
+        return {"version": VERSION, **stamps, **others}
 
     @property
     def memory(self) -> Path:
         """Where what was seen is kept: another folder as soon as anything that it depends on changes."""
-        stamps = [file.stat().st_mtime_ns for file in (self.json, self.drop_hashes) if file is not None]
-        asked = [str(self.images.resolve()), self.max_pixels, self.tokenizer, VERSION, stamps]
-        key = blake2b(json.dumps(asked).encode(), digest_size=8).hexdigest()
-        return self.json.with_name(f"{self.json.name}.seen") / key
+        key = blake2b(json.dumps(self.asked).encode(), digest_size=8).hexdigest()
+        return self.memories / f"{self.content}-{key}"
+
+    @property
+    def memories(self) -> Path:
+        return keeping_folder(self.json) / f"{self.json.name}.seen"
+
+    @property
+    def content(self) -> str:
+        return f"{VERSION}-{stamp_of(self.json)}"
+
+    def forget_others(self) -> None:
+        """Removes what was seen of earlier contents of the file."""
+        for other in self.memories.glob("*"):
+            if not other.name.startswith(f"{self.content}-"):
+                shutil.rmtree(other, ignore_errors=True)
 
 
 class Seen(NamedTuple):
     """One line of the file."""
 
     content: int = 0  # hash of images and words
+    identity: int = 0  # hash of the id
     num_images: int = 0
     length: int = 0
     mended: Sequence[str] = ()
@@ -105,8 +130,10 @@ class Seen(NamedTuple):
 class Report:
     """What a file holds."""
 
+    source: Source
     kept: np.ndarray  # numbers of the lines to train on
-    num_lines: int
+    repeats_id: np.ndarray  # whether one of them has the id of an earlier one, which masks find their rows by
+    num_records: int
     images_per_row: Counter
     lengths: np.ndarray  # of the kept rows
     mended: Counter
@@ -116,7 +143,7 @@ class Report:
 
     def __str__(self) -> str:
         unit, lengths = self.unit, self.lengths
-        lines = [f"{self.num_lines:>12,} records", f"{len(self.kept):>12,} rows to train on"]
+        lines = [f"{self.num_records:>12,} records", f"{len(self.kept):>12,} rows to train on"]
         lines += [f"{self.images_per_row[0]:>12,} of them text only"]
         lines += [f"{n:>12,} with {k} image{'s' * (k > 1)}" for k, n in sorted(self.images_per_row.items()) if k]
         if len(lengths):
@@ -126,9 +153,37 @@ class Report:
             if counts:
                 lines.append(f"{title}:")
             for kind, n in counts.most_common():
-                example = f"   line {self.first[kind][0] + 1}: {self.first[kind][1]}" if kind in self.first else ""
+                number, detail = self.first.get(kind, (None, ""))
+                example = "" if number is None else f"   {self.source.place(number)}: {detail}"
                 lines.append(f"{n:>12,} {kind}{example}")
         return "\n".join(lines)
+
+
+class Shard(NamedTuple):
+    """One of several shares of numbered things, which machines take in turns."""
+
+    index: int
+    total: int
+
+    @classmethod
+    def of(cls, text: str) -> "Shard":
+        """Raises `ValueError` unless the text is "3/8", as people count."""
+        index, _, total = text.partition("/")
+        if not (index.isdecimal() and total.isdecimal() and 1 <= int(index) <= int(total)):
+            raise ValueError(f"A shard is written as 1/8 to 8/8, not {text!r}.")
+        return cls(int(index) - 1, int(total))
+
+    def __contains__(self, number: object) -> bool:
+        return isinstance(number, int) and number % self.total == self.index
+
+
+WHOLE = Shard(0, 1)
+
+
+def firsts(values: np.ndarray) -> np.ndarray:
+    """Where each value stands first."""
+    _, places, groups = np.unique(values, return_index=True, return_inverse=True)
+    return places[groups]
 
 
 _source: Source  # of a worker process
@@ -143,15 +198,21 @@ def look_at(numbers: list[int]) -> list[Seen]:
     return [_source.look(number) for number in numbers]
 
 
-def survey(source: Source, workers: int = 1, strict: bool = False, piece_size: int = 20_000) -> Report:
+def survey(
+    source: Source, workers: int = 1, strict: bool = False, shard: Shard = WHOLE, piece_size: int = 20_000
+) -> Report | None:
     """
     Looks at every record and every image. What was seen of each `piece_size` lines is kept, so that a survey that was
     stopped goes on there. What was at fault is looked at again.
+
+    Of several machines each looks at the pieces of its shard, once: all have to see the same. The report is of all of them, and
+    none while some are missing.
 
     Args:
         source ([`Source`]): The data set.
         workers (`int`, *optional*, defaults to 1): Processes that look.
         strict (`bool`, *optional*, defaults to `False`): Whether the first fault ends it.
+        shard ([`Shard`], *optional*): Which pieces to look at.
         piece_size (`int`, *optional*, defaults to 20000): Lines that a kept piece holds.
 
     Raises:
@@ -159,16 +220,18 @@ def survey(source: Source, workers: int = 1, strict: bool = False, piece_size: i
     """
     num_lines = len(source.lines)
     _ = source.dropped, source.encoder  # what is wrong with them is said here, not by a worker
+    source.forget_others()
     source.memory.mkdir(parents=True, exist_ok=True)
     pieces = [range(start, min(start + piece_size, num_lines)) for start in range(0, num_lines, piece_size)]
-    contents, lengths, faulty = np.zeros(num_lines, np.uint64), np.zeros(num_lines, np.int64), np.ones(num_lines, bool)
-    num_images = np.zeros(num_lines, np.int32)
+    contents, identities = np.zeros(num_lines, np.uint64), np.zeros(num_lines, np.uint64)
+    lengths, num_images = np.zeros(num_lines, np.int64), np.zeros(num_lines, np.int32)
+    faulty, num_blank, num_missing = np.ones(num_lines, bool), 0, 0
     mended, faults, first = Counter(), Counter(), {}
 
     def fail(number: int, kind: str, detail: str) -> None:
         if strict:
             raise ValueError(
-                f"{source.json}, line {number + 1}: {detail}. Mend or remove the record, or leave `--strict` out."
+                f"{source.json}, {source.place(number)}: {detail}. Mend or remove the record, or leave `--strict` out."
             )
         faults[kind] += 1
         first.setdefault(kind, (number, detail))
@@ -177,13 +240,17 @@ def survey(source: Source, workers: int = 1, strict: bool = False, piece_size: i
         ProcessPoolExecutor(workers, initializer=start_worker, initargs=(source,)) as pool,
         tqdm(total=num_lines, unit=" rows", desc="looking", mininterval=1) as bar,
     ):
-        for piece in pieces:
+        for n, piece in enumerate(pieces):
             kept = source.memory / f"{piece.start}-{piece.stop}.json"
             seen = {}
             if kept.exists():
                 seen = dict(zip(piece, (Seen(*values) for values in json.loads(kept.read_text())), strict=True))
-                seen = {n: s for n, s in seen.items() if s.fault is None}  # an image may be there by now
+                if shard == WHOLE:  # an image may be there by now
+                    seen = {number: one for number, one in seen.items() if one.fault in (None, BLANK)}
                 bar.update(len(seen))
+            elif n not in shard:
+                num_missing += 1
+                continue
             unseen = [number for number in piece if number not in seen]
             chunks = [unseen[start : start + 64] for start in range(0, len(unseen), 64)]
             for chunk, found in zip(chunks, pool.map(look_at, chunks), strict=True):
@@ -191,25 +258,31 @@ def survey(source: Source, workers: int = 1, strict: bool = False, piece_size: i
                 bar.update(len(found))
             seen = [seen[number] for number in piece]
             if unseen:
-                aside = kept.with_suffix(f".{os.getpid()}")
-                aside.write_text(json.dumps(seen))
-                aside.replace(kept)
-            for number, (content, images, length, changes, fault, detail) in zip(piece, seen, strict=True):
-                if fault is not None:
-                    fail(number, fault, detail)
-                    continue
-                faulty[number], contents[number], num_images[number], lengths[number] = False, content, images, length
-                mended.update(set(changes))
+                with appearing(kept) as aside:
+                    aside.write_text(json.dumps(seen))
+            for number, one in zip(piece, seen, strict=True):
+                if one.fault == BLANK:
+                    num_blank += 1
+                elif one.fault is not None:
+                    fail(number, one.fault, one.detail)
+                else:
+                    faulty[number], contents[number], identities[number] = False, one.content, one.identity
+                    num_images[number], lengths[number] = one.num_images, one.length
+                    mended.update(set(one.mended))
+    if num_missing:
+        return None
     numbers = np.flatnonzero(~faulty)
-    _, firsts, groups = np.unique(contents[numbers], return_index=True, return_inverse=True)
-    is_first = np.zeros(len(numbers), dtype=bool)
-    is_first[firsts] = True
-    for position in np.flatnonzero(~is_first):
-        fail(int(numbers[position]), "repeats another record", f"repeats line {numbers[firsts[groups[position]]] + 1}")
-    kept = numbers[is_first]
+    first_of = firsts(contents[numbers])
+    repeats = first_of != np.arange(len(numbers))
+    for position in np.flatnonzero(repeats):
+        other = source.place(int(numbers[first_of[position]]))
+        fail(int(numbers[position]), "repeats another record", f"repeats {other}")
+    kept = numbers[~repeats]
     return Report(
+        source=source,
         kept=kept,
-        num_lines=num_lines,
+        repeats_id=firsts(identities[kept]) != np.arange(len(kept)),
+        num_records=num_lines - num_blank,
         images_per_row=Counter(num_images[kept].tolist()),
         lengths=lengths[kept],
         mended=mended,

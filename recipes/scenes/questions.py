@@ -25,7 +25,7 @@ import numpy as np
 from recipes.scenes.classes import CLASSES, NUMBERS, POPE_KINDS, SIDES, SPLITS
 from recipes.scenes.pictures import Scene, sample_scene
 from recipes.scenes.plans import Plan, draw_names, make_plan, pick
-from recipes.scenes.rows import encode_mask
+from recipes.scenes.rows import union_of
 from recipes.scenes.texts import (
     COUNT_QUESTIONS,
     EXISTENCE_QUESTIONS,
@@ -122,9 +122,9 @@ def question_row(
         "kind": kind,
         "object": name,
         "context": scene.context,
-        "mask": encode_mask(scene, asked) if asked else None,
+        "mask": union_of(scene, asked) if asked else None,
         "phrases": [
-            {"text": text, "span": [start, start + len(text)], "mask": encode_mask(scene, items) if items else None}
+            {"text": text, "span": [start, start + len(text)], "mask": union_of(scene, items) if items else None}
             for text, start, items in phrases
         ],
     }

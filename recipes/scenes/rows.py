@@ -48,13 +48,13 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset, Features, Image, IterableDataset, List, Value
-from pycocotools import mask as coco_mask
 
 from recipes.scenes.classes import SPLITS, TASKS
 from recipes.scenes.pictures import Scene, compose, draw_background
 from recipes.scenes.plans import make_plan, row_generator
 from recipes.scenes.texts import Message, make_dialog
 from trainers.rows import REGION
+from trainers.run_lengths import encode_mask
 
 
 FEATURES = Features(
@@ -66,15 +66,13 @@ FEATURES = Features(
 )
 
 
-def encode_mask(scene: Scene, items: Sequence[int]) -> dict[str, Any]:
-    """Returns the COCO compressed RLE of the union of the objects' visible masks."""
-    union = np.logical_or.reduce([scene.objects[i].mask for i in items])
-    code = coco_mask.encode(np.asfortranarray(union, dtype=np.uint8))
-    return {"size": [int(side) for side in code["size"]], "counts": code["counts"].decode("ascii")}
+def union_of(scene: Scene, items: Sequence[int]) -> dict[str, Any]:
+    """The compressed run lengths of the union of the objects' visible masks."""
+    return encode_mask(np.logical_or.reduce([scene.objects[i].mask for i in items]))
 
 
 def _regions(scene: Scene, dialog: Sequence[Message]) -> list[dict[str, Any]]:
-    encode = functools.cache(functools.partial(encode_mask, scene))
+    encode = functools.cache(functools.partial(union_of, scene))
     regions = []
     for i, message in enumerate(dialog):
         if message.items:

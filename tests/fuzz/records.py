@@ -33,8 +33,14 @@ from trainers.data_collator import BrokenRowError
 def seeds() -> list[bytes]:
     turns = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "A cup."}]
     more = [{"from": "human", "value": "Where?"}, {"from": "gpt", "value": "On the table <image> there."}]
+    mask = {"size": [16, 20], "counts": [40, 30, 250]}
+    regions = [
+        {"mask": mask, "image": 0, "text": "cup", "span": [2, 5], "message": 1},
+        {"mask": None, "image": 0, "text": "a cup", "message": None},
+    ]
     records = [
         {"id": "a", "image": "a.png", "conversations": turns},
+        {"id": "b", "image": "a.png", "conversations": turns, "regions": regions},
         {"id": 7, "image": ["a.png", "B.PNG"], "conversations": turns + more},
         {"id": None, "images": ["sub/c.png"], "messages": [{"role": "system", "content": "Be brief."}, *turns]},
         {"conversations": more, "image": "none", "unknown": {"deep": [1, {"x": None}]}},
@@ -64,9 +70,9 @@ def run(data: bytes) -> str:
             report = survey(source)
             again = survey(Source(source.json, source.images))
         assert str(report) == str(again) and str(report).encode()
-        assert len(report.kept) + sum(report.faults.values()) == report.num_lines
-        num_rows = write(source, report.kept, folder / "out", 1.0, 0)
-        rows = [row for file in sorted((folder / "out").glob("*")) for row in pq.read_table(file).to_pylist()]
+        assert len(report.kept) + sum(report.faults.values()) == report.num_records
+        num_rows = write(report, folder / "out", 1.0, 0)
+        rows = [row for file in sorted((folder / "out").glob("*.parquet")) for row in pq.read_table(file).to_pylist()]
         assert num_rows == len(rows) == len(report.kept)
         for row in rows:
             try:
@@ -74,4 +80,4 @@ def run(data: bytes) -> str:
             except BrokenRowError:
                 continue
             assert len(batch["input_ids"]) == 1
-    return f"{len(rows)} rows of {report.num_lines} lines"
+    return f"{len(rows)} rows of {report.num_records} records"

@@ -18,23 +18,35 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import PIL.Image
+import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
 from testing_utils import picture, tiny_processor
 
 from recipes import data
-from recipes.rows import images, json_files
+from recipes.rows import files, images, json_files
 from recipes.rows import survey as survey_module
-from recipes.rows.files import in_subset, load_records, write
+from recipes.rows.files import (
+    check_complete,
+    in_subset,
+    load_records,
+    read_records,
+    start_folder,
+    write,
+    write_parquet,
+)
 from recipes.rows.json_files import Lines, as_lines
-from recipes.rows.records import Fault, read_messages
-from recipes.rows.survey import Report, Source, survey
+from recipes.rows.records import FEATURES, Fault, read_messages
+from recipes.rows.survey import Report, Shard, Source, survey
 from trainers import DataCollatorForGuidedVisionLanguageModeling
 from trainers.rows import as_row
 
@@ -59,6 +71,7 @@ def save_images(folder: Path) -> None:
     for n in range(20):
         picture(40, 60, seed=n).save(folder / f"{n}.jpg")
     picture(seed=30).save(folder / "Sam/Some.JPG", format="JPEG")
+    picture(seed=36).save(folder / "a cup\u00e9.jpg")
     picture(seed=31).convert("CMYK").save(folder / "cmyk.jpg")
     deep = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64) * 16
     PIL.Image.fromarray(deep).save(folder / "deep.png")
@@ -70,6 +83,8 @@ def save_images(folder: Path) -> None:
     PIL.Image.new("L", (3000, 2000)).save(folder / "huge.png")
     whole = (folder / "0.jpg").read_bytes()
     (folder / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "damaged.jpg").write_bytes(whole[:-40] + whole[-20:])  # nothing that Pillow notices
+    (folder / "stray.jpg").write_bytes(whole.replace(b"\xff\xda", b"\1\2\xff\xda", 1))
     (folder / "text.jpg").write_text("this is no picture")
     (folder / "empty.jpg").write_bytes(b"")
     picture(seed=40).save(folder / "evaluated.png")
@@ -89,12 +104,12 @@ DIRTY: list[tuple[Any, str | None, str | None]] = [
     ),
     (record(6, "absent", turns("Why 6?", "So.")), None, None),
     (record(7, "None", turns("<image>\nWhy 7?", "So.")), "<image> without an image removed", None),
-    (record(8, "sam/some.jpg"), "path in the wrong case", None),
+    (record(8, "sam/some.jpg"), "path written in another way", None),
     (record(9, "./1.jpg"), None, None),
     (record(10, ["1.jpg", "2.jpg"], turns("<image><image>\nTwo?", "Yes.")), None, None),
     (record(11, ["1.jpg", "2.jpg"], turns("<image>\nOne?", "Yes.")), "<image> added", None),
     (record(12, "3.jpg", turns("None?", "Yes.")), "<image> added", None),
-    (record(13, "3.jpg", turns("Where?", "<image> There.")), "<image> outside of questions removed", None),
+    (record(13, "3.jpg", turns("Which tag?", "The <image> tag.")), "<image> added", None),
     (record(14, "cmyk.jpg"), "CMYK image", None),
     (record(15, "deep.png"), "16-bit image", None),
     (record(16, "animated.gif"), "animated image (first frame)", None),
@@ -158,6 +173,33 @@ DIRTY: list[tuple[Any, str | None, str | None]] = [
         "half a character",
     ),
     (record(1032, "\udc80.png"), None, "half a character"),
+    (b" \r", None, None),  # a blank line, which is no record
+    (record(1040, None, image_path="8.jpg"), None, "image under another name"),
+    (record(1041, None, images=["8.jpg"]), None, None),
+    (record(1042, None, turns("<video>\nWhat happens?", "Much."), video="v.mp4"), None, "video or sound"),
+    (record(1043, "8.jpg", clips=["a.wav"]), None, "video or sound"),
+    (
+        record(1044, "8.jpg", turns("<image>\nWhat is <|image|>?", "Much.")),
+        None,
+        "the model's placeholder among the words",
+    ),
+    ({"id": "r1045", "conversations": turns("<image>\nWhat is it?", "Much.")}, None, "image missing"),
+    ({"id": "r1046", "conversations": turns("What is 1046?", "Much.")}, None, None),
+    (record(1047, "A%20cup%C3%A9.jpg", turns("What is 1047?", "A.")), "path written in another way", None),
+    (record(1048, "sam\\some.jpg", turns("What is 1048?", "A.")), "path written in another way", None),
+    (record(1049, "A cupe\u0301.jpg", turns("What is 1049?", "A.")), "path written in another way", None),
+    (record(1050, "%2e%2e/private.png"), None, "image outside of the folder"),
+    (record(1051, "..\\private.png"), None, "image outside of the folder"),
+    (record(1052, "data:image/png;base64,iVBORw0KGgo="), None, "image is not a path"),
+    (record(1053, "8.png"), None, "image missing"),  # there is 8.jpg
+    ({"id": "r1054", "image": "8.jpg", "dialog": []}, None, "no conversation"),
+    (
+        record(1055, "8.jpg", [{"from": "human", "value": "What?"}, {"from": "gpt", "value": [{"type": "image"}]}]),
+        None,
+        "image outside of questions",
+    ),
+    (record(1056, "damaged.jpg"), None, "image unreadable"),
+    (record(1057, "stray.jpg"), "JPEG with a warning of its decoder", None),
 ]
 
 
@@ -183,14 +225,14 @@ def report(dirty: Source) -> Report:
 
 
 def test_every_fault_is_counted_and_stops_nothing(report: Report):
-    assert report.num_lines == NUM_RECORDS
+    assert report.num_records == NUM_RECORDS - 1  # without the blank line
     assert report.faults == Counter(fault for _, _, fault in DIRTY if fault)
     assert report.mended == Counter(mended for _, mended, _ in DIRTY if mended) + Counter(
-        {"<image> added": 6, "turns of one speaker joined": 1}
+        {"<image> added": 8, "turns of one speaker joined": 1}
     )
-    expected = [n for n in range(NUM_RECORDS) if n >= len(DIRTY) or DIRTY[n][2] is None]
+    expected = [n for n in range(NUM_RECORDS) if n >= len(DIRTY) or (DIRTY[n][2] is None and DIRTY[n][0] != b" \r")]
     assert report.kept.tolist() == expected
-    assert report.images_per_row == {0: 8, 1: len(expected) - 10, 2: 2}
+    assert report.images_per_row == {0: 9, 1: len(expected) - 11, 2: 2}
     for kind, (line, _) in report.first.items():
         assert DIRTY[line][2] == kind
     table = str(report)
@@ -243,7 +285,7 @@ class InProcess:
 
 
 def test_rows_are_written_and_can_be_trained_on(dirty: Source, report: Report, tmp_path: Path):
-    assert write(dirty, report.kept, tmp_path, 1.0, 0, rows_per_file=300) == len(report.kept)
+    assert write(report, tmp_path, 1.0, 0, rows_per_file=300) == len(report.kept)
     rows = load_dataset(str(tmp_path), split="train", cache_dir=str(tmp_path / "cache"))
     assert len(rows) == len(report.kept) and len(set(rows["id"])) == len(rows)
     assert sum("#" in name for name in rows["id"]) == 1
@@ -270,8 +312,182 @@ def test_a_file_with_nothing_to_train_on_is_refused(tmp_path: Path):
     file.write_text("")
     with pytest.raises(ValueError, match="data.jsonl has nothing to train on: it is empty"):
         load_records(file, tmp_path)
-    file.write_text("\n".join(map(json.dumps, [record(0, "nowhere.jpg"), record(1)])))
+    file.write_text("\n".join(map(json.dumps, [record(0, "nowhere.jpg"), record(1, None)])))
     assert [row["id"] for row in load_records(file, tmp_path)] == ["r1"]
+
+
+def test_files_of_other_rows_go_and_those_of_a_stopped_run_stay(dirty: Source, report: Report, tmp_path: Path):
+    assert write(report, tmp_path / "rows", 1.0, 0, rows_per_file=100) == len(report.kept)
+    files = sorted((tmp_path / "rows").glob("*.parquet"))
+    before = {file.name: file.read_bytes() for file in files}
+    files[1].unlink()
+    (tmp_path / "rows" / f"_{files[1].name}.123").write_bytes(b"half")
+    stamp = files[0].stat().st_mtime_ns
+    assert write(report, tmp_path / "rows", 1.0, 0, rows_per_file=100) == len(report.kept)
+    assert files[0].stat().st_mtime_ns == stamp
+    assert {file.name: file.read_bytes() for file in (tmp_path / "rows").glob("*.parquet*")} == before
+    some = replace(report, kept=report.kept[:120], repeats_id=report.repeats_id[:120])
+    assert write(some, tmp_path / "rows", 1.0, 0, rows_per_file=100) == 120
+    assert len(load_dataset(str(tmp_path / "rows"), split="train", cache_dir=str(tmp_path / "cache"))) == 120
+    (tmp_path / "others").mkdir()
+    shutil.copy(next((tmp_path / "rows").glob("*.parquet")), tmp_path / "others/train.parquet")
+    with pytest.raises(ValueError, match="others holds other rows \\(train.parquet\\): choose another `--out`"):
+        write(some, tmp_path / "others", 1.0, 0)
+
+
+def test_machines_share_the_work(dirty: Source, report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Each looks at its pieces and writes its files; together they are those of one machine."""
+    monkeypatch.setattr(Source, "memory", tmp_path / "seen")
+    shards = [Shard.of(f"{n}/3") for n in (1, 2, 3)]
+    assert [survey(dirty, shard=shard, piece_size=100) for shard in shards[:2]] == [None, None]
+    assert [file.name for file in (tmp_path / "seen").glob("[258]00-*")] == []
+    for shard in shards[::-1]:
+        found = survey(dirty, shard=shard, piece_size=100)
+        assert str(found) == str(report) and np.array_equal(found.kept, report.kept)
+    counts = [write(found, tmp_path / "shared", 1.0, 0, rows_per_file=100, shard=shard) for shard in shards]
+    write(report, tmp_path / "alone", 1.0, 0, rows_per_file=100)
+    assert sum(counts) == len(report.kept) and min(counts) > 0
+    shared, alone = (
+        {file.name: file.read_bytes() for file in (tmp_path / name).glob("*.parquet")} for name in ("shared", "alone")
+    )
+    assert shared == alone
+    for text in ("0/3", "4/3", "1", "a/b", "-1/3"):
+        with pytest.raises(ValueError, match="A shard is written as 1/8 to 8/8, not"):
+            Shard.of(text)
+
+
+@pytest.fixture
+def nine(tmp_path: Path) -> Source:
+    """Nine records and their pictures."""
+    (tmp_path / "images").mkdir()
+    for n in range(9):
+        picture(seed=n).save(tmp_path / f"images/{n}.jpg")
+    (tmp_path / "data.jsonl").write_text("\n".join(json.dumps(record(n, f"{n}.jpg")) for n in range(9)))
+    return Source(tmp_path / "data.jsonl", tmp_path / "images")
+
+
+def test_files_of_several_surveys_are_no_whole(nine: Source, tmp_path: Path):
+    """Two machines, of which one has seen a picture come back: the files would lack row 5, and have as many names as they say."""
+    (nine.images / "0.jpg").rename(tmp_path / "away")
+    without = survey(nine)
+    (tmp_path / "away").rename(nine.images / "0.jpg")
+    whole = survey(nine)
+    assert (len(whole.kept), len(without.kept)) == (9, 8)
+    out, halves = tmp_path / "rows", [Shard.of("1/2"), Shard.of("2/2")]
+    write(whole, out, 1.0, 0, rows_per_file=5, shard=halves[0])
+    late = {file.name: file.read_bytes() for file in out.glob("*.parquet")}
+    write(without, out, 1.0, 0, rows_per_file=5, shard=halves[1])
+    for name, content in late.items():  # which was not there yet when the other began
+        (out / name).write_bytes(content)
+    assert sorted(file.name[6:11] for file in out.glob("*.parquet")) == ["00000", "00001"]
+    with pytest.raises(ValueError, match="files of .*rows are of several looks at the records: run `recipes/data.py`"):
+        check_complete(out)
+    assert sum(write(without, out, 1.0, 0, rows_per_file=5, shard=shard) for shard in halves) == 8
+    check_complete(out)
+    ids = [row for file in sorted(out.glob("*.parquet")) for row in pq.read_table(file)["id"].to_pylist()]
+    assert ids == [f"r{n}" for n in range(1, 9)]
+    next(out.glob("*.parquet")).write_bytes(b"half")
+    with pytest.raises(ValueError, match="parquet is no parquet file, or damaged: remove it"):
+        check_complete(out)
+
+
+def test_machines_see_the_same_whatever_changes_between_them(nine: Source, tmp_path: Path):
+    (nine.images / "0.jpg").rename(tmp_path / "away")
+    shards = [Shard.of("1/2"), Shard.of("2/2")]
+    assert survey(nine, shard=shards[0], piece_size=3) is None
+    first = survey(nine, shard=shards[1], piece_size=3)
+    (tmp_path / "away").rename(nine.images / "0.jpg")
+    later = survey(nine, shard=shards[0], piece_size=3)
+    assert first.kept.tolist() == later.kept.tolist() == list(range(1, 9))
+    assert survey(nine, piece_size=3).kept.tolist() == list(range(9))
+
+
+def test_a_picture_that_goes_after_the_look_is_a_sentence(nine: Source, tmp_path: Path):
+    report = survey(nine)
+    (nine.images / "3.jpg").unlink()
+    sentence = "data.jsonl, line 4: image missing: 3.jpg. It was there when .* or remove .*data.jsonl.seen/"
+    with pytest.raises(ValueError, match=sentence) as caught:
+        write(report, tmp_path / "rows", 1.0, 0)
+    assert Path(str(caught.value).split("remove ")[1].split(" to look")[0]) == nine.memory
+    assert [file.name for file in (tmp_path / "rows").iterdir()] == ["_rows.json"]
+    shutil.rmtree(nine.memory)
+    assert survey(nine).faults == {"image missing": 1}
+
+
+def test_a_picture_that_goes_while_it_is_read_is_a_sentence(nine: Source, monkeypatch: pytest.MonkeyPatch):
+    made = files.generated
+    monkeypatch.setattr(files, "generated", lambda *a: (nine.images / "3.jpg").unlink() or made(*a))
+    with pytest.raises(ValueError, match="^.*data.jsonl, line 4: image missing: 3.jpg$"):
+        read_records(nine.json, nine.images)
+
+
+def test_what_was_seen_of_earlier_contents_goes(nine: Source):
+    survey(nine)
+    survey(replace(nine, max_pixels=10**6))
+    assert len(list(nine.memories.iterdir())) == 2
+    nine.json.write_text(json.dumps(record(0, "0.jpg")))
+    again = Source(nine.json, nine.images)
+    assert survey(again).num_records == 1
+    assert list(again.memories.iterdir()) == [again.memory]
+
+
+def test_a_folder_of_another_program_is_left_alone(nine: Source, tmp_path: Path):
+    """Its note says whose it is, and who goes on with it."""
+    out = tmp_path / "rows"
+    start_folder(out, {"program": "recipes/regions.py"})
+    write_parquet(out / "train-00000-of-00002.parquet", [], FEATURES)
+    with pytest.raises(ValueError, match="There are 1 of the 2 files .*: run `recipes/regions.py` again"):
+        check_complete(out)
+    with pytest.raises(ValueError, match="rows holds other rows \\(train-00000-of-00002.parquet\\): choose another"):
+        write(survey(nine), out, 1.0, 0)
+    write_parquet(out / "train-00001-of-00002.parquet", [], FEATURES)
+    check_complete(out)
+    assert json.loads((out / "_rows.json").read_text())["program"] == "recipes/regions.py"
+    (out / "_rows.json").write_text("{")
+    with pytest.raises(ValueError, match="_rows.json is damaged .*: remove the folder"):
+        check_complete(out)
+
+
+def test_several_that_make_the_same_file_do_not_meet(tmp_path: Path):
+    """Processes of one number on two machines, or threads of one."""
+    place, started = tmp_path / "a.json", threading.Barrier(8)
+
+    def make(n: int) -> None:
+        with json_files.appearing(place) as aside:
+            aside.write_text(str(n))
+            started.wait()
+            assert aside.read_text() == str(n)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(make, range(8)))
+    assert list(tmp_path.iterdir()) == [place] and place.read_text() in "01234567"
+    with pytest.raises(OSError, match="full"), json_files.appearing(tmp_path / "b") as aside:
+        aside.write_text("half")
+        raise OSError("full")
+    assert list(tmp_path.iterdir()) == [place]
+
+
+def test_blank_evaluation_pictures_keep_nothing_out(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    """All blank pictures have the same hash, and a page with a few words nearly the same."""
+    save_images(tmp_path / "images")
+    (tmp_path / "evaluation").mkdir()
+    PIL.Image.new("RGB", (50, 50), "white").save(tmp_path / "evaluation/blank.png")
+    PIL.Image.fromarray(np.tile(np.arange(250, dtype=np.uint8), (60, 1))).save(tmp_path / "evaluation/ramp.png")
+    picture(seed=40).save(tmp_path / "evaluation/picture.png")
+    (tmp_path / "evaluation/broken.jpg").write_bytes(b"")
+    assert images.write_hashes(tmp_path / "evaluation", tmp_path / "hashes") == 3
+    page = PIL.Image.new("RGB", (170, 160), "white")
+    page.paste("black", (20, 20, 60, 30))
+    page.save(tmp_path / "images/page.png")
+    PIL.Image.new("L", (30, 40), 7).save(tmp_path / "images/dark.png")
+    names = ["page.png", "dark.png", "evaluated.png"]
+    (tmp_path / "data.jsonl").write_text("\n".join(json.dumps(record(n, name)) for n, name in enumerate(names)))
+    source = Source(tmp_path / "data.jsonl", tmp_path / "images", drop_hashes=tmp_path / "hashes")
+    assert survey(source).kept.tolist() == [0, 1]
+    assert (
+        "2 of the hashes in" in caplog.text
+        and "1 pictures cannot be read and have no hash; the first, " in caplog.text
+    )
 
 
 def test_lengths_in_tokens(tmp_path: Path):
@@ -288,8 +504,8 @@ def test_lengths_in_tokens(tmp_path: Path):
 
 def test_subset_is_picked_by_id(dirty: Source, report: Report, tmp_path: Path):
     small, large = tmp_path / "small", tmp_path / "large"
-    write(dirty, report.kept, small, 0.1, 0)
-    write(dirty, report.kept, large, 0.3, 0)
+    write(report, small, 0.1, 0)
+    write(report, large, 0.3, 0)
     few, many = (set(load_dataset(str(f), split="train", cache_dir=str(f / "c"))["id"]) for f in (small, large))
     assert few < many and 60 < len(few) < 140 and 230 < len(many) < 370
     other = {f"r{n}" for n in range(1000) if in_subset(f"r{n}", 0.1, 1)}
@@ -299,13 +515,100 @@ def test_subset_is_picked_by_id(dirty: Source, report: Report, tmp_path: Path):
 def test_json_list_is_read_record_by_record(tmp_path: Path):
     records = [record(n, None, turns("é" * n, '"[{,\\')) for n in range(200)] + [{"n": 12345}]
     (tmp_path / "list.json").write_text(f"  [{', '.join(json.dumps(r, indent=1) for r in records)}\n]")
-    assert list(json_files.list_items(tmp_path / "list.json", chunk_size=7)) == records
+    assert [json.loads(r) for r in json_files.records_of(tmp_path / "list.json", chunk_size=7)] == records
     lines = Lines(as_lines(tmp_path / "list.json"))
     assert [json.loads(lines[n]) for n in range(len(lines))] == records
     (tmp_path / "cut.json").write_text((tmp_path / "list.json").read_text()[:-40])
-    with pytest.raises(ValueError, match="cut.json is a JSON list that is cut off or damaged"):
+    with pytest.raises(ValueError, match="cut.json is cut off or damaged at its record 200"):
         as_lines(tmp_path / "cut.json")
     assert not list(tmp_path.glob("cut.json.*"))
+
+
+RECORDS = [record(n, "", turns("\u00e9, \U0001f600?\u2028", "Yes.")) for n in range(3)]
+PLAIN = "\n".join(json.dumps(r, ensure_ascii=False) for r in RECORDS)
+LIST = json.dumps(RECORDS, ensure_ascii=False)
+FORMS = {
+    "lines": PLAIN.encode(),
+    "lines of Windows": PLAIN.replace("\n", "\r\n").encode(),
+    "lines, byte order mark": PLAIN.encode("utf-8-sig"),
+    "lines, UTF-16": PLAIN.encode("utf-16"),
+    "lines, UTF-16 without a mark": PLAIN.encode("utf-16-be"),
+    "blank lines": f"\n\n{PLAIN.replace(chr(10), chr(10) * 3)}\n\n".encode(),
+    "commas behind lines": (PLAIN.replace("\n", ",\n") + ",").encode(),
+    "records over lines": "\n".join(json.dumps(r, indent=2) for r in RECORDS).encode(),
+    "no line breaks": "".join(map(json.dumps, RECORDS)).encode(),
+    "list": LIST.encode(),
+    "list over lines, byte order mark": json.dumps(RECORDS, indent=1, ensure_ascii=False).encode("utf-8-sig"),
+    "list, UTF-16": LIST.encode("utf-16"),
+    "list behind blanks": b" " * 100 + LIST.encode(),
+    "several lists": (json.dumps(RECORDS[:1]) + "\n[]\n" + json.dumps(RECORDS[1:])).encode(),
+    "a list per line": "\n".join(json.dumps([r]) for r in RECORDS).encode(),
+    "a list and lines": (json.dumps(RECORDS[:2]) + "\n" + json.dumps(RECORDS[2])).encode(),
+}
+
+
+@pytest.mark.parametrize("content", FORMS.values(), ids=FORMS)
+def test_forms_of_json(tmp_path: Path, content: bytes):
+    (tmp_path / "a.json").write_bytes(content)
+    lines = Lines(as_lines(tmp_path / "a.json"))
+    assert [json.loads(lines[n]) for n in range(len(lines)) if lines[n].strip()] == RECORDS
+    assert (lines.path == tmp_path / "a.json") == (
+        content in [FORMS[n] for n in ("lines", "lines of Windows", "blank lines")]
+    )
+    rows = read_records(tmp_path / "a.json", tmp_path)
+    assert rows["id"] == ["r0", "r1", "r2"] and rows[2]["messages"][0]["content"][0]["text"] == "\u00e9, \U0001f600?"
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (LIST[:-1], "a.json is cut off or damaged at its record 4 \\(its list has no end\\)"),
+        (LIST[:-9], "a.json is cut off or damaged at its record 3 \\(.*\\)"),
+        (LIST + "}", "a.json is cut off or damaged at its record 4 \\(.*\\)"),
+        (
+            json.dumps({"version": 1, "data": RECORDS}),
+            "no conversation: it has 'version', 'data'; if the records are in 'data', write",
+        ),
+        ("", "a.json has no records"),
+        ("\n \n", "a.json has no records"),
+        ("[]", "a.json has no records"),
+    ],
+)
+def test_what_is_no_list_of_records(tmp_path: Path, content: str, sentence: str):
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(ValueError, match=sentence):
+        read_records(tmp_path / "a.json", tmp_path)
+
+
+def test_a_record_without_an_end_does_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(json_files, "LONGEST", 1000)
+    (tmp_path / "a.json").write_text('[{"id": "' + "a" * 10_000 + '"}]')
+    with pytest.raises(ValueError, match="damaged at its record 1 \\(it has more than"):
+        list(json_files.records_of(tmp_path / "a.json", chunk_size=100))
+
+
+def test_what_another_content_made_is_never_read(tmp_path: Path):
+    """Also where the new file is older than what the old one made, and of the same size."""
+    first, second = (json.dumps([record(0, "", turns(question, "Yes."))]) for question in ("Old?", "New?"))
+    (tmp_path / "a.json").write_text(first)
+    Lines(as_lines(tmp_path / "a.json")).offsets  # noqa: B018
+    (tmp_path / "b.json").write_text(second)
+    os.utime(tmp_path / "b.json", ns=(0, 10**9 + 1))
+    os.replace(tmp_path / "b.json", tmp_path / "a.json")
+    lines = Lines(as_lines(tmp_path / "a.json"))
+    assert b"New?" in lines[0]
+    assert len(list(tmp_path.glob("a.json.*.jsonl"))) == 1  # what the old one made is gone
+
+
+def test_a_folder_that_cannot_be_written_to_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/a.json").write_text(LIST)
+    monkeypatch.setattr(json_files.os, "access", lambda path, mode: False)
+    monkeypatch.setattr(json_files.datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    source = Source(tmp_path / "data/a.json", tmp_path)
+    assert survey(source).num_records == 3
+    assert [file.name for file in (tmp_path / "data").iterdir()] == ["a.json"]
+    assert source.lines.path.is_relative_to(tmp_path / "cache") and source.memory.is_relative_to(tmp_path / "cache")
 
 
 def test_half_a_character_in_a_list_is_the_fault_of_its_record(tmp_path: Path):
@@ -317,7 +620,7 @@ def test_half_a_character_in_a_list_is_the_fault_of_its_record(tmp_path: Path):
     (tmp_path / "list.json").write_text(json.dumps(records))
     assert survey(Source(tmp_path / "list.json", tmp_path)).faults == {"half a character": 1}
     (tmp_path / "bytes.json").write_bytes(json.dumps(records).encode().replace(b"So.", b"S\xff"))
-    assert survey(Source(tmp_path / "bytes.json", tmp_path)).faults == {"half a character": 3}
+    assert survey(Source(tmp_path / "bytes.json", tmp_path)).faults == {"not JSON": 3}
     raw = b"\n".join(json.dumps(r, ensure_ascii=False).encode(errors="surrogatepass") for r in records)
     (tmp_path / "raw.jsonl").write_bytes(raw)
     assert survey(Source(tmp_path / "raw.jsonl", tmp_path)).faults == {"half a character": 1}
@@ -327,7 +630,7 @@ def test_half_a_character_in_a_list_is_the_fault_of_its_record(tmp_path: Path):
 def test_damaged_json_list_ends_in_a_sentence(tmp_path: Path, damage: bytes):
     (tmp_path / "list.json").write_bytes(b'[{"id": 1}, ' + damage + b"]")
     with pytest.raises(
-        ValueError, match="list.json is a JSON list that is cut off or damaged \\(.*\\): fetch it again"
+        ValueError, match="list.json is cut off or damaged at its record 2 \\(.*\\): mend it, or fetch it again"
     ):
         as_lines(tmp_path / "list.json")
 
@@ -360,16 +663,16 @@ def test_placeholders_keep_their_places():
     conversation = as_row({"conversations": turns("First <image> then <image>?", "Both.", "And <image>?", "That.")})[
         "messages"
     ]
-    messages, mended = read_messages(conversation, 3)
+    messages, mended = read_messages(conversation, 3, has_none=False)
     assert mended == []
     assert [[part["text"] or "<image>" for part in m["content"]] for m in messages] == [
-        ["First", "<image>", "then", "<image>", "?"],
+        ["First ", "<image>", " then ", "<image>", "?"],
         ["Both."],
-        ["And", "<image>", "?"],
+        ["And ", "<image>", "?"],
         ["That."],
     ]
     with pytest.raises(Fault, match="more <image> than images: 3 for 2"):
-        read_messages(conversation, 2)
+        read_messages(conversation, 2, has_none=False)
 
 
 def test_command_line(dirty: Source, tmp_path: Path):
@@ -388,7 +691,7 @@ def test_command_line(dirty: Source, tmp_path: Path):
     command += ["--max_pixels", "5000000", "--out", "rows", "--subset", "0.2"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert "1,000 records" in result.stdout and "1 image too large   line 30: " in result.stdout
+    assert "999 records" in result.stdout and "1 image too large   line 30: " in result.stdout
     assert "length of a row in characters" in result.stdout and "rows in rows" in result.stdout
     assert len(load_dataset(str(tmp_path / "rows"), split="train", cache_dir=str(tmp_path / "cache"))) > 100
 
@@ -403,8 +706,32 @@ def test_command_line(dirty: Source, tmp_path: Path):
         (["--out", "rows", "--images", "nowhere"], "error: There is no folder nowhere"),
         (["--check", "--json", "nowhere"], "error: There is no file nowhere"),
         ([], "error: Pass `--check` to see what there is"),
+        (["--out", __file__], "error: .*test_data.py is a file: `--out` is a folder"),
+        (
+            ["--out", str(RECIPES.parent / "tests"), "--workers", "0"],
+            "error: `--workers` is a number of processes, but is",
+        ),
+        (["--check", "--workers", "-1"], "error: `--workers` is a number of processes, but is -1"),
+        (["--check", "--max_pixels", "0"], "error: `--max_pixels` is a number of pixels, but is 0"),
+        (["--check", "--shard", "3/2"], "error: A shard is written as 1/8 to 8/8, not '3/2'"),
+        (
+            ["--out", "rows", "--shard", "1/2", "--push_to_hub", "me/rows"],
+            "error: With `--shard` no machine has all rows: `--push_to_hub` goes with a run without it",
+        ),
+        (
+            ["--check", "--json", "rows.parquet"],
+            "error: rows.parquet is no JSON or JSONL file. .* the stages and `recipes",
+        ),
+        (["--check", "--json", "00000.tar"], "error: 00000.tar is no JSON or JSONL file"),
+        (["--check", "--json", str(RECIPES)], "error: .*recipes is no JSON or JSONL file"),
         (["--out", "rows", "--subset", "2"], "error: `--subset` is a share of the rows between 0 and 1, but is 2.0"),
         (["--check", "--drop_hashes", __file__], "error: .*test_data.py is not a file of picture hashes"),
+        (["--check", "--drop_hashes", "nowhere"], "error: nowhere is not a file of picture hashes"),
+        (
+            ["--write_hashes", str(RECIPES)],
+            "error: `--write_hashes` is a file in a folder that is there, not .*recipes",
+        ),
+        (["--write_hashes", "no/where"], "error: `--write_hashes` is a file in a folder that is there, not no/where"),
         (
             ["--check", "--tokenizer", "nowhere/at-all"],
             "error: nowhere/at-all cannot be loaded: .* `--tokenizer` is the folder or",
