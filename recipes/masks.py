@@ -25,8 +25,12 @@ What is not there has no mask: where a question for existence ("Is there a dog i
 no, or a row brings regions with `mask: null` of its own, that question and answer are not looked for, and the regions of
 the denied things say that they are nowhere in the picture. Other regions that a row brings are made anew.
 
+`--segmenter sam3` takes SAM 3 in the place of both networks: it finds and draws the noun phrases of an English text.
+`--locator grounding_dino` takes Grounding DINO in the place of Florence-2 alone: it finds boxes of the same phrases.
+
 Runs on any number of processes and goes on where it was stopped: what is written are parquet files of `--rows_per_file`
-rows each, which appear when they are complete.
+rows each, which appear when they are complete. Run again for a data set that has grown or changed, it makes masks for the
+rows that are new. A row that the networks fail on is written without masks, and with why.
 """
 
 from dataclasses import asdict
@@ -48,15 +52,20 @@ def main() -> None:
     from datasets import Dataset, Image, List
     from trl import TrlParser
 
+    from recipes.rows import hub
     from recipes.segmentation.florence import Locator
+    from recipes.segmentation.grounding_dino import BoxLocator
     from recipes.segmentation.maker import MaskMaker, make_masks, start_folder, summary
     from recipes.segmentation.sam import Segmenter
+    from recipes.segmentation.sam3 import ConceptLocator
     from recipes.training.data_sets import load_rows
     from trainers.stages import get_stage
 
     parser = TrlParser((RowsArguments, MaskArguments))
     with one_sentence():
         data, arguments = parser.parse_args_and_config()
+        if arguments.push_to_hub is not None:
+            hub.check_id(arguments.push_to_hub)
         state = PartialState()
         rows = load_rows(data, get_stage(3), image_size=1024)
         if not isinstance(rows, Dataset):
@@ -73,13 +82,19 @@ def main() -> None:
             if state.is_main_process:
                 start_folder(out, {**arguments.settings, "data": asdict(data)})
         dtype = torch.bfloat16 if state.device.type == "cuda" else torch.float32
-        maker = MaskMaker(
-            arguments, Locator(arguments, state.device, dtype), Segmenter(arguments, state.device, dtype)
-        )
-    make_masks(rows, maker, out, state)
+        if arguments.segmenter == "sam3":
+            networks = (ConceptLocator(arguments, state.device, dtype),)
+        else:
+            locator = BoxLocator if arguments.locator == "grounding_dino" else Locator
+            networks = locator(arguments, state.device, dtype), Segmenter(arguments, state.device, dtype)
+        maker = MaskMaker(arguments, *networks)
+        make_masks(rows, maker, out, state)
     state.wait_for_everyone()
     if state.is_main_process:
         print(summary(out))
+        if arguments.push_to_hub is not None:
+            with one_sentence():
+                print(hub.push(out, arguments.push_to_hub))
 
 
 if __name__ == "__main__":

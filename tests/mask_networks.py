@@ -13,6 +13,7 @@
 # limitations under the License.
 """Tiny Florence-2, SAM and SAM 2 checkpoints, and stand-ins whose raw outputs are exact."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,16 @@ from testing_utils import tiny_tokenizer
 from torch.nn import functional as F
 from transformers import (
     BartConfig,
+    BertConfig,
     CLIPImageProcessor,
     Florence2Config,
     Florence2ForConditionalGeneration,
     Florence2Processor,
     Florence2VisionConfig,
+    GroundingDinoConfig,
+    GroundingDinoForObjectDetection,
+    GroundingDinoImageProcessor,
+    GroundingDinoProcessor,
     PreTrainedTokenizerFast,
     Sam2Config,
     Sam2ImageProcessor,
@@ -37,13 +43,24 @@ from transformers import (
     Sam2Processor,
     Sam2PromptEncoderConfig,
     Sam2VisionConfig,
+    Sam3Config,
+    Sam3ImageProcessor,
+    Sam3Model,
+    Sam3Processor,
     SamConfig,
+    SamHQConfig,
+    SamHQMaskDecoderConfig,
+    SamHQModel,
+    SamHQProcessor,
+    SamHQPromptEncoderConfig,
+    SamHQVisionConfig,
     SamImageProcessor,
     SamMaskDecoderConfig,
     SamModel,
     SamProcessor,
     SamPromptEncoderConfig,
     SamVisionConfig,
+    SwinConfig,
 )
 
 from recipes.segmentation.arguments import TASKS, MaskArguments
@@ -74,7 +91,7 @@ def save_florence(folder: Path) -> Path:
         vocab_size=len(tokenizer),
         d_model=16,
         encoder_layers=1,
-        decoder_layers=1,
+        decoder_layers=2,
         encoder_attention_heads=2,
         decoder_attention_heads=2,
         encoder_ffn_dim=16,
@@ -103,9 +120,10 @@ def configs(vision: Any, prompt: Any, decoder: Any) -> dict[str, dict]:
     return {name: config.to_dict() for name, config in parts.items()}
 
 
-def save_sam(folder: Path) -> Path:
+def save_sam(folder: Path, hq: bool = False) -> Path:
+    """SAM, or SAM-HQ."""
     torch.manual_seed(0)
-    vision = SamVisionConfig(
+    vision = (SamHQVisionConfig if hq else SamVisionConfig)(
         hidden_size=16,
         num_hidden_layers=1,
         num_attention_heads=2,
@@ -116,8 +134,9 @@ def save_sam(folder: Path) -> Path:
         mlp_dim=16,
         num_pos_feats=4,
     )
-    prompt = SamPromptEncoderConfig(hidden_size=8, image_size=64, mask_input_channels=4, image_embedding_size=4)
-    decoder = SamMaskDecoderConfig(
+    prompts = SamHQPromptEncoderConfig if hq else SamPromptEncoderConfig
+    prompt = prompts(hidden_size=8, image_size=64, mask_input_channels=4, image_embedding_size=4)
+    decoder = (functools.partial(SamHQMaskDecoderConfig, vit_dim=16) if hq else SamMaskDecoderConfig)(
         hidden_size=8,
         mlp_dim=16,
         num_hidden_layers=1,
@@ -125,9 +144,12 @@ def save_sam(folder: Path) -> Path:
         iou_head_hidden_dim=8,
         attention_downsample_rate=1,
     )
-    SamModel(SamConfig(**configs(vision, prompt, decoder))).save_pretrained(folder)
+    config = (SamHQConfig if hq else SamConfig)(**configs(vision, prompt, decoder))
+    (SamHQModel if hq else SamModel)(config).save_pretrained(folder)
     size = {"height": 64, "width": 64}
-    SamProcessor(SamImageProcessor(size={"longest_edge": 64}, pad_size=size)).save_pretrained(folder)
+    (SamHQProcessor if hq else SamProcessor)(
+        SamImageProcessor(size={"longest_edge": 64}, pad_size=size)
+    ).save_pretrained(folder)
     return folder
 
 
@@ -158,6 +180,81 @@ def save_sam2(folder: Path) -> Path:
     Sam2Model(Sam2Config(**configs(vision, prompt, decoder))).save_pretrained(folder)
     size = {"height": 64, "width": 64}
     Sam2Processor(Sam2ImageProcessor(size=size, mask_size={"height": 16, "width": 16})).save_pretrained(folder)
+    return folder
+
+
+def save_grounding_dino(folder: Path) -> Path:
+    torch.manual_seed(0)
+    tokenizer = tiny_tokenizer()
+    size = {"shortest_edge": 64, "longest_edge": 64}
+    config = GroundingDinoConfig(
+        backbone_config=SwinConfig(
+            image_size=64,
+            embed_dim=8,
+            depths=[1, 1, 1, 1],
+            num_heads=[1, 1, 1, 1],
+            window_size=2,
+            out_indices=[2, 3, 4],
+        ),
+        text_config=BertConfig(
+            vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+        ),
+        d_model=32,
+        encoder_layers=1,
+        decoder_layers=2,
+        encoder_ffn_dim=16,
+        decoder_ffn_dim=16,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        num_queries=6,
+        num_feature_levels=4,
+        encoder_n_points=2,
+        decoder_n_points=2,
+    )
+    GroundingDinoForObjectDetection(config).save_pretrained(folder)
+    GroundingDinoProcessor(GroundingDinoImageProcessor(size=size), tokenizer).save_pretrained(folder)
+    return folder
+
+
+def save_sam3(folder: Path) -> Path:
+    torch.manual_seed(0)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=tiny_tokenizer()._tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    )
+    backbone = {
+        "model_type": "sam3_vit_model",
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 56,
+        "pretrain_image_size": 28,
+        "window_size": 2,
+        "global_attn_indexes": [0],
+    }
+    vision = {"backbone_config": backbone, "fpn_hidden_size": 16, "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]]}
+    part = {"hidden_size": 16, "num_attention_heads": 2}
+    layers = part | {"num_layers": 1, "intermediate_size": 16}
+    text = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "projection_dim": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 32,
+    }
+    config = Sam3Config(
+        vision_config=vision,
+        text_config=text,
+        geometry_encoder_config=layers,
+        detr_encoder_config=layers,
+        detr_decoder_config=layers | {"num_queries": 5},
+        mask_decoder_config=part,
+    )
+    Sam3Model(config).save_pretrained(folder)
+    size, mask_size = {"height": 56, "width": 56}, {"height": 16, "width": 16}
+    Sam3Processor(Sam3ImageProcessor(size=size, mask_size=mask_size), tokenizer).save_pretrained(folder)
     return folder
 
 

@@ -13,6 +13,8 @@
 # limitations under the License.
 """Florence-2: from texts and pictures to boxes and outlines."""
 
+import re
+
 import numpy as np
 import PIL.Image
 import torch
@@ -32,12 +34,16 @@ class Locator:
             self.model = Florence2ForConditionalGeneration.from_pretrained(arguments.florence, dtype=dtype)
         self.model = self.model.to(device).eval()
         self.task, self.device, self.dtype = TASKS[arguments.level], device, dtype
+        # What a text may hold as words, too: the network's own tokens, and the names of its tasks.
+        own = {*self.processor.tokenizer.get_added_vocab(), *self.processor.task_prompts_without_inputs}
+        own |= {*self.processor.task_prompts_with_input}
+        self.own = re.compile("|".join(map(re.escape, sorted(own, key=len, reverse=True))))
         self.generation = {"num_beams": arguments.num_beams, "max_new_tokens": arguments.max_new_tokens}
 
     @torch.inference_mode()
     def generate(self, texts: list[str], pictures: list[PIL.Image.Image]) -> list[str]:
         """What the network writes about each text, with its location tokens."""
-        prompts = [f"{self.task}{text}" for text in texts]
+        prompts = [self.task + self.own.sub(lambda token: token[0].strip("<>"), text) for text in texts]
         inputs = self.processor(
             text=prompts, images=pictures, padding=True, truncation=True, max_length=1024, return_tensors="pt"
         ).to(self.device, self.dtype)

@@ -84,13 +84,18 @@ def find_queries(
                 regions += [nowhere_region(seen - 1, k, texts[k], span) for span in spans]
         if any(stands_in(region, k, texts[k]) for region in regions for k in exchange):
             continue
-        words, answer_start = texts[n].strip(), None
+        words, answer_start = spoken(message), None
         if query == "both" and is_answered:
             answer_start = len(words) + 1
-            words = f"{words} {texts[n + 1].strip()}"
+            words = f"{words} {spoken(messages[n + 1])}"
         if seen and words and message["role"] == wanted:
             queries.append(Query(seen - 1, n, words, answer_start))
     return queries, regions
+
+
+def spoken(message: dict[str, Any]) -> str:
+    """The words of a message of parts; those on both sides of a picture stay apart."""
+    return " ".join(part["text"].strip() for part in message["content"] if part["type"] == "text").strip()
 
 
 def stands_in(region: dict[str, Any], message: int, text: str) -> bool:
@@ -128,6 +133,8 @@ class Instance:
 
     box: tuple[float, float, float, float]  # left, top, right, bottom
     outline: list[list[float]] = field(default_factory=list)  # polygons, [x0, y0, x1, y1, ...] each
+    code: dict[str, Any] | None = None  # its mask's run lengths, if whoever found it has drawn it, too
+    score: float | None = None  # of that mask
 
 
 @dataclass
@@ -137,3 +144,10 @@ class Finding:
     query: Query
     instances: list[Instance]
     phrase: str | None = None
+
+
+def findings_of(query: Query, found: dict[str, list[Instance]], level: str) -> list[Finding]:
+    """What was found of the phrases of a text, as findings of it as a whole or of each phrase."""
+    if level == "message":
+        return [Finding(query, [instance for instances in found.values() for instance in instances])]
+    return [Finding(query, instances, phrase) for phrase, instances in found.items() if instances]

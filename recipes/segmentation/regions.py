@@ -23,6 +23,7 @@ from modeling_agevlm.processing_agevlm import find_words, is_word_edge
 from recipes.segmentation.arguments import MaskArguments
 from recipes.segmentation.queries import Finding
 from trainers.rows import REGION
+from trainers.run_lengths import encode_mask
 
 
 MADE_REGION = REGION | {
@@ -31,25 +32,21 @@ MADE_REGION = REGION | {
 }
 
 
-def encode_mask(mask: np.ndarray) -> dict[str, Any]:
-    return coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
-
-
 def make_region(
-    finding: Finding, masks: list[tuple[np.ndarray, float]], size: tuple[int, int], arguments: MaskArguments
+    finding: Finding, masks: list[tuple[np.ndarray | None, float]], size: tuple[int, int], arguments: MaskArguments
 ) -> tuple[dict[str, Any] | None, str | None]:
     """
     The region of a finding, or why there is none.
 
     Args:
         finding ([`Finding`]): The query and its instances.
-        masks (`list[tuple[np.ndarray, float]]`): SAM's mask and score of each instance.
+        masks (`list[tuple[np.ndarray | None, float]]`): SAM's mask, if the instance has none, and score of each instance.
         size (`tuple[int, int]`): Height and width of the picture.
         arguments ([`MaskArguments`]): What is dropped.
     """
     codes, kept = [], 0
     for instance, (mask, _) in zip(finding.instances, masks, strict=True):
-        code = encode_mask(mask)
+        code = encode_mask(mask) if instance.code is None else instance.code
         if instance.outline:
             outline = coco_mask.merge(coco_mask.frPyObjects(instance.outline, *size))
             if coco_mask.iou([code], [outline], [0])[0, 0] < arguments.min_iou:
@@ -81,9 +78,8 @@ def make_region(
 
 def find_ascii_words(text: str, phrase: str) -> tuple[int, int] | None:
     """Where a phrase first stands in a text as whole words. Florence-2 leaves out of a phrase whatever is not ASCII."""
-    places = find_words(text, phrase)
-    if places:
-        return places[0]
+    if text.isascii() or not phrase.isascii():
+        return next(iter(find_words(text, phrase)), None)
     letters = [n for n, letter in enumerate(text) if letter.isascii()]
     for first, last in find_words("".join(text[n] for n in letters), phrase):
         start, end = letters[first], letters[last - 1] + 1

@@ -66,7 +66,7 @@ def read_entries(folder: Path) -> list[Entry]:
         ValueError: If there are none, or one is damaged.
     """
     entries = []
-    for file in sorted(folder.glob("train-*.parquet")):
+    for file in sorted(folder.glob("[!.]*.parquet")):
         for n, regions in enumerate(pq.read_table(file, columns=["regions"]).column(0).to_pylist()):
             for k, region in enumerate(regions or []):
                 share = None

@@ -19,19 +19,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import PIL.Image
 import torch
-from transformers import AutoModelForMaskGeneration, AutoProcessor, SamProcessor
+from transformers import AutoModelForMaskGeneration, AutoProcessor, Sam2Processor
 
 from modeling_agevlm.conversion import loading
 from recipes.segmentation.arguments import MaskArguments
 
 
 class Segmenter:
-    """SAM or SAM 2. From boxes to masks."""
+    """SAM, SAM-HQ or SAM 2. From boxes to masks."""
 
     @property
     def pads(self) -> bool:
-        """Whether pictures are padded to a square (SAM) or stretched (SAM 2)."""
-        return isinstance(self.processor, SamProcessor)
+        """Whether pictures are padded to a square (SAM, SAM-HQ) or stretched (SAM 2)."""
+        return not isinstance(self.processor, Sam2Processor)
 
     def __init__(self, arguments: MaskArguments, device: torch.device, dtype: torch.dtype) -> None:
         with loading(arguments.sam):
@@ -63,19 +63,21 @@ class Segmenter:
         return RawMasks(logits, scores, encoded.original_size, encoded.fed_size)
 
     @torch.inference_mode()
-    def embed(self, pixel_values: torch.Tensor) -> list[Any]:
-        """The features of each picture."""
-        features = self.model.get_image_embeddings(pixel_values.to(self.device, self.dtype))
-        if isinstance(features, torch.Tensor):
-            return list(features.split(1))
-        return [[level[n : n + 1] for level in features] for n in range(len(pixel_values))]  # SAM 2
+    def embed(self, pixel_values: torch.Tensor) -> list[dict[str, Any]]:
+        """The features of each picture, by the names under which the model takes them."""
+        found = self.model.get_image_embeddings(pixel_values.to(self.device, self.dtype))
+        if isinstance(found, torch.Tensor):
+            return [{"image_embeddings": features} for features in found.split(1)]
+        if self.model.config.model_type == "sam_hq":
+            found, levels = found  # of which its decoder reads the first
+            pairs = zip(found.split(1), levels[0].split(1), strict=True)
+            return [{"image_embeddings": last, "intermediate_embeddings": [first]} for last, first in pairs]
+        return [{"image_embeddings": [level[n : n + 1] for level in found]} for n in range(len(pixel_values))]
 
     @torch.inference_mode()
-    def decode(self, features: Any, boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def decode(self, features: dict[str, Any], boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits of the masks in boxes `(1, num_boxes, 4)`, `(num_boxes, height, width)`, and their scores `(num_boxes,)`."""
-        outputs = self.model(
-            image_embeddings=features, input_boxes=boxes.to(self.device, self.dtype), multimask_output=False
-        )
+        outputs = self.model(**features, input_boxes=boxes.to(self.device, self.dtype), multimask_output=False)
         return outputs.pred_masks[0, :, 0].float().cpu(), outputs.iou_scores[0, :, 0].float().cpu()
 
 

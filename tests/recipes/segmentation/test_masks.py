@@ -31,14 +31,16 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset
 from mask_networks import ExactLocator, ExactSegmenter, save_florence, save_sam, save_sam2
-from testing_utils import picture, tiny_processor
+from testing_utils import box_mask, picture, rle, tiny_processor
 
+from modeling_agevlm import read_image
 from recipes import masks
 from recipes.rows.records import FEATURES
 from recipes.segmentation.arguments import MaskArguments
 from recipes.segmentation.florence import Locator
 from recipes.segmentation.maker import MaskMaker, file_names, make_masks, start_folder, summary
 from recipes.segmentation.queries import Query, find_queries, prepare
+from recipes.segmentation.sam import Segmenter
 from recipes.training.arguments import DataArguments
 from recipes.training.data_sets import load_rows
 from trainers import DataCollatorForGuidedVisionLanguageModeling, decode_rle, get_stage
@@ -52,6 +54,7 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("networks")
     save_florence(folder / "florence")
     save_sam(folder / "sam")
+    save_sam(folder / "sam_hq", hq=True)
     save_sam2(folder / "sam2")
     return folder
 
@@ -321,17 +324,20 @@ def test_command_line_writes_rows_with_masks(made: Path):
 
 
 def test_command_line_goes_on_where_it_was(made: Path, networks: Path):
-    """Whole files are left alone, what a killed process began is removed, the missing ones are made again."""
+    """
+    Whole files are left alone, what a killed process began is removed, the missing ones are made again, and that with the row
+    that failed.
+    """
     names = sorted(file_names(10, 2))
     before = {name: (made / "masks" / name).read_bytes() for name in names}
     (made / "masks" / names[1]).unlink()
     (made / "masks" / f"_{names[1]}.123").write_bytes(b"half")
-    times = {name: (made / "masks" / name).stat().st_mtime_ns for name in names if name != names[1]}
+    times = {name: (made / "masks" / name).stat().st_mtime_ns for name in names if name not in (names[1], names[3])}
     result = run(command(networks, made / "data", made / "masks"), made / "cache")
     assert result.returncode == 0, result.stderr
     assert {name: (made / "masks" / name).stat().st_mtime_ns for name in times} == times
     assert {file.name for file in (made / "masks").iterdir() if file.is_file()} == {*names, "masks.json"}
-    assert (made / "masks" / names[1]).read_bytes() == before[names[1]]
+    assert all((made / "masks" / name).read_bytes() == before[name] for name in names)
 
 
 def test_other_settings_do_not_mix(tmp_path: Path):
@@ -361,11 +367,27 @@ def test_one_sentence_on_the_command_line(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("sam", "level"), [("sam2", "message"), ("sam", "phrase"), ("sam2", "phrase")])
+@pytest.mark.parametrize("sam", ["sam", "sam_hq", "sam2"])
+def test_pictures_that_are_encoded_once_are_decoded_as_by_the_model_itself(networks: Path, sam: str):
+    arguments = MaskArguments(out="", sam=str(networks / sam))
+    segmenter = Segmenter(arguments, torch.device("cpu"), torch.float32)
+    pictures, boxes = [picture(30, 60), picture(60, 40, seed=1)], [(3.0, 4.0, 20.0, 25.0), (0.0, 0.0, 30.0, 9.0)]
+    for image, encoded in zip(pictures, segmenter.encode(pictures), strict=True):
+        found = segmenter.prompt(encoded, boxes)
+        inputs = segmenter.processor(images=image, input_boxes=[[list(box) for box in boxes]], return_tensors="pt")
+        sizes = {name: inputs.pop(name) for name in ("original_sizes", "reshaped_input_sizes") if name in inputs}
+        outputs = segmenter.model(**inputs, multimask_output=False)
+        torch.testing.assert_close(found.logits, outputs.pred_masks[0, :, 0], rtol=1e-4, atol=1e-5)
+        masks = segmenter.processor.post_process_masks(outputs.pred_masks, *sizes.values())[0][:, 0].numpy()
+        for mask, (ours, _) in zip(masks, segmenter.masks(found), strict=True):
+            assert ours.shape == (image.height, image.width) and (ours == mask).mean() > 0.999
+
+
+@pytest.mark.parametrize(
+    ("sam", "level"), [("sam2", "message"), ("sam_hq", "message"), ("sam", "phrase"), ("sam2", "phrase")]
+)
 def test_real_classes(networks: Path, tmp_path: Path, sam: str, level: str):
     """What random weights find makes no sense, but it is found without an error and fits the pictures."""
-    from recipes.segmentation.sam import Segmenter
-
     rows = data_set(tmp_path / "data", 4)
     arguments = MaskArguments(
         out=str(tmp_path / "out"),
@@ -472,15 +494,62 @@ def test_masked_share_is_met_and_the_order_can_be_resumed(made: Path, tmp_path: 
     assert all((row["regions"] is None) == (row["id"] not in masked) for row in first)
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_own_rows_of_any_form_are_joined(tmp_path: Path, streaming: bool):
+    """Whatever the columns and types of either: a JSON file here, prompts and decoded pictures there."""
+    picture().save(tmp_path / "0.png")
+    turns = [{"from": "human", "value": "<image>What?"}, {"from": "gpt", "value": "A cup."}]
+    records = [{"id": n, "image": "0.png", "conversations": turns} for n in range(3)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, records)))
+    (tmp_path / "own").mkdir()
+    region = {"mask": rle(box_mask()), "image": 0, "text": "cup", "span": None, "message": 1}
+    own = {"id": 1, "image": picture(), "prompt": "What?", "completion": "A cup.", "regions": [region]}
+    Dataset.from_list([own]).to_parquet(tmp_path / "own/train.parquet")
+    share = {"streaming": True, "masked_share": 0.5} if streaming else {}
+    data = DataArguments(dataset_name=str(tmp_path / "rows.jsonl"), masks_name=str(tmp_path / "own"), **share)
+    rows = {row["id"]: row for row in load_rows(data, get_stage(3), 96)}
+    assert sorted(rows) == ["0", "1", "2"]
+    answer = {"role": "assistant", "content": [{"type": "text", "text": "A cup."}]}
+    assert [row["messages"][1] for row in rows.values()] == [answer] * 3
+    assert {name: row.get("regions") for name, row in rows.items()} == {"0": None, "1": [region], "2": None}
+    assert all(read_image(row["images"][0]).size == picture().size for row in rows.values())
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_rows_of_one_id_are_joined_if_they_say_the_same(tmp_path: Path, streaming: bool):
+    """Also where all rows have masks; and not if the id is another row's, as line numbers of another file are."""
+    region = {"mask": rle(box_mask()), "image": 0, "text": "cup", "span": None, "message": 1}
+    rows = [{"id": str(n), "image": picture(), "prompt": "What?", "completion": f"A cup, {n}."} for n in range(3)]
+    (tmp_path / "own").mkdir()
+    (tmp_path / "rows").mkdir()
+    Dataset.from_list(rows).to_parquet(tmp_path / "rows/train.parquet")
+    share = {"streaming": True, "masked_share": 0.5} if streaming else {}
+    data = DataArguments(dataset_name=str(tmp_path / "rows"), masks_name=str(tmp_path / "own"), **share)
+
+    def joined(*masked: dict) -> list[str]:
+        Dataset.from_list([row | {"regions": [region]} for row in masked]).to_parquet(tmp_path / "own/train.parquet")
+        return sorted({row["id"] for row in load_rows(data, get_stage(3), 96)})
+
+    if not streaming:  # a stream of both parts has two
+        assert joined(*rows) == ["0", "1", "2"]
+    assert joined(rows[1], rows[1]) == ["0", "1", "2"]
+    with pytest.raises(
+        ValueError, match="own has masks for a row '1' of other words than the row '1' that they are for"
+    ):
+        joined(rows[0], rows[2] | {"id": "1"})
+
+
 @pytest.mark.parametrize(
     ("over", "sentence"),
     [
         ({"streaming": True}, "A stream cannot tell how many rows have masks"),
         ({"masked_share": 1.5}, "`--masked_share` is a share between 0 and 1, but is 1.5"),
         ({"masks_name": "scenes", "num_scenes": 2}, "scenes has no column `id`"),
+        ({"masks_name": "DATA"}, "data has no column `regions`"),
     ],
 )
 def test_what_cannot_be_joined(made: Path, over: dict[str, Any], sentence: str):
+    over = {name: str(made / "data") if value == "DATA" else value for name, value in over.items()}
     data = DataArguments(**{"dataset_name": str(made / "data"), "masks_name": str(made / "masks")} | over)
     with pytest.raises(ValueError, match=sentence):
         load_rows(data, get_stage(3), 96)

@@ -15,6 +15,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -67,9 +68,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     masks = save_llava(folder)
     source = Source(folder / "data.jsonl", folder / "images")
     report = survey(source)
-    assert len(report.kept) == report.num_lines == NUM_SCENES and not report.faults and not report.mended
-    assert write(source, report.kept, folder / "rows", 1.0, 0) == NUM_SCENES
-    write(source, report.kept[::2], folder / "some", 1.0, 0)
+    assert len(report.kept) == report.num_records == NUM_SCENES and not report.faults and not report.mended
+    assert write(report, folder / "rows", 1.0, 0) == NUM_SCENES
+    some = replace(report, kept=report.kept[::2], repeats_id=report.repeats_id[::2])
+    write(some, folder / "some", 1.0, 0)
 
     arguments = MaskArguments(out=str(folder / "masks"), min_iou=0.0, num_workers=0, rows_per_file=4)
 
