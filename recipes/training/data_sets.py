@@ -14,12 +14,15 @@
 """The rows that a stage trains on, and those that it is evaluated on."""
 
 import functools
+import json
 import os
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from datasets import (
     Dataset,
@@ -35,11 +38,14 @@ from datasets import (
 )
 
 from modeling_agevlm.conversion import loading
-from recipes.rows.files import load_records, read_records
-from recipes.scenes.rows import FEATURES, load_scenes
+from recipes.rows.files import check_complete, load_records, read_records
+from recipes.rows.json_files import MADE
+from recipes.rows.records import FEATURES, REGIONS, Fault, hashed, read_as_written
+from recipes.rows.tars import load_tars
+from recipes.scenes.rows import load_scenes
 from recipes.training.arguments import DataArguments, RowsArguments
 from trainers import Stage
-from trainers.rows import has_transform
+from trainers.rows import as_row, has_transform, undecoded
 
 
 EVALUATION_SCENES = 200  # of `scenes`, at the most
@@ -66,17 +72,80 @@ def load_rows(
     for name, part in ((data.dataset_name, rows), (data.masks_name, masked)):
         if "id" not in (part.column_names or []):
             raise ValueError(f"{name} has no column `id`, by which rows and masks find each other.")
-    identities = (
-        set(masked["id"]) if isinstance(masked, Dataset) else {row["id"] for row in masked.select_columns("id")}
-    )
-    rest = rows.filter(lambda identity: identity not in identities, input_columns="id")
-    rest = rest.select_columns(["id", "images", "messages"])  # its `regions` become null
-    masked = masked.select_columns(["id", "images", "messages", "regions"])
+    if "regions" not in masked.column_names:
+        raise ValueError(f"{data.masks_name} has no column `regions`: `--masks_name` is a data set with masks.")
+    masked = in_one_form(masked).select_columns([*FEATURES, "regions"])
+    known = Known(masked, data.masks_name)
+    rest = in_one_form(rows).select_columns(list(FEATURES))  # its `regions` become null
+    rest = rest.filter(known.lacks, input_columns=["id", "messages"], batched=True)
     if data.masked_share is None:
         return concatenate_datasets([masked, rest])
     shares = [data.masked_share, 1 - data.masked_share]
     return interleave_datasets(
         [masked, rest], probabilities=shares, seed=data.scenes_seed, stopping_strategy="all_exhausted"
+    )
+
+
+def in_one_form(rows: Dataset | IterableDataset) -> Dataset | IterableDataset:
+    """Rows of any form with the columns that `recipes/data.py` writes, and the regions that they have."""
+    rows = undecoded(rows)
+    found = rows.features or {}
+    features = Features(FEATURES | {name: found[name] for name in found if name == "regions"})
+    if all(found.get(name) == feature for name, feature in features.items()):
+        return rows
+    others = [name for name in rows.column_names if name not in features]
+    return rows.map(form, features=features, remove_columns=others)
+
+
+def form(row: dict[str, Any]) -> dict[str, Any]:
+    read = as_row(row)
+    images = [{"path": image, "bytes": None} if isinstance(image, str) else image for image in read["images"]]
+    try:
+        return {"id": str(row["id"]), "images": images, "messages": read_as_written(read["messages"])}
+    except Fault as fault:
+        raise ValueError(f"Row {row['id']!r} cannot be joined with others: {fault}.") from None
+
+
+class Known:
+    """
+    The rows of a data set with masks, by their ids. Of ids and words it has 16 bytes a row, for those of ten million rows are to be
+    known at the same time.
+    """
+
+    def __init__(self, rows: Dataset | IterableDataset, name: str) -> None:
+        self.name, parts = name, [np.zeros((2, 0), np.uint64)]
+        for batch in rows.select_columns(["id", "messages"]).iter(1_000):
+            parts.append(np.stack([hashes(batch["id"]), hashes(map(words_of, batch["messages"]))]))
+        known = np.concatenate(parts, axis=1)
+        self.ids, self.words = known[:, np.argsort(known[0], kind="stable")]
+
+    def lacks(self, names: Sequence[str], messages: Sequence[list[dict[str, Any]]]) -> list[bool]:
+        """
+        Which rows of another data set have no masks.
+
+        Raises:
+            ValueError: If a row with masks has the id of a row of other words.
+        """
+        ids, words = hashes(names), hashes(map(words_of, messages))
+        first, end = (np.searchsorted(self.ids, ids, side) for side in ("left", "right"))
+        for n in np.flatnonzero(first < end):
+            if words[n] not in self.words[first[n] : end[n]]:
+                raise ValueError(
+                    f"{self.name} has masks for a row {names[n]!r} of other words than the row {names[n]!r} that they are for: give "
+                    "rows of different data ids of their own, or make the masks anew."
+                )
+        return (first == end).tolist()
+
+
+def hashes(texts: Iterable[str]) -> np.ndarray:
+    """8 bytes of each text."""
+    return np.array([hashed(text) for text in texts], dtype=np.uint64)
+
+
+def words_of(messages: list[dict[str, Any]]) -> str:
+    """The words of a conversation, and who says them."""
+    return json.dumps(
+        [[message["role"], *(part["text"] for part in message["content"] if part["text"])] for message in messages]
     )
 
 
@@ -152,6 +221,12 @@ def load_dataset_of(
     files = json_files(place, split, default_split)
     if files:
         return read_files(files, data, skip_broken)
+    tars = [place] if place.suffix == ".tar" else sorted(place.glob("*.tar")) if place.is_dir() else []
+    if tars:
+        check_whole(name, split, default_split)
+        return load_tars(tars, data.streaming)
+    if place.is_dir():
+        check_complete(place)
     load = functools.partial(load_dataset, name, data.dataset_config, split=split)
     with loading(name):
         features = with_types(load(streaming=True).features) if place.is_dir() else None
@@ -175,7 +250,7 @@ def json_files(folder: Path, split: str, default_split: str) -> list[Path]:
     """
     files = sorted([*folder.glob("*.jsonl"), *folder.glob("*.json")]) if folder.is_dir() else []
     # Not what was made of a JSON list, nor what `datasets` makes rows of pictures with.
-    files = [file for file in files if not file.name.endswith(".json.jsonl") and file.name != "metadata.jsonl"]
+    files = [file for file in files if not MADE.search(file.name) and file.name != "metadata.jsonl"]
     found = [file for file in files if re.match(rf"{re.escape(split)}(?![a-zA-Z])", file.name)]
     if files and not found and not any(folder.glob("**/*.parquet")):
         if len(files) > 1 or split != default_split:
@@ -222,7 +297,7 @@ def with_types(features: Features | None) -> Features | None:
     The features of a data set in whose first file nothing says of which type `regions` or one of their fields are, as where
     all are nowhere in their pictures: with the types that other files may need. None if there is no such field.
     """
-    regions, known = (features or {}).get("regions"), FEATURES["regions"]
+    regions, known = (features or {}).get("regions"), REGIONS["regions"]
     if regions in (Value("null"), List(Value("null"))):
         return Features({**features, "regions": known})
     fields = regions.feature if isinstance(regions, List) and isinstance(regions.feature, dict) else {}

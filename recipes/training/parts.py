@@ -26,13 +26,13 @@ from modeling_agevlm import (
 )
 from modeling_agevlm.conversion import TEXT_HINT, loading, split_gguf, timm_config
 from recipes.training.arguments import PartsArguments
+from trainers.rows import PLACEHOLDERS
 from trainers.turns import end_generation_with_turns, end_of_turn
 
 
 logger = logging.get_logger(__name__)
 
-# Tokens of an LLM's vocabulary that no text has trained, best first: to stand for an image, and to fill rows up.
-PLACEHOLDERS = ("<|image|>", "<|reserved_special_token_0|>")
+# Tokens of an LLM's vocabulary that no text has trained, best first, to fill rows up.
 PADDINGS = ("<|finetune_right_pad_id|>", "<|pad|>")
 
 

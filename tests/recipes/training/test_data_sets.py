@@ -14,6 +14,7 @@
 """The rows that a stage trains on and is evaluated on, from what people have."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,17 @@ def test_what_is_not_there_is_a_sentence(tmp_path: Path):
         rows_of(tmp_path / "rows.jsonl")
     with pytest.raises(ValueError, match="nothing cannot be loaded: "):
         rows_of(tmp_path / "nothing")
+
+
+def test_a_folder_that_is_not_complete(folder: Path, caplog: pytest.LogCaptureFixture):
+    """What `recipes/data.py` has not finished is not trained on; a part of what others wrote is, and that is said."""
+    Dataset.from_list([{"images": [], "messages": CHAT}]).to_parquet(folder / "train-00000-of-00002.parquet")
+    with caplog.at_level("WARNING"):
+        assert len(rows_of(folder)) == 1
+    assert re.search(r"There are 1 of the 2 files .*train-\*-of-00002.parquet; the rows are", caplog.text)
+    (folder / "_rows.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"There are 1 of the 2 files .*: run `recipes/data.py` again"):
+        rows_of(folder)
 
 
 # Evaluation sets

@@ -331,11 +331,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     mask = box_mask(rows=(10, 45), columns=(10, 45))
     for name in ("rows/train", "rows/test", "other/train", "other/test"):
         write(folder / f"{name}.jsonl", [record(name, n, mask) for n in range(4)])
-    write(folder / "masks/train.jsonl", [record("masks", n, box_mask()) for n in range(2)])
+    write(folder / "masks/train.jsonl", [record("rows/train", n, box_mask()) for n in range(2)])
     shutil.copytree(folder / "rows/pictures", folder / "masks/pictures")
     write(folder / "broken/train.jsonl", [record("broken", n, mask) for n in range(3)])
     shutil.copytree(folder / "rows/pictures", folder / "broken/pictures")
-    (folder / "broken/pictures/0.png").write_bytes(b"no picture")
+    cut = folder / "broken/pictures/0.png"  # which shows only when it is decoded
+    cut.write_bytes(cut.read_bytes()[:200])
     template = tiny_processor().chat_template
     (folder / "other.jinja").write_text(template.replace("{{- bos_token }}", "{{- bos_token }}Chat. ", 1))
     return folder
