@@ -209,6 +209,8 @@ class Phrase:
     start: int
     end: int
     shapes: list[Shape]
+    kind: str | None = None
+    """As the data set calls it."""
 
 
 @dataclass
@@ -223,6 +225,7 @@ class Text:
     words: str
     phrases: list[Phrase] = field(default_factory=list)
     shapes: list[Shape] = field(default_factory=list)
+    kind: str | None = None
 
     def __post_init__(self) -> None:
         check_words(self.words)

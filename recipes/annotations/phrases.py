@@ -23,7 +23,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from recipes.annotations.annotated import Annotated, Faults, Phrase, Shape, Text, brief, key
-from recipes.annotations.coco import Pictures, load, read_json, shape_of
+from recipes.annotations.coco import Pictures, load, read_categories, read_json, shape_of
 from recipes.rows.records import Fault
 
 
@@ -97,6 +97,7 @@ def read_refcoco(path: Path, instances: Path, split: str | None, faults: Faults)
     for annotation in content["annotations"]:
         with faults.reading(annotation):
             annotations[key(annotation["id"])] = annotation
+    kinds = read_categories(content, faults) if isinstance(content.get("categories"), list) else {}
     splits, left = {}, path.stat().st_size
     for reference in references:
         with faults.reading(reference):
@@ -108,11 +109,13 @@ def read_refcoco(path: Path, instances: Path, split: str | None, faults: Faults)
                 raise Fault("reference to an unknown annotation", f"{number!r}")
             if number not in shapes:
                 shapes[number] = shape_of(annotations[number])
+            category = annotations[number].get("category_id")
+            kind = None if category is None else kinds.get(key(category))
             for sentence in reference["sentences"]:
                 with faults.reading(sentence):
                     words = sentence["raw"].strip()
                     left -= 1 + len(words)
-                    picture.descriptions.append(Text(words, shapes=[shapes[number]]))
+                    picture.descriptions.append(Text(words, shapes=[shapes[number]], kind=kind))
                 if left < 0:
                     break
         if left < 0:  # one list in many places, which is read as often
@@ -124,7 +127,7 @@ def read_refcoco(path: Path, instances: Path, split: str | None, faults: Faults)
 
 # --- Flickr30k Entities ---
 
-ENTITY = re.compile(r"\[/EN#(\d+)(?:/\w+)* ([^\]]*)\]")
+ENTITY = re.compile(r"\[/EN#(\d+)((?:/\w+)*) ([^\]]*)\]")
 
 
 def read_flickr30k(folder: Path, faults: Faults) -> Iterator[Annotated]:
@@ -173,8 +176,9 @@ def read_sentence(line: str, boxes: dict[str, list[Shape]]) -> Text:
     for entity in ENTITY.finditer(line):
         words += line[end : entity.start()]
         if shapes := boxes.get(entity[1]):
-            phrases.append(Phrase(len(words), len(words) + len(entity[2]), shapes))
-        words, end = words + entity[2], entity.end()
+            kind = entity[2].strip("/").partition("/")[0] or None
+            phrases.append(Phrase(len(words), len(words) + len(entity[3]), shapes, kind))
+        words, end = words + entity[3], entity.end()
     return Text(words + line[end:], phrases)
 
 

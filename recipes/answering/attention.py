@@ -50,15 +50,41 @@ class Grounding(NamedTuple):
     """The regions' cells: `(R, K, S)`, 1 inside."""
 
 
+class Look(NamedTuple):
+    """Where a phrase of a prompt looks, by the mean of the guided layers."""
+
+    map: torch.Tensor
+    """Its attention on the prompt's first picture: `(height, width)`."""
+    on_nothing: float
+    """The share of it that lies on the model's sink, 0 without one."""
+
+
 @torch.inference_mode()
-def shares_on_nothing(
-    model: PreTrainedModel, processor: ProcessorMixin, inputs: Mapping[str, torch.Tensor], phrases: list[str]
-) -> list[float]:
-    """How much of the attention of a phrase in each prompt lies on the model's sink, averaged over the guided layers."""
+def look_of_phrases(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    inputs: Mapping[str, torch.Tensor],
+    phrases: Sequence[str],
+    sizes: Sequence[tuple[int, int]],
+) -> list[Look]:
+    """
+    Where a phrase of each prompt looks.
+
+    Args:
+        model ([`AgeVlmForConditionalGeneration`]): The model.
+        processor ([`AgeVlmProcessor`]): Its processor.
+        inputs (`Mapping`): The prompts.
+        phrases (`Sequence[str]`): Of each prompt one.
+        sizes (`Sequence[tuple[int, int]]`): Of each prompt's first picture, over which its attention is told, in any resolution.
+    """
     query_masks = processor.get_query_masks(inputs["input_ids"], [[phrase] for phrase in phrases])
-    maps = model.model(**inputs, query_masks=query_masks).grounding_maps
-    shares = torch.stack([layer_map[:, 0, -1].cpu() for layer_map in maps]).mean(dim=0)
-    return shares.clamp(max=1).tolist()  # rounding can take a mean of ones above 1
+    outputs = model.model(**inputs, query_masks=query_masks)
+    shares = torch.zeros(len(phrases))
+    if model.config.text_config.attention_sink:
+        shares = torch.stack([layer_map[:, 0, -1].cpu() for layer_map in outputs.grounding_maps]).mean(dim=0)
+    maps = processor.post_process_grounding(outputs, list(sizes))
+    # rounding can take a mean of ones above 1
+    return [Look(of_row[0][0], share) for of_row, share in zip(maps, shares.clamp(max=1).tolist(), strict=True)]
 
 
 def split_sink(grounding_maps: Sequence[torch.Tensor], num_cells: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -61,6 +61,16 @@ def draw_attention(axes: plt.Axes, picture: PIL.Image.Image, attention: np.ndarr
     axes.set_axis_off()
 
 
+def attention_picture(picture: PIL.Image.Image, attention: np.ndarray, on_nothing: float = 0.0) -> PIL.Image.Image:
+    """What [`draw_attention`] draws, as a picture of the same size."""
+    figure = plt.figure(figsize=(picture.width / 100, picture.height / 100), dpi=100)
+    draw_attention(figure.add_axes((0, 0, 1, 1)), picture, attention, on_nothing)
+    figure.canvas.draw()
+    drawn = PIL.Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[..., :3])
+    plt.close(figure)
+    return drawn
+
+
 def draw_panels(
     axes: Iterable[plt.Axes],
     picture: PIL.Image.Image,

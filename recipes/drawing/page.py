@@ -22,13 +22,19 @@ from typing import Literal, NamedTuple
 import jinja2
 import PIL.Image
 
+from recipes.terminal.tables import Table
+
 
 class Block(NamedTuple):
-    """Some words on a card: what they are, the words, and whether they are the right or the wrong ones."""
+    """
+    Some words on a card: what they are, the words, whether they are the right or the wrong ones, and a picture of
+    theirs.
+    """
 
     heading: str
     text: str
     verdict: Literal["right", "wrong"] | None = None
+    picture: PIL.Image.Image | None = None
 
 
 class Card(NamedTuple):
@@ -38,9 +44,29 @@ class Card(NamedTuple):
     blocks: Sequence[Block]
 
 
+class Bar(NamedTuple):
+    """A share from 0 to 1 with its interval."""
+
+    name: str
+    share: float
+    low: float
+    high: float
+
+
+class Bars(NamedTuple):
+    """A line of a chart: shares of the same thing, and the one that is to be passed, if there is any."""
+
+    heading: str
+    bars: Sequence[Bar]
+    floor: float | None = None
+    floor_name: str = ""
+
+
 class Section(NamedTuple):
     heading: str
     cards: Sequence[Card]
+    tables: Sequence[Table] = ()
+    chart: Sequence[Bars] = ()
 
 
 def data_url(picture: PIL.Image.Image) -> str:
@@ -50,7 +76,7 @@ def data_url(picture: PIL.Image.Image) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
 
 
-def save_page(path: Path, title: str, sections: Sequence[Section], preface: str = "", wide: bool = False) -> None:
+def save_page(path: Path, title: str, sections: Sequence[Section], wide: bool = False) -> None:
     """
     Writes a page. Whatever the words are, they stay words: nothing of them becomes markup, and the page itself forbids
     scripts and whatever comes from elsewhere.
@@ -59,12 +85,11 @@ def save_page(path: Path, title: str, sections: Sequence[Section], preface: str 
         path (`Path`): HTML file.
         title (`str`): Of the page.
         sections (`Sequence[Section]`): In order; several get links at the top.
-        preface (`str`, *optional*): Lines to read first, such as tables.
         wide (`bool`, *optional*, defaults to `False`): Whether a card takes a whole line, its blocks side by side.
     """
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters["data_url"] = data_url
     template = environment.from_string(Path(__file__).with_name("page.html.jinja").read_text(encoding="utf-8"))
-    page = template.render(title=title, sections=sections, preface=preface, wide=wide)
+    page = template.render(title=title, sections=sections, wide=wide)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8", errors="replace")  # JSON can hold half a character

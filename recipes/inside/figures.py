@@ -314,8 +314,10 @@ def hallucination(vlms: list[Vlm], rows: list[dict[str, Any]], layers: str, out:
     nothing; the directions are fixed beforehand, so below 0.5 it points the wrong way.
 
     Raises:
-        ValueError: If no question has an answer.
+        ValueError: If there is no question, or none has an answer.
     """
+    if not rows:
+        raise ValueError("There is no question for existence about so few scenes: take more (`--num_scenes`).")
     numbers: dict[str, Any] = {"layers": layers, "models": {}}
     figure, grid = plt.subplots(len(vlms), 2, figsize=(12, 4.8 * len(vlms)), squeeze=False)
     for (curve, chart), vlm, name in zip(grid, vlms, labels(vlms), strict=True):

@@ -42,6 +42,7 @@ from transformers import (
 
 from modeling_agevlm import AgeVlmConfig, AgeVlmImageProcessor, AgeVlmProcessor
 from modeling_agevlm.conversion import in_words
+from modeling_agevlm.processing_agevlm import find_words
 from recipes.answering.answers import generate, one_question, prompts
 from recipes.answering.attention import split_sink
 from recipes.answering.checkpoint import load_checkpoint
@@ -120,6 +121,24 @@ class Vlm:
             ValueError: If it does not stand there.
         """
         return self.words.get_query_masks(inputs["input_ids"], [phrase])[0, 0]
+
+    def find_place(self, inputs: dict[str, torch.Tensor], text: str, start: int, end: int) -> torch.BoolTensor:
+        """
+        The tokens `(T,)` of the words `text[start:end]` of a text that stands after the picture, and of no others like them.
+
+        Raises:
+            ValueError: If it does not stand there.
+        """
+        ids = inputs["input_ids"][0]
+        all_words, spans = self.words._locate_tokens(ids.tolist())
+        found = find_words(all_words, text)
+        if not found:
+            raise ValueError(f"{text!r} is not among the words at or after the image.")
+        begin, finish = found[-1]
+        number = find_words(text, text[start:end]).index((start, end))
+        first, last = find_words(all_words[begin:finish], text[start:end])[number]
+        marked = [left < begin + last and right > begin + first for left, right in spans]
+        return torch.tensor(marked, device=ids.device)
 
     def first_word(self, answer: list[int]) -> int:
         """How many tokens an answer's first word takes."""

@@ -44,7 +44,7 @@ from modeling_agevlm.modeling_agevlm import AgeVlmCausalLMOutputWithPast
 from recipes import ask
 from recipes.answering import phrases
 from recipes.answering.answers import one_question, prompts
-from recipes.answering.attention import shares_on_nothing
+from recipes.answering.attention import look_of_phrases
 from recipes.drawing.attention import draw_attention, save_attention, save_attention_lines, save_attention_sheet
 from trainers import DataCollatorForGuidedVisionLanguageModeling
 
@@ -429,22 +429,26 @@ def test_ask_says_what_looks_at_nothing(
         assert np.array_equal(attention, arrays[name]) and on_nothing == arrays[f"nothing of {name}"].item()
 
 
-def test_shares_on_nothing_of_several_prompts():
+def test_where_phrases_of_several_prompts_look():
     """Padding and the other rows change nothing: the mean over guided layers, by hand, of each prompt alone."""
     over = {"text_config": {"attention_sink": True, "guidance_heads": [0, 3]}}
     processor, chats = tiny_processor(), []
     for n, question in enumerate(("Is there a cup?", "Is there a red table in the image?")):
         chats.append(one_question(question, picture(seed=n)))
-    found = shares_on_nothing(tiny_model(**over), processor, prompts(processor, chats), ["cup", "red table"])
+    found = look_of_phrases(
+        tiny_model(**over), processor, prompts(processor, chats), ["cup", "red table"], [(30, 50)] * 2
+    )
     eager = tiny_model(**over, attn_implementation="eager")
-    for share, chat, phrase in zip(found, chats, ("cup", "red table"), strict=True):
+    for look, chat, phrase in zip(found, chats, ("cup", "red table"), strict=True):
         inputs = prompts(processor, [chat])
         words = processor.get_query_masks(inputs["input_ids"], [phrase])[0, 0]
         with torch.no_grad():
             layers = eager(**inputs, output_attentions=True).cross_attentions
-        expected = torch.stack([layer[0, [0, 3]][:, words, -1].mean() for layer in layers]).mean()
-        assert share == up_to_rounding(expected.item()) and 0.01 < share < 0.99
-    assert abs(found[0] - found[1]) > 1e-3
+        expected = torch.stack([layer[0, [0, 3]][:, words].mean(dim=(0, 1)) for layer in layers]).mean(dim=0)
+        assert look.on_nothing == up_to_rounding(expected[-1].item()) and 0.01 < look.on_nothing < 0.99
+        over_picture = processor.image_processor.cells_to_pixels(expected[:-1].view(1, 3, 3), 30, 50)[0]
+        assert_close(look.map, over_picture)
+    assert abs(found[0].on_nothing - found[1].on_nothing) > 1e-3
 
 
 def test_ask_guesses_phrases(run):

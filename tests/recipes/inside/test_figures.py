@@ -607,3 +607,8 @@ def test_bad_input_ends_in_one_sentence(names, tmp_path: Path, monkeypatch, argu
         command.main()
     assert str(exit.value).startswith("error: ")
     assert len(str(exit.value).splitlines()) == 1
+
+
+def test_too_few_scenes_for_a_question_are_said(tmp_path: Path):
+    with pytest.raises(ValueError, match="no question for existence about so few scenes: take more .`--num_scenes`"):
+        figures.hallucination([], [], "last", tmp_path)
