@@ -27,8 +27,8 @@ A model for lmms-eval: any vision-language checkpoint that transformers loads, t
 | swapped   | the pictures of another question of the same task, always the same ones and never the right ones  |
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -45,31 +45,32 @@ from modeling_agevlm import AgeVlmConfig
 from modeling_agevlm.conversion import check_tensors, loading
 from modeling_agevlm.image_reading_agevlm import read_image
 from recipes.answering.answers import generate, prompts
-from recipes.answering.attention import shares_on_nothing
+from recipes.answering.attention import look_of_phrases
 from recipes.answering.phrases import guess_phrases
+from recipes.evaluation.journal import Journal
+from recipes.evaluation.pictures import MAP_SIDE, fingerprint, save
 
 
 PICTURES = ("real", "none", "swapped")
 
 
-def has_sink(config: PreTrainedConfig) -> bool:
-    """Whether a configuration is of an AGE-VLM with an attention sink. The classes of a checkpoint's own code are its own."""
-    return config.model_type == AgeVlmConfig.model_type and config.text_config.attention_sink
+def is_age_vlm(config: PreTrainedConfig) -> bool:
+    """Whether a configuration is an AGE-VLM's. The classes of a checkpoint's own code are its own."""
+    return config.model_type == AgeVlmConfig.model_type
 
 
-def fingerprint(image: Any) -> bytes:
-    """A hash of what a picture (PIL, path or URL) shows, whatever file it comes from."""
-    image = read_image(image)
-    return hashlib.sha256(repr(image.size).encode() + image.tobytes()).digest()
+def pictures_of(chat: Sequence[dict[str, Any]]) -> list[Any]:
+    """The pictures of a chat."""
+    return [part["image"] for message in chat for part in message["content"] if part["type"] == "image"]
 
 
 def generation_arguments(gen_kwargs: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """
     What a task's `generation_kwargs` mean to `generate`, and the texts at which an answer ends.
 
-    Greedy unless the task asks for samples; a temperature of 0 is greedy too. Keys that `generate` does not know are meant
-    for other models of lmms-eval. A blank line ends no answer: lmms-eval says so for every task that names no end, and a
-    chat model's answer may have paragraphs.
+    Greedy unless the task asks for samples; a temperature of 0 is greedy too. Keys that `generate` does not know are
+    meant for other models of lmms-eval. A blank line ends no answer: lmms-eval says so for every task that names no
+    end, and a chat model's answer may have paragraphs.
     """
     known = GenerationConfig()
     arguments = {"max_new_tokens": 1024}
@@ -90,8 +91,8 @@ class ImageTextToTextModel(lmms):
         pretrained (`str`): Checkpoint folder or Hub id that `AutoModelForImageTextToText` and `AutoProcessor` load.
         picture (`str`, *optional*, defaults to `"real"`): What the model gets to see, one of `PICTURES`.
         dtype (`str`, *optional*, defaults to `"auto"`): Of the weights; `"auto"` is the checkpoint's own.
-        device (`str`, *optional*): Where the model runs; by default on a GPU if there is one. Each process of `accelerate
-            launch` has its own.
+        device (`str`, *optional*): Where the model runs; by default on a GPU if there is one. Each process of
+            `accelerate launch` has its own.
         batch_size (`int`, *optional*, defaults to 1): Questions at a time, on each process.
 
     Raises:
@@ -131,10 +132,16 @@ class ImageTextToTextModel(lmms):
             raise ValueError(f"{pretrained} has no chat template, so there is no telling how to ask it.")
         if self.processor.tokenizer.pad_token is None:
             self.processor.tokenizer.pad_token = self.processor.tokenizer.eos_token
-        self.model = model.to(self.device).eval()
-        # Of an AGE-VLM with an attention sink, by task and question: how much of the question's first phrase looks at nothing.
-        self.on_nothing: dict[tuple[str, int], float] = {}
+        try:
+            self.model = model.to(self.device).eval()
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(f"`--device {self.device}` cannot be used here: {str(error).splitlines()[0]}.") from error
+        self.journal: Journal | None = None  # where answers are kept as they come, and taken from
+        self.pictures: Path | None = None  # a folder to save small copies of what is shown to
         self.asks_what_is_there = False
+        self.question_of: Callable[[dict[str, Any]], str] | None = (
+            None  # what a row asks, without its task's instructions
+        )
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
         # Long questions first: there is less padding, and a batch that does not fit into memory fails at once.
@@ -147,18 +154,47 @@ class ImageTextToTextModel(lmms):
         answers = []
         with tqdm(total=len(requests), desc=f"answers, picture: {self.picture}", disable=self.rank != 0) as progress:
             for batch in batches.get_batched(n=self.batch_size):
-                chats = [self.chat(messages, *place) for _, messages, _, *place in batch]
-                answers += self.answer(chats, batch[0][2])
-                if self.asks_what_is_there and self.picture != "none" and has_sink(self.model.config):
-                    shares = self.look(chats)
-                    self.on_nothing |= {
-                        (task, n): share for (*_, n, task, _), share in zip(batch, shares, strict=True)
-                    }
+                keys = [(task, n) for *_, n, task, _ in batch]
+                if self.journal is None or not self.journal.has(keys):
+                    entries = self.ask(batch)
+                    if self.journal is not None:
+                        self.journal.add(entries)
+                else:
+                    entries = [self.journal.answers[key] for key in keys]
+                answers += [entry["answer"] for entry in entries]
                 progress.update(len(batch))
         return batches.get_original(answers)
 
-    def chat(self, doc_to_messages: Callable, doc_id: int, task: str, split: str) -> list[dict[str, Any]]:
-        """The chat that asks a task's question, with the pictures that `picture` wants in it."""
+    def ask(self, batch: Sequence[tuple]) -> list[dict[str, Any]]:
+        """
+        The answers to a batch of questions, each with its `task`, `number` and `picture` (a hash of the question's
+        own). Where these are asked for, also the file of what was shown (`image`), and of an AGE-VLM how much of the
+        question's first phrase looks at nothing (`on_nothing`) and, beside pictures, where the `phrase` looks (`map`).
+        """
+        chats, entries = [], []
+        for _, messages, _, number, task, split in batch:
+            chat, own = self.chat(messages, number, task, split)
+            chats.append(chat)
+            entries.append({"task": task, "number": number})
+            if own:
+                entries[-1]["picture"] = fingerprint(own[0]).hex()[:16]
+            if self.pictures is not None and (shown := pictures_of(chat)):
+                entries[-1]["image"] = save(shown[0], self.pictures)
+        for entry, answer in zip(entries, self.answer(chats, batch[0][2]), strict=True):
+            entry["answer"] = answer
+        if is_age_vlm(self.model.config):
+            has_sink = self.model.config.text_config.attention_sink
+            if self.pictures is not None or (self.asks_what_is_there and has_sink):
+                seeing = [n for n, chat in enumerate(chats) if pictures_of(chat)]
+                looks = self.look([chats[n] for n in seeing], [self.question(*batch[n][1:]) for n in seeing])
+                for n, look in zip(seeing, looks, strict=True):
+                    entries[n] |= look if self.pictures is not None else {"on_nothing": look["on_nothing"]}
+        return entries
+
+    def chat(
+        self, doc_to_messages: Callable, doc_id: int, task: str, split: str
+    ) -> tuple[list[dict[str, Any]], Sequence[Any]]:
+        """The chat that asks a task's question, with the pictures that `picture` wants, and the question's own."""
         docs = self.task_dict[task][split]
         messages = ChatMessages(messages=doc_to_messages(docs[doc_id]))
         images, videos, audios = messages.extract_media()
@@ -172,7 +208,7 @@ class ImageTextToTextModel(lmms):
         if self.picture == "none":
             for message in chat:
                 message["content"] = [part for part in message["content"] if part["type"] != "image"]
-        return chat
+        return chat, images
 
     def swap(
         self, images: Sequence[Any], doc_to_messages: Callable, docs: Dataset, doc_id: int, task: str
@@ -197,14 +233,37 @@ class ImageTextToTextModel(lmms):
             answers = [answer.split(text)[0] for answer in answers]
         return answers
 
-    def look(self, chats: list[list[dict[str, Any]]]) -> list[float]:
-        """How much of the attention of each question's first phrase looks at nothing."""
-        questions = [
-            " ".join(part["text"] for part in chat[-1]["content"] if part["type"] == "text") for chat in chats
-        ]
+    def question(self, doc_to_messages: Callable, _: dict[str, Any], number: int, task: str, split: str) -> str:
+        """What a task asks, without its instructions where these are known."""
+        doc = self.task_dict[task][split][number]
+        if self.question_of is not None:
+            return self.question_of(doc)
+        content = ChatMessages(messages=doc_to_messages(doc)).to_hf_messages()[-1]["content"]
+        return " ".join(part["text"] for part in content if part["type"] == "text")
+
+    def look(self, chats: list[list[dict[str, Any]]], questions: list[str]) -> list[dict[str, Any]]:
+        """
+        Where each question's first phrase looks: the `phrase`, a `map` of its attention on the first picture, at most
+        24 cells wide and high, and, of a model with a sink, how much looks at nothing (`on_nothing`).
+        """
+        if not chats:
+            return []
         inputs = prompts(self.processor, chats).to(self.device, dtype=self.model.dtype)
         phrases = [next(iter(guess_phrases(question)), question) for question in questions]
-        return shares_on_nothing(self.model, self.processor, inputs, phrases)
+        sizes = []
+        for chat in chats:
+            width, height = read_image(pictures_of(chat)[0]).size
+            scale = MAP_SIDE / max(width, height)
+            sizes.append((max(1, round(scale * height)), max(1, round(scale * width))))
+        looks = []
+        for phrase, look in zip(
+            phrases, look_of_phrases(self.model, self.processor, inputs, phrases, sizes), strict=True
+        ):
+            rounded = [[round(share, 5) for share in row] for row in look.map.tolist()]
+            looks.append({"phrase": phrase, "map": rounded})
+            if self.model.config.text_config.attention_sink:
+                looks[-1]["on_nothing"] = look.on_nothing
+        return looks
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         raise NotImplementedError("age_vlm only writes answers: choose tasks of the output type `generate_until`.")

@@ -14,41 +14,130 @@
 """One JSON object per question and answer: what each benchmark's has to hold, and whether its answer is right."""
 
 import json
+import logging
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from recipes.evaluation.captions import count_coco
 from recipes.evaluation.rules import (
     HALLUSION_ANSWERS,
     NUMBERS,
     SIDES,
+    begins_with_yes_or_no,
     contains,
+    first_number,
+    first_of,
+    first_side,
     parse_option,
     parse_yes_no,
+    said,
     says_no,
+    says_yes_or_no,
     score_count,
     score_relation,
 )
 
 
+logger = logging.getLogger(__name__)
+
 Record = dict[str, Any]
 
+LONGEST_MAP = 256  # cells
+NUM_LETTERS = 26
+
+
+class Form(NamedTuple):
+    """
+    What a column holds: in words, and whether a value is that. `asked` of columns that tell questions, not answers.
+    """
+
+    words: str
+    fits: Callable[[Any], bool]
+    asked: bool = True
+
+
+def is_text(value: Any) -> bool:
+    """
+    Raises `UnicodeEncodeError`, a `ValueError`, of half a character: JSON can hold it, but no file and no page takes
+    it.
+    """
+    return isinstance(value, str) and value.encode() is not None
+
+
+def is_share(value: Any) -> bool:
+    return isinstance(value, float) and 0 <= value <= 1.0001  # sums of rounded shares
+
+
+def is_map(value: Any) -> bool:
+    """Whether this is attention over a picture, rows of as many shares."""
+    if not (isinstance(value, list) and 0 < len(value) <= LONGEST_MAP and all(isinstance(row, list) for row in value)):
+        return False
+    width = len(value[0])
+    return 0 < width <= LONGEST_MAP and all(len(row) == width and all(map(is_share, row)) for row in value)
+
+
+def is_number(value: Any, highest: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= highest
+
+
+def are_texts(value: Any, most: int) -> bool:
+    return isinstance(value, list) and 0 < len(value) <= most and all(map(is_text, value))
+
+
+NAME = Form("a string", is_text)
+KEY = Form("a string or a number", lambda value: is_text(value) or isinstance(value, int | float))
+INDEX = Form("a number from 0 on, of up to 9 digits", lambda value: re.fullmatch("[0-9]{1,9}", str(value)) is not None)
+CHOICES = Form(f"a list of 1 to {NUM_LETTERS} strings", lambda value: are_texts(value, NUM_LETTERS))
+TEXTS = Form("a string or a list of strings", lambda value: is_text(value) or are_texts(value, 1000))
+COUNT = Form("a number from 0 to 1,000,000", lambda value: is_number(value, 10**6), asked=False)
+RATING = Form("a rating from 0 to 6", lambda value: is_number(value, 6), asked=False)
+FLAG = Form("true or false", lambda value: isinstance(value, bool), asked=False)
+SHARE = Form("a share from 0.0 to 1.0", is_share, asked=False)
+MAP = Form(f"up to {LONGEST_MAP} rows of as many shares from 0.0 to 1.0 each", is_map, asked=False)
+
+POINTING = ("refcoco_pointing", "flickr30k_pointing")  # have no answers, but where a phrase looks
+AMBER_COUNTS = {"false": "mentions", "found": "there", "imagined": "expected"}  # each with what it is a part of
 COLUMNS = {
-    "hallusionbench": ("category", "subcategory", "set_id", "figure_id", "question_id", "visual_input"),
-    "pope": (),
-    "ocrbench": ("dataset", "question_type"),
-    "cvbench": ("type", "source", "choices"),
-    "realworldqa": (),
-    "scenes": ("kind",),
-    "scenes_transfer": ("kind",),
+    "hallusionbench": dict.fromkeys(
+        ("category", "subcategory", "set_id", "figure_id", "question_id", "visual_input"), KEY
+    ),
+    "pope": {},
+    "ocrbench": {"dataset": NAME, "question_type": NAME},
+    "cvbench": {"type": NAME, "source": NAME, "choices": CHOICES},
+    "realworldqa": {},
+    "mme": {"category": NAME, "question_id": KEY},
+    "mmvp": {"index": INDEX, "choices": CHOICES},
+    "naturalbench": {"index": INDEX, "question_type": NAME},
+    "chair": {},
+    "amber_generative": dict.fromkeys((*AMBER_COUNTS.values(), *AMBER_COUNTS), COUNT),
+    "amber_discriminative": {"type": NAME},
+    "mmhal": {"question_type": NAME},
+    "scenes": {"kind": NAME},
+    "scenes_transfer": {"kind": NAME},
+    **dict.fromkeys(
+        POINTING,
+        dict.fromkeys(("kind", "size", "place"), NAME)
+        | dict.fromkeys(("touches", "exact", "centre"), FLAG)
+        | dict.fromkeys(("mass", "even"), SHARE),
+    ),
 }
-# What else a record may hold, and of which type. The rest is not looked at.
-OPTIONAL = {"correct": bool, "judged": bool, "image": str, "on_nothing": float}
+# What else a record may hold. The rest is not looked at.
+OPTIONAL = {
+    "correct": FLAG,
+    "judged": FLAG,
+    "image": NAME,
+    "picture": NAME,
+    "on_nothing": SHARE,
+    "phrase": NAME,
+    "map": MAP,
+    "rating": RATING,
+}
 POPE_CATEGORIES = ("random", "popular", "adversarial")
 # Those whose rule has to read a choice out of free text, which a judge may do better.
-JUDGED = ("hallusionbench", "cvbench", "realworldqa")
+JUDGED = ("hallusionbench", "cvbench", "realworldqa", "mmvp", "mmhal")
 
 
 def _one_of(record: Record, answers: Iterable[str]) -> str:
@@ -60,16 +149,25 @@ def _one_of(record: Record, answers: Iterable[str]) -> str:
     return answer
 
 
-def _mark_choice(record: Record) -> bool:
-    answer, prediction = record["answer"].strip(), record["prediction"]
-    if record["benchmark"] == "cvbench":
-        letter = _one_of(record, [f"({chr(ord('a') + n)})" for n in range(len(record["choices"]))])
-        return parse_option(prediction, record["choices"]) == letter.strip("()").upper()
-    if not re.fullmatch("[A-Da-d]", answer):
-        return prediction.lower().strip().rstrip(".") == answer.lower()
-    lines = re.findall(r"^\s*\(?([A-Z])[.)]\s*(.*?)\s*$", record["question"], flags=re.MULTILINE)
-    choices = [text for _, text in lines] if [letter for letter, _ in lines] == list("ABCD"[: len(lines)]) else []
-    return parse_option(prediction, choices or [""] * 4) == answer.upper()
+def letter_of(record: Record) -> str:
+    """The letter of the right one of a record's `choices`, which benchmarks write as "(B)" or "(b)"."""
+    letters = [f"({chr(ord('a') + n)})" for n in range(len(record["choices"]))]
+    return _one_of(record, letters).strip("()").upper()
+
+
+def listed_options(question: str) -> list[str]:
+    """The texts of the options A, B, ... that stand in a question's lines, if they do."""
+    lines = re.findall(r"^\s*\(?([A-Z])[.)]\s*(.*?)\s*$", question, flags=re.MULTILINE)
+    return [text for _, text in lines] if [letter for letter, _ in lines] == list("ABCD"[: len(lines)]) else []
+
+
+def _options(record: Record) -> list[str] | None:
+    """The texts of a question's options, as far as they are known; None if it has none."""
+    if record["benchmark"] in ("cvbench", "mmvp"):
+        return record["choices"]
+    if not re.fullmatch("[A-Da-d]", record["answer"].strip()):
+        return None
+    return listed_options(record["question"]) or [""] * 4
 
 
 def mark(record: Record) -> bool:
@@ -80,12 +178,32 @@ def mark(record: Record) -> bool:
         ValueError: If the benchmark is unknown or its answer none that the benchmark has.
     """
     benchmark, prediction = record["benchmark"], record["prediction"]
+    if benchmark in POINTING:
+        return bool(record["touches"])
     if benchmark == "pope":
         return says_no(prediction) == (_one_of(record, ("yes", "no")) == "no")
     if benchmark == "hallusionbench":
         return parse_yes_no(prediction) == HALLUSION_ANSWERS[_one_of(record, HALLUSION_ANSWERS)]
-    if benchmark in ("cvbench", "realworldqa"):
-        return _mark_choice(record)
+    if benchmark == "mme":
+        return begins_with_yes_or_no(prediction) == _one_of(record, ("yes", "no"))
+    if benchmark == "naturalbench":
+        answer = _one_of(record, ("yes", "no") if record["question_type"] == "yes_no" else ("a", "b"))
+        return first_of(prediction, ("yes", "no") if answer in ("yes", "no") else ("A", "B")) == answer
+    if benchmark == "chair":
+        return count_coco(prediction, record["answer"]).false == 0
+    if benchmark == "amber_generative":
+        return record["false"] == 0
+    if benchmark == "amber_discriminative":
+        return first_of(prediction, ("yes", "no")) == _one_of(record, ("yes", "no"))
+    if benchmark == "mmhal":
+        return record.get("rating", 0) >= 3
+    if benchmark in ("cvbench", "mmvp"):
+        return parse_option(prediction, record["choices"]) == letter_of(record)
+    if benchmark == "realworldqa":
+        answer, options = record["answer"].strip(), _options(record)
+        if options is None:
+            return said(prediction).lower().rstrip(".") == answer.lower()
+        return parse_option(prediction, options) == answer.upper()
     if benchmark == "ocrbench":
         answers = [record["answer"]] if isinstance(record["answer"], str) else record["answer"]
         return contains(prediction, answers, formula=record["dataset"] == "HME100k")
@@ -95,6 +213,31 @@ def mark(record: Record) -> bool:
             return says_no(prediction) == (answer == "no")
         return (score_count if answer in NUMBERS else score_relation)(answer, prediction)
     raise ValueError(f"`benchmark` must be one of {', '.join(COLUMNS)}, got {benchmark!r}")
+
+
+def is_marked(record: Record) -> bool:
+    """Whether it is known if a record's prediction is right: of an answer in sentences, once a judge has rated it."""
+    return record["benchmark"] != "mmhal" or "rating" in record
+
+
+def is_unread(record: Record) -> bool:
+    """Whether the benchmark's rule finds none of its possible answers in a prediction, whatever it then counts as."""
+    benchmark, prediction, answer = record["benchmark"], record["prediction"], record["answer"]
+    if benchmark == "hallusionbench":
+        return parse_yes_no(prediction) is None
+    if benchmark == "mme":
+        return begins_with_yes_or_no(prediction) is None
+    if benchmark == "naturalbench":
+        words = ("yes", "no") if record["question_type"] == "yes_no" else ("A", "B")
+        return first_of(prediction, words) is None
+    if benchmark == "amber_discriminative":
+        return first_of(prediction, ("yes", "no")) is None
+    if benchmark == "pope" or answer in ("yes", "no"):
+        return not says_yes_or_no(prediction)
+    if benchmark in ("scenes", "scenes_transfer"):
+        return (first_number if answer in NUMBERS else first_side)(prediction) is None
+    options = _options(record) if benchmark in ("cvbench", "mmvp", "realworldqa") else None
+    return not said(prediction) if options is None else parse_option(prediction, options) is None
 
 
 def check_record(record: Any) -> None:
@@ -107,35 +250,26 @@ def check_record(record: Any) -> None:
     needed = ("id", "question", "answer", "prediction", *COLUMNS[benchmark])
     if missing := [column for column in needed if record.get(column) is None]:
         raise ValueError(f"the record lacks {', '.join(missing)}")
-    for column in needed[:4]:
-        several = column == "answer" and benchmark == "ocrbench" and isinstance(record[column], list)
-        for text in record[column] if several else [record[column]]:
-            if not isinstance(text, str):
-                raise ValueError(f"`{column}` must be a string, got {str(text)[:60]!r}")
-            text.encode()  # JSON can hold half a character, which no file and no page takes
-    for column in COLUMNS[benchmark]:
-        if column == "choices":
-            choices = record[column]
-            if not (isinstance(choices, list) and all(isinstance(choice, str) for choice in choices)):
-                raise ValueError(f"`choices` must be a list of strings, got {str(choices)[:60]!r}")
-        elif not isinstance(record[column], str | int | float):
-            raise ValueError(f"`{column}` must be a string or a number, got {str(record[column])[:60]!r}")
-    for column, kind in OPTIONAL.items():
-        value = record.get(column)
-        is_share = kind is not float or (isinstance(value, float) and 0 <= value <= 1)
-        if column in record and not (isinstance(value, kind) and is_share):
-            words = {bool: "true or false", str: "a string", float: "a share from 0.0 to 1.0"}[kind]
-            raise ValueError(f"`{column}` must be {words}, got {str(value)[:60]!r}")
+    forms = dict.fromkeys(needed[:4], NAME) | COLUMNS[benchmark]
+    forms |= {column: form for column, form in OPTIONAL.items() if column in record}
+    if benchmark == "ocrbench":
+        forms["answer"] = TEXTS
+    for column, form in forms.items():
+        if not form.fits(record[column]):
+            raise ValueError(f"`{column}` must be {form.words}, got {str(record[column])[:60]!r}")
+    for part, whole in AMBER_COUNTS.items() if benchmark == "amber_generative" else ():
+        if record[part] > record[whole]:
+            raise ValueError(f"`{part}` is a part of `{whole}`, but {record[part]} is more than {record[whole]}")
 
 
 def read_records(path: Path | str) -> list[Record]:
     """
-    The records of a JSONL file, marked where they were not.
+    The records of a JSONL file, marked by the rules; that others were stored is said.
 
     Raises:
         ValueError: If a line is no record, lacks a column that its benchmark needs, or has the id of another.
     """
-    records, lines = [], {}
+    records, lines, changed = [], {}, 0
     with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
@@ -144,7 +278,9 @@ def read_records(path: Path | str) -> list[Record]:
             try:
                 record = json.loads(line.decode())
                 check_record(record)
-                record.setdefault("correct", mark(record))
+                correct = mark(record)
+                changed += record.setdefault("correct", correct) != correct
+                record["correct"] = correct
             except json.JSONDecodeError as error:
                 raise ValueError(f"{where}: this is no JSON ({error.msg} at character {error.pos})") from None
             except RecursionError:
@@ -155,8 +291,36 @@ def read_records(path: Path | str) -> list[Record]:
             if first != number:
                 raise ValueError(f"{where}: the id {record['id']!r} stands in line {first} already")
             records.append(record)
+    if changed:
+        logger.warning(
+            f"{changed} of the {len(records)} marks in {path} are not what the rules say now, and made anew."
+        )
     if not records:
         raise ValueError(f"There are no records in {path}: pass a JSONL file with one record a line.")
+    return records
+
+
+def read_with_pictures(file: Path) -> list[Record]:
+    """
+    The same, with the pictures' paths from here instead of from the file's folder, which they have to lie in: whoever
+    wrote the records does not choose which other pictures get on a page.
+
+    Raises:
+        ValueError: As [`read_records`], or if a picture is outside of the folder.
+    """
+    from recipes.rows.records import check_inside  # `datasets`, which scores do not need
+
+    records = read_records(file)
+    for record in records:
+        if "image" in record:
+            path = file.parent / record["image"]
+            try:
+                check_inside(file.parent, path, record["image"])
+            except ValueError as error:  # also of a name that no file can have
+                raise ValueError(
+                    f"{file}, id {record['id']!r}: {error}. Put the pictures beside the file, or in a folder there."
+                ) from None
+            record["image"] = str(path)
     return records
 
 

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Answers side by side: a sheet like the paper's Tables 3 and 5, and a page."""
+"""Answers side by side: a sheet like the paper's Tables 3 and 5."""
 
 import bisect
 from collections.abc import Sequence
@@ -24,8 +24,7 @@ from PIL import ImageFont
 
 from modeling_agevlm.image_reading_agevlm import read_image
 from recipes.drawing import plt
-from recipes.drawing.page import Block, Card, Section, save_page
-from recipes.evaluation.records import Record
+from recipes.evaluation.records import Record, is_marked
 from recipes.evaluation.rules import HALLUSION_ANSWERS
 
 
@@ -34,19 +33,26 @@ PICTURE, TEXT, PAD, LINE = 1.7, 2.4, 0.1, 0.138
 FONT_SIZE = 8  # points
 LONGEST_TEXT = 320  # characters
 SIDE = 320  # pixels of a picture
-COLORS = {True: ("#1a7f37", "#e9f7ec"), False: ("#b42318", "#fdeceb")}
+# Sign, color and ground of what is right, wrong, and neither
+VERDICTS = {True: ("✓ ", "#1a7f37", "#e9f7ec"), False: ("✗ ", "#b42318", "#fdeceb"), None: ("", "black", "white")}
 
 
 def truth(record: Record) -> str:
     """The right answer as people write it."""
     answer = record["answer"]
     if record["benchmark"] == "hallusionbench":
-        return HALLUSION_ANSWERS[answer]
+        return HALLUSION_ANSWERS[answer.strip()]
     return answer if isinstance(answer, str) else " / ".join(answer)
 
 
+def verdict(record: Record) -> tuple[str, str, str]:
+    return VERDICTS[record["correct"] if is_marked(record) else None]
+
+
 def looks(record: Record) -> list[str]:
-    """A line that says how much of the attention of what was asked about looks at nothing; none where that is not known."""
+    """
+    A line that says how much of the attention of what was asked about looks at nothing; none where it is not known.
+    """
     return [f"looks at nothing: {record['on_nothing']:.0%}"] if "on_nothing" in record else []
 
 
@@ -80,7 +86,8 @@ def wrap(text: str, width: float) -> list[str]:
 
 def save_sheet(path: Path, names: Sequence[str], questions: Sequence[tuple[Record, ...]]) -> None:
     """
-    A sheet like the paper's Tables 3 and 5: picture, question with the truth, and every model's answer, right or wrong.
+    A sheet like the paper's Tables 3 and 5: picture, question with the truth, and every model's answer, right or
+    wrong.
 
     Args:
         path (`Path`): PNG file.
@@ -95,7 +102,7 @@ def save_sheet(path: Path, names: Sequence[str], questions: Sequence[tuple[Recor
             *wrap(f"Truth: {truth(answers[0])}", TEXT - 2 * PAD),
         ]
         said = [
-            wrap(f"{'✓' if a['correct'] else '✗'} {a['prediction'].strip() or '(nothing)'}", TEXT - 2 * PAD) + looks(a)
+            wrap(f"{verdict(a)[0]}{a['prediction'].strip() or '(nothing)'}", TEXT - 2 * PAD) + looks(a)
             for a in answers
         ]
         cells.append([asked, *said])
@@ -115,7 +122,7 @@ def save_sheet(path: Path, names: Sequence[str], questions: Sequence[tuple[Recor
             left = PICTURE + 2 * PAD + k * TEXT
             color = "black"
             if n and k:
-                color, ground = COLORS[questions[n - 1][k - 1]["correct"]]
+                _, color, ground = verdict(questions[n - 1][k - 1])
                 canvas.add_patch(Rectangle((left, top), TEXT, height, facecolor=ground, edgecolor="white"))
             canvas.text(
                 left + PAD,
@@ -144,15 +151,3 @@ def save_sheet(path: Path, names: Sequence[str], questions: Sequence[tuple[Recor
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     plt.close(figure)
-
-
-def save_answers_page(path: Path, names: Sequence[str], questions: Sequence[tuple[Record, ...]], tables: str) -> None:
-    """The same as a page, with the statistics above."""
-    cards = []
-    for answers in questions:
-        blocks = [Block("question", answers[0]["question"]), Block("truth", truth(answers[0]))]
-        for name, record in zip(names, answers, strict=True):
-            text = "\n".join([record["prediction"] or "(nothing)", *looks(record)])
-            blocks.append(Block(name, text, "right" if record["correct"] else "wrong"))
-        cards.append(Card(load_picture(answers[0]), blocks))
-    save_page(path, "Answers", [Section("", cards)], preface=tables, wide=True)

@@ -26,6 +26,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from recipes.answering.answers import answer, generate
 from recipes.answering.attention import grounding_maps, query
+from recipes.evaluation.captions import CaptionCounts, count_named
 from recipes.evaluation.metrics import area_under_curve, score_pope
 from recipes.evaluation.records import mark
 from recipes.evaluation.rules import score_count, score_relation
@@ -246,21 +247,9 @@ def caption(model: PreTrainedModel, processor: ProcessorMixin, images: list[PIL.
     return answer_all(model, processor, images, ["Describe the image."] * len(images), max_new_tokens=64)
 
 
-class CaptionCounts(NamedTuple):
-    """What a caption of a picture names: mentions of classes, those that are false, and the classes found of those there."""
-
-    mentions: int
-    false: int
-    found: int
-    there: int
-    num_words: int
-
-
 def count_mentions(text: str, there: Collection[str]) -> CaptionCounts:
     """Counts what CHAIR (Rohrbach et al., 2018) looks at in a caption of a picture with these classes of objects."""
-    named = find_classes(text)
-    false = sum(name not in there for name in named)
-    return CaptionCounts(len(named), false, len(set(named) & set(there)), len(set(there)), len(text.split()))
+    return count_named(find_classes(text), there, text)
 
 
 def score_chair(captions: Sequence[CaptionCounts]) -> dict[str, float]:

@@ -14,6 +14,7 @@
 """The model as lmms-eval sees it: which pictures and words reach the checkpoint, and what comes back."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,6 +28,7 @@ import lmms_eval.models  # noqa: E402
 from lmms_eval.api.instance import Instance  # noqa: E402
 
 from recipes.answering.answers import answer as greedy_answer  # noqa: E402
+from recipes.evaluation.journal import Journal  # noqa: E402
 from recipes.evaluation.lmms_eval_model import (
     ImageTextToTextModel,  # noqa: E402
     fingerprint,  # noqa: E402
@@ -124,32 +126,49 @@ def test_dtype_is_that_of_weights_and_pictures(checkpoint, monkeypatch):
 SINK = {"text_config": {"attention_sink": True, "guidance_layers": [3], "guidance_heads": [2]}}
 
 
-def test_what_looks_at_nothing_is_that_of_the_questions_first_phrase(checkpoint, tmp_path):
+def asked(model: ImageTextToTextModel, docs: list[dict], folder: Path) -> list[dict]:
+    """What a journal has of the answers."""
+    model.journal = Journal(folder, "task", {}, 0)
+    model.generate_until(requests(model, docs))
+    entries = list(model.journal.answers.values())
+    model.journal.remove()
+    return entries
+
+
+def test_where_the_questions_first_phrase_looks(checkpoint, tmp_path):
+    """The guided heads' attention, by hand; of questions without a picture nothing."""
     shutil.copytree(checkpoint, tmp_path / "sink")
     tiny_model(**SINK).save_pretrained(tmp_path / "sink")
     model = ImageTextToTextModel(str(tmp_path / "sink"), batch_size=2)
-    texts = ["Is there a cup in the image?", "Is there a red table?", "A cup?"]
-    docs = [{"images": [picture(seed=n)], "text": text} for n, text in enumerate(texts)]
-    model.generate_until(requests(model, docs))
-    assert model.on_nothing == {}  # only where it is asked what is there
+    texts = ["Is there a cup in the image?", "Is there a red table?", "A cup?", "A cup?"]
+    docs = [{"images": [picture(60, 40, seed=n)] if n < 3 else [], "text": text} for n, text in enumerate(texts)]
+    assert not any("on_nothing" in entry for entry in asked(model, docs, tmp_path / "a"))
     model.asks_what_is_there = True
-    model.generate_until(requests(model, docs))
+    plain = sorted(asked(model, docs, tmp_path / "a"), key=lambda entry: entry["number"])
+    model.pictures = tmp_path / "pictures"
+    entries = sorted(asked(model, docs, tmp_path / "a"), key=lambda entry: entry["number"])
     eager = tiny_model(**SINK, attn_implementation="eager")
     for n, phrase in enumerate(("cup", "red table", "cup")):
-        inputs = inputs_of(model, texts[n], picture(seed=n))
+        inputs = inputs_of(model, texts[n], picture(60, 40, seed=n))
         words = model.processor.get_query_masks(inputs["input_ids"], [phrase])[0, 0]
         with torch.no_grad():
-            layer = eager(**inputs, output_attentions=True).cross_attentions[1]
-        assert model.on_nothing["task", n] == up_to_rounding(layer[0, 2, words, -1].mean().item())
-    model.picture, model.on_nothing = "none", {}
-    model.generate_until(requests(model, docs))
-    assert model.on_nothing == {}
+            attention = eager(**inputs, output_attentions=True).cross_attentions[1][0, 2, words].mean(dim=0)
+        assert plain[n]["on_nothing"] == entries[n]["on_nothing"] == up_to_rounding(attention[-1].item())
+        assert "map" not in plain[n] and entries[n]["phrase"] == phrase
+        cells = attention[:-1].view(1, 3, 3)
+        expected = model.processor.image_processor.cells_to_pixels(cells, 24, 16)[0]
+        torch.testing.assert_close(torch.tensor(entries[n]["map"]), expected, atol=6e-6, rtol=1e-3)
+    assert not {"on_nothing", "map"} & entries[3].keys()
+    model.picture = "none"
+    assert not any("map" in entry for entry in asked(model, docs, tmp_path / "a"))
 
 
-def test_models_without_a_sink_say_nothing_of_it(model):
+def test_models_without_a_sink_say_nothing_of_it(model, tmp_path):
     model.asks_what_is_there = True
-    model.generate_until(requests(model, docs_with(picture())))
-    assert model.on_nothing == {}
+    assert "on_nothing" not in asked(model, docs_with(picture()), tmp_path / "a")[0]
+    model.pictures = tmp_path / "pictures"
+    (entry,) = asked(model, docs_with(picture()), tmp_path / "a")
+    assert "on_nothing" not in entry and sum(map(sum, entry["map"])) == pytest.approx(1, abs=1e-3)
 
 
 def test_questions_with_other_arguments_are_no_batch(model):
@@ -196,7 +215,7 @@ def test_swapped_replaces_every_picture(model):
     ]
     model.picture = "swapped"
     requests(model, docs)
-    chats = [model.chat(doc_to_messages, n, "task", "test")[0]["content"] for n in range(3)]
+    chats = [model.chat(doc_to_messages, n, "task", "test")[0][0]["content"] for n in range(3)]
     shown = [[part["image"] for part in content if part["type"] == "image"] for content in chats]
     assert [list(map(fingerprint, images)) for images in shown] == [
         [fingerprint(three)] * 2,
