@@ -12,13 +12,13 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """
-Puts a checkpoint up on the Hub: model, processor, code and a model card with what was measured. It checks first that the
-checkpoint loads back where nothing of this project is installed.
+Puts a checkpoint up on the Hub: model, processor, code and a model card with what was measured. It checks first that
+the checkpoint loads back where nothing of this project is installed.
 
     python recipes/push.py --checkpoint runs/demo/age-vlm-lm --repo_id me/age-vlm [--private] [--revision BRANCH]
 
-The token is the one that `hf auth login` stored, or `HF_TOKEN`. A checkpoint of any stage will do, also a `checkpoint-N`
-folder; the optimizer and the like stay here.
+The token is the one that `hf auth login` stored, or `HF_TOKEN`. A checkpoint of any stage will do, also a
+`checkpoint-N` folder; the optimizer and the like stay here.
 """
 
 import argparse
@@ -35,6 +35,9 @@ def main() -> None:
     parser.add_argument("--revision", help="branch to push to; made if there is none")
     parser.add_argument("--commit_message")
     parser.add_argument("--metrics_command", help="what printed the numbers in metrics.json, if it does not say")
+    parser.add_argument(
+        "--evaluation", type=Path, help="folder that evaluate.py wrote, to show its results on the Hub"
+    )
     parser.add_argument("--model_card", type=Path, help="template of the model card; default: model_card.md")
     args = parser.parse_args()
 
@@ -55,6 +58,7 @@ def main() -> None:
             args.commit_message,
             args.metrics_command,
             template,
+            args.evaluation,
         )
     except (ValueError, OSError, httpx.HTTPError) as error:  # the last two: the Hub says no, or cannot be reached
         sys.exit(f"Not pushed: {error}")

@@ -15,6 +15,7 @@
 
 import os
 import shutil
+from collections.abc import Mapping
 from concurrent.futures import Future
 from fnmatch import fnmatch
 from pathlib import Path
@@ -77,6 +78,7 @@ def upload_checkpoint(
     revision: str | None = None,
     token: str | None = None,
     api: HfApi | None = None,
+    more: Mapping[str, bytes] | None = None,
 ) -> CommitInfo:
     """
     Puts up a checkpoint folder with its card, in one commit: whoever loads meanwhile gets all of the old or all of the
@@ -90,6 +92,7 @@ def upload_checkpoint(
         revision (`str`, *optional*): Branch; made from the default branch if there is none.
         token (`str`, *optional*): Token, if not the one that is logged in.
         api (`HfApi`, *optional*): The Hub, if not the one that `HF_ENDPOINT` names.
+        more (`Mapping[str, bytes]`, *optional*): Further files by their paths in the repository.
     """
     api = api or HfApi()
     if revision is not None:
@@ -97,7 +100,8 @@ def upload_checkpoint(
     files = checkpoint_files(folder)
     names = {file.name for file in files}
     operations: list = [CommitOperationAdd(file.name, str(file)) for file in files]
-    operations.append(CommitOperationAdd(CARD_NAME, card.encode()))
+    further = {CARD_NAME: card.encode(), **(more or {})}
+    operations += [CommitOperationAdd(path, content) for path, content in further.items()]
     operations += [
         CommitOperationDelete(name)
         for name in api.list_repo_files(repo_id, revision=revision, token=token)

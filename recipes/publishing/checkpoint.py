@@ -29,6 +29,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 import modeling_agevlm
+from recipes.publishing.results import eval_results, results_of, with_model_index
 from recipes.training.record import MODEL_CARD, card_template, code_version, read_record
 from trainers.hub import CODE, RECORD_NAME, checkpoint_files, upload_checkpoint
 from trainers.model_card import model_card
@@ -62,7 +63,8 @@ def read_object(file: Path) -> dict[str, Any]:
 
 def check_links(folder: Path) -> None:
     """
-    Refuses a folder that would put up, or tell on its card, what lies elsewhere: whoever made it may have linked anything.
+    Refuses a folder that would put up, or tell on its card, what lies elsewhere: whoever made it may have linked
+    anything.
 
     Raises:
         ValueError: If a file that is read leads out of the folder.
@@ -75,8 +77,8 @@ def check_links(folder: Path) -> None:
     ]
     if out:
         raise ValueError(
-            f"{folder} holds links that lead out of it ({', '.join(sorted(set(out)))}), which are not followed: copy the "
-            "checkpoint with what they lead to (`cp -rL`), and push the copy."
+            f"{folder} holds links that lead out of it ({', '.join(sorted(set(out)))}), which are not followed: copy "
+            "the checkpoint with what they lead to (`cp -rL`), and push the copy."
         )
 
 
@@ -103,8 +105,8 @@ def check_files(folder: Path) -> None:
     ]
     if pickles:
         raise ValueError(
-            f"{folder} holds pickle files ({', '.join(pickles)}), which run code in whoever loads them: save the model "
-            "with `save_pretrained`, which writes safetensors, and remove them."
+            f"{folder} holds pickle files ({', '.join(pickles)}), which run code in whoever loads them: save the "
+            "model with `save_pretrained`, which writes safetensors, and remove them."
         )
     code = {path.name for path in Path(modeling_agevlm.__file__).parent.glob(CODE)}
     needed = {CONFIG_NAME, "processor_config.json", "tokenizer.json", *code}
@@ -117,8 +119,8 @@ def check_files(folder: Path) -> None:
     missing = sorted(needed - set(names))
     if missing:
         raise ValueError(
-            f"{folder} lacks {', '.join(missing)}: save the model and the processor to it again with `save_pretrained`, "
-            "which also copies the code."
+            f"{folder} lacks {', '.join(missing)}: save the model and the processor to it again with "
+            "`save_pretrained`, which also copies the code."
         )
 
 
@@ -191,6 +193,7 @@ def push(
     commit_message: str | None = None,
     metrics_command: str | None = None,
     template: str | None = None,
+    evaluation: Path | None = None,
     api: HfApi | None = None,
 ) -> CommitInfo:
     """
@@ -204,11 +207,13 @@ def push(
         commit_message (`str`, *optional*): The commit's first line.
         metrics_command (`str`, *optional*): What printed the numbers in `metrics.json`.
         template (`str`, *optional*): The card with placeholders, if not `model_card.md`.
+        evaluation (`Path`, *optional*): Folder that `recipes/evaluate.py` wrote, for the card's `model-index` and
+            `.eval_results`.
         api (`HfApi`, *optional*): The Hub, if not the one that `HF_ENDPOINT` names.
 
     Raises:
-        ValueError: If the checkpoint does not load back or is not in its folder, or a public repository is to become a
-            private one.
+        ValueError: If the checkpoint does not load back or is not in its folder, the evaluation is not of it or has
+            nothing to show, or a public repository is to become a private one.
     """
     folder = Path(checkpoint)
     template = template or card_template()
@@ -216,6 +221,7 @@ def push(
         raise ValueError(f"There is no {MODEL_CARD}: pass the template of the model card as `--model_card`.")
     check_files(folder)
     check_links(folder)
+    results = {} if evaluation is None else results_of(evaluation, folder)
     with tempfile.TemporaryDirectory() as aside:
         copy = Path(aside)  # just what goes up: that has to load
         for file in checkpoint_files(folder):
@@ -224,12 +230,14 @@ def push(
         if found is not None:
             raise ValueError(f"{folder} does not load back: {found}.")
         card = make_card(folder, repo_id, template, metrics_command)
+        if results:
+            card = with_model_index(card, repo_id.split("/")[-1], results)
         api = api or HfApi()
         repo_id = api.create_repo(repo_id, private=private or None, exist_ok=True).repo_id
         if private and not api.model_info(repo_id).private:
             raise ValueError(
-                f"{repo_id} exists and is public, but `--private` was given: make it private in its settings, or choose "
-                "another `--repo_id`. Nothing was pushed."
+                f"{repo_id} exists and is public, but `--private` was given: make it private in its settings, or "
+                "choose another `--repo_id`. Nothing was pushed."
             )
         message = commit_message or f"Push {folder.resolve().name}"
-        return upload_checkpoint(copy, repo_id, card, message, revision=revision, api=api)
+        return upload_checkpoint(copy, repo_id, card, message, revision=revision, api=api, more=eval_results(results))

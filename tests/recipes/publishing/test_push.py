@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What is pushed to the Hub, by `recipes/push.py` and by the trainer, is whole, loads back bit for bit, and is nothing else."""
+"""What is pushed to the Hub, by `recipes/push.py` and by the trainer, is whole, and loads back bit for bit."""
 
 import json
 import os
@@ -30,7 +30,7 @@ import safetensors.torch
 import torch
 import yaml
 from hub_server import TOKEN, Commit, HubServer
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, ModelCard, parse_eval_result_entries
 from peft import get_peft_model
 from test_guided_sft_trainer import CPU, dataset
 from test_remote_code import CODE_FILES, PROLOGUE
@@ -39,6 +39,8 @@ from transformers import TrainerCallback
 
 from modeling_agevlm import AgeVlmForConditionalGeneration, AgeVlmProcessor
 from recipes import push as command
+from recipes.evaluation.journal import identity_of
+from recipes.evaluation.records import write_records
 from recipes.publishing import checkpoint as publishing
 from recipes.publishing.checkpoint import find_metrics, load_problems, make_card, push
 from recipes.training.arguments import DataArguments, ModelArguments
@@ -87,7 +89,8 @@ for name, revision in json.loads(checkpoint):
         found[name, revision] = f"{type(error).__name__}: {error}"
         continue
     assert type(model).__module__.startswith("transformers_modules."), type(model).__module__
-    content = [{"type": "image", "image": Image.open(f"{work}/picture.png")}, {"type": "text", "text": "Is there a cup?"}]
+    content = [{"type": "image", "image": Image.open(f"{work}/picture.png")}]
+    content.append({"type": "text", "text": "Is there a cup?"})
     inputs = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True,
                                            tokenize=True, return_dict=True, return_tensors="pt")
     with torch.no_grad():
@@ -265,7 +268,7 @@ def test_trainer_pushes_at_the_end(hub: HubServer, trained: Path, loaded: dict):
 
 
 def test_trainer_pushes_at_every_save(hub: HubServer, trained: Path, loaded: dict):
-    """All commits are whole, also that of a checkpoint which `save_total_limit` had taken away before its upload began."""
+    """All commits are whole, also that of a checkpoint which `save_total_limit` took away before its upload began."""
     commits = hub.repos["me/every_save"].pushed
     assert [commit.message for commit in commits] == ["Training in progress, step 1", "Training in progress, step 2"]
     assert not (trained / "every_save/checkpoint-1").exists() and not (trained / "every_save/_pushed").exists()
@@ -351,6 +354,72 @@ def test_a_branch_is_made_and_main_stays(hub: HubServer, folders: Path):
         without_load_check(folders / name, "me/branched", revision="trial")
     assert set(repo.branches["trial"].files) == PUSHED and len(repo.pushed) == 2
     assert repo.branches["main"] is repo.commits[0]
+
+
+def test_an_evaluation_is_shown_beside_the_model(hub: HubServer, folders: Path, tmp_path: Path):
+    """Every metric in the card's header; what stands for a task whose data are on the Hub in a file of its own."""
+    settings = {"model": "/elsewhere/model", "identity": identity_of(str(folders / "model")), "dtype": "auto"}
+    settings |= {"limit": None, "data": "0123", "split": None, "lmms_eval": "0.7.3"}
+    local = {"settings": settings, "lmms_eval": {}, "tasks": {}}
+    # What stands here of metrics is for readers
+    pope = local | {
+        "metrics": {"accuracy": float("nan")},
+        "tasks": {"pope": {"dataset": "a/POPE", "metric": "accuracy"}},
+    }
+    results = {"pope": {"none": pope, "real": pope}, "realworldqa": {"real": local}, "mme": {"none": local}}
+    file = tmp_path / "results.json"
+    file.write_text(json.dumps(results))
+
+    def save_records(name: str, answers: list[tuple[str, str]]) -> None:
+        records = [
+            {"benchmark": name, "id": str(n), "question": "Is it?", "answer": answer, "prediction": said}
+            for n, (answer, said) in enumerate(answers)
+        ]
+        write_records(tmp_path / f"{name}-real.jsonl", records)
+
+    save_records("pope", [("yes", "Yes."), ("no", "no"), ("yes", "yes"), ("no", "Yes")])
+    save_records("realworldqa", [("left", "Left."), ("two", "3")])
+    copy = shutil.copytree(folders / "model", tmp_path / "copy")
+    os.utime(copy / "model.safetensors", ns=(0, 0))
+    without_load_check(copy, "me/evaluated", evaluation=tmp_path)
+    files = hub.repos["me/evaluated"].branches["main"].files
+    shown = ModelCard(files["README.md"].decode()).data
+    found = [(result.dataset_type, result.metric_type, result.metric_value) for result in shown.eval_results]
+    assert found == [
+        ("a/POPE", "accuracy", 0.75),
+        ("a/POPE", "precision", pytest.approx(2 / 3)),
+        ("a/POPE", "recall", 1.0),
+        ("a/POPE", "f1", 0.8),
+        ("a/POPE", "yes_ratio", 0.75),
+        ("a/POPE", "accuracy_exact", 0.5),
+        ("realworldqa", "accuracy", 0.5),
+    ]
+    assert shown.eval_results[-1].dataset_name == "realworldqa (2 questions from local files)"
+    assert shown.model_name == "evaluated" and shown.pipeline_tag == "image-text-to-text"
+    assert {name for name in files if name.startswith(".eval")} == {".eval_results/pope.yaml"}
+    (entry,) = parse_eval_result_entries(yaml.safe_load(files[".eval_results/pope.yaml"]))
+    assert (entry.dataset_id, entry.task_id, entry.value) == ("a/POPE", "pope", 0.75)
+    assert entry.notes == "accuracy; 4 questions; 95% interval 0.25 to 1; lmms-eval 0.7.3"
+
+    (tmp_path / "older").mkdir()
+    old = {
+        "settings": {"model": "model", "weights": "1 2", "limit": None},
+        "questions": 4,
+        "metrics": {"accuracy": 1.0},
+    }
+    (tmp_path / "older/results.json").write_text(json.dumps({"pope": {"real": old}}))
+    with pytest.raises(ValueError, match="older/results.json is damaged, or of an older version .*: evaluate again"):
+        without_load_check(folders / "model", "me/not-evaluated", evaluation=tmp_path / "older")
+    file.write_text(json.dumps({"pope": {"none": pope}}))
+    with pytest.raises(ValueError, match="has no answers to questions with their own pictures"):
+        without_load_check(folders / "model", "me/not-evaluated", evaluation=tmp_path)
+    settings["limit"] = 20
+    file.write_text(json.dumps(results))
+    with pytest.raises(ValueError, match="only 20 questions of pope's tasks"):
+        without_load_check(folders / "model", "me/not-evaluated", evaluation=tmp_path)
+    with pytest.raises(ValueError, match="The evaluation of pope in .* is not of .*other as it is now"):
+        without_load_check(folders / "other", "me/not-evaluated", evaluation=tmp_path)
+    assert "me/not-evaluated" not in hub.repos
 
 
 def test_a_private_push_to_a_public_repository_is_refused(hub: HubServer, folders: Path):
