@@ -108,31 +108,31 @@ def form(row: dict[str, Any]) -> dict[str, Any]:
 
 class Known:
     """
-    The rows of a data set with masks, by their ids. Of ids and words it has 16 bytes a row, for those of ten million rows are to be
-    known at the same time.
+    The rows of a data set with masks, by their ids. Of ids and answers it has 16 bytes a row, for those of ten million rows
+    are to be known at the same time.
     """
 
     def __init__(self, rows: Dataset | IterableDataset, name: str) -> None:
         self.name, parts = name, [np.zeros((2, 0), np.uint64)]
         for batch in rows.select_columns(["id", "messages"]).iter(1_000):
-            parts.append(np.stack([hashes(batch["id"]), hashes(map(words_of, batch["messages"]))]))
+            parts.append(np.stack([hashes(batch["id"]), hashes(map(answers_of, batch["messages"]))]))
         known = np.concatenate(parts, axis=1)
-        self.ids, self.words = known[:, np.argsort(known[0], kind="stable")]
+        self.ids, self.answers = known[:, np.argsort(known[0], kind="stable")]
 
     def lacks(self, names: Sequence[str], messages: Sequence[list[dict[str, Any]]]) -> list[bool]:
         """
         Which rows of another data set have no masks.
 
         Raises:
-            ValueError: If a row with masks has the id of a row of other words.
+            ValueError: If a row with masks has the id of a row with other answers.
         """
-        ids, words = hashes(names), hashes(map(words_of, messages))
+        ids, answers = hashes(names), hashes(map(answers_of, messages))
         first, end = (np.searchsorted(self.ids, ids, side) for side in ("left", "right"))
         for n in np.flatnonzero(first < end):
-            if words[n] not in self.words[first[n] : end[n]]:
+            if answers[n] not in self.answers[first[n] : end[n]]:
                 raise ValueError(
-                    f"{self.name} has masks for a row {names[n]!r} of other words than the row {names[n]!r} that they are for: give "
-                    "rows of different data ids of their own, or make the masks anew."
+                    f"{self.name} has masks for a row {names[n]!r} with another answer than the row {names[n]!r} that they are "
+                    "for: give rows of different data ids of their own, or make the masks anew."
                 )
         return (first == end).tolist()
 
@@ -142,11 +142,10 @@ def hashes(texts: Iterable[str]) -> np.ndarray:
     return np.array([hashed(text) for text in texts], dtype=np.uint64)
 
 
-def words_of(messages: list[dict[str, Any]]) -> str:
-    """The words of a conversation, and who says them."""
-    return json.dumps(
-        [[message["role"], *(part["text"] for part in message["content"] if part["text"])] for message in messages]
-    )
+def answers_of(messages: list[dict[str, Any]]) -> str:
+    """The words of the answers in a conversation."""
+    answers = (message["content"] for message in messages if message["role"] == "assistant")
+    return json.dumps([[part["text"] for part in answer if part["text"]] for answer in answers])
 
 
 def load_evaluation_rows(

@@ -516,7 +516,7 @@ def test_own_rows_of_any_form_are_joined(tmp_path: Path, streaming: bool):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_rows_of_one_id_are_joined_if_they_say_the_same(tmp_path: Path, streaming: bool):
+def test_rows_of_one_id_are_joined_if_they_answer_the_same(tmp_path: Path, streaming: bool):
     """Also where all rows have masks; and not if the id is another row's, as line numbers of another file are."""
     region = {"mask": rle(box_mask()), "image": 0, "text": "cup", "span": None, "message": 1}
     rows = [{"id": str(n), "image": picture(), "prompt": "What?", "completion": f"A cup, {n}."} for n in range(3)]
@@ -532,9 +532,9 @@ def test_rows_of_one_id_are_joined_if_they_say_the_same(tmp_path: Path, streamin
 
     if not streaming:  # a stream of both parts has two
         assert joined(*rows) == ["0", "1", "2"]
-    assert joined(rows[1], rows[1]) == ["0", "1", "2"]
+    assert joined(rows[1], rows[1]) == joined(rows[1] | {"prompt": "What is it?"}) == ["0", "1", "2"]
     with pytest.raises(
-        ValueError, match="own has masks for a row '1' of other words than the row '1' that they are for"
+        ValueError, match="own has masks for a row '1' with another answer than the row '1' that they are"
     ):
         joined(rows[0], rows[2] | {"id": "1"})
 
