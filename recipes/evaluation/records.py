@@ -39,6 +39,7 @@ from recipes.evaluation.rules import (
     score_count,
     score_relation,
 )
+from recipes.rows.appearing import appearing
 
 
 logger = logging.getLogger(__name__)
@@ -328,9 +329,8 @@ def write_records(path: Path | str, records: Iterable[Record]) -> None:
     """Writes a JSONL file, whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    unfinished.write_text("".join(f"{json.dumps(record, ensure_ascii=False)}\n" for record in records), "utf-8")
-    unfinished.replace(path)
+    with appearing(path) as aside:
+        aside.write_text("".join(f"{json.dumps(record, ensure_ascii=False)}\n" for record in records), "utf-8")
 
 
 def grouped(records: Iterable[Record], column: str) -> dict[str, list[Record]]:

@@ -24,6 +24,7 @@ from typing import Any
 from recipes.evaluation.comparison import resample
 from recipes.evaluation.metrics import floors, measure_of, summarize
 from recipes.evaluation.records import COLUMNS, Record, read_records
+from recipes.rows.appearing import appearing
 
 
 PICTURES = {"real": "", "none": "no picture", "swapped": "swapped picture"}
@@ -76,9 +77,8 @@ def store(folder: Path, runs: Runs) -> None:
     results = read_results(folder)
     for name, added in runs.items():
         results[name] = results.get(name, {}) | added
-    unfinished = folder / "results.json.unfinished"
-    unfinished.write_text(json.dumps(results, indent=2))
-    unfinished.replace(folder / "results.json")
+    with appearing(folder / "results.json") as aside:
+        aside.write_text(json.dumps(results, indent=2))
 
 
 def records_file(folder: Path, name: str, picture: str) -> Path:

@@ -31,7 +31,8 @@ from datasets.exceptions import DatasetGenerationError
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from recipes.rows.json_files import appearing, stamp_of
+from recipes.rows.appearing import appearing
+from recipes.rows.json_files import stamp_of
 from recipes.rows.records import BLANK, FEATURES, REGIONS, Fault, LeftOut, read_record
 from recipes.rows.survey import VERSION, WHOLE, Report, Shard, Source
 

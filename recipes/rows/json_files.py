@@ -17,9 +17,7 @@ import glob
 import json
 import os
 import re
-import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
@@ -28,6 +26,8 @@ from typing import Any
 import datasets
 import numpy as np
 from tqdm.auto import tqdm
+
+from recipes.rows.appearing import appearing
 
 
 LONGEST = 1 << 26  # characters of a record
@@ -64,20 +64,6 @@ def kept_of(path: Path, kind: str) -> Path:
         if MADE.sub("", other.name) == path.name and other != kept:
             other.unlink(missing_ok=True)
     return kept
-
-
-@contextmanager
-def appearing(path: Path) -> Iterator[Path]:
-    """
-    A name beside a file's that no other process has, on any machine. What is written there takes the file's place when it is
-    complete.
-    """
-    aside = path.with_name(f"_{path.name}.{uuid.uuid4().hex}")
-    try:
-        yield aside
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 # --- Records by number ---

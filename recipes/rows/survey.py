@@ -29,8 +29,9 @@ import PIL.Image
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer
 
+from recipes.rows.appearing import appearing
 from recipes.rows.images import check_image, read_hashes
-from recipes.rows.json_files import Lines, appearing, as_lines, keeping_folder, stamp_of
+from recipes.rows.json_files import Lines, as_lines, keeping_folder, stamp_of
 from recipes.rows.records import BLANK, Fault, content_hash, hashed, read_record
 
 

@@ -31,6 +31,7 @@ from datasets import Dataset, Features, List, Value
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from recipes.rows.appearing import appearing
 from recipes.rows.files import make_folder, write_parquet
 from recipes.segmentation.arguments import MaskArguments
 from recipes.segmentation.florence import Locator
@@ -170,15 +171,14 @@ def start_folder(out: Path, settings: dict[str, Any]) -> None:
             f"{out} holds masks made with another {', '.join(different)}. Choose another `--out`, or remove the folder."
         )
     write_note(out, before)
-    for file in out.glob("_*.parquet.*"):  # of a process that was killed
+    for file in out.glob("_*.*.*"):  # of a process that was killed
         file.unlink()
 
 
 def write_note(out: Path, note: dict[str, Any]) -> None:
     """Writes what a folder's masks are made of and by."""
-    unfinished = out / f"_{SETTINGS_NAME}"
-    unfinished.write_text(json.dumps(note, indent=2) + "\n")
-    unfinished.replace(out / SETTINGS_NAME)
+    with appearing(out / SETTINGS_NAME) as aside:
+        aside.write_text(json.dumps(note, indent=2) + "\n")
 
 
 def row_key(row: dict[str, Any]) -> int:

@@ -28,6 +28,7 @@ from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback, Train
 
 from modeling_agevlm import AgeVlmForConditionalGeneration, AgeVlmProcessor
 from recipes.answering.answers import one_question, prompts
+from recipes.rows.appearing import appearing
 from recipes.scenes import BACKBONES
 from recipes.scenes.classes import POPE_KINDS
 from recipes.scenes.evaluation import evaluate_all, judge, summarize
@@ -204,11 +205,10 @@ def evaluate(out: Path, results: Path, setting: Setting) -> None:
     curve = json.loads((folder / "curve.json").read_text())
     path = result_file(results, setting)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".tmp")
     result = {"setting": asdict(setting), "metrics": metrics, "curve": curve}
     result["by_picture"] = {name: " ".join(f"{n}/{of}" for n, of in counts) for name, counts in by_picture.items()}
-    aside.write_text(json.dumps(result, indent=2) + "\n")
-    aside.replace(path)
+    with appearing(path) as aside:
+        aside.write_text(json.dumps(result, indent=2) + "\n")
 
 
 # --- All of them ---
