@@ -66,17 +66,6 @@ PARTNERS = {
     "zebra": "giraffe",
     "giraffe": "tree",
 }
-PLURALS = {
-    "bus": "buses",
-    "couch": "couches",
-    "deer": "deer",
-    "knife": "knives",
-    "mouse": "mice",
-    "person": "people",
-    "sandwich": "sandwiches",
-    "sheep": "sheep",
-    "wine glass": "wine glasses",
-}
 NUMBERS = ("zero", "one", "two", "three", "four", "five")
 OPPOSITES = {"left": "right", "right": "left", "above": "below", "below": "above"}
 SIDES = {"left": "to the left of", "right": "to the right of", "above": "above", "below": "below"}

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from recipes.annotations.names import plural, with_article
 from recipes.scenes.classes import NUMBERS
 from recipes.scenes.pictures import compose, draw_background
 from recipes.scenes.plans import Item, Plan, levels, make_plan, pick, row_generator, stamp
@@ -27,10 +28,8 @@ from recipes.scenes.questions import question_row
 from recipes.scenes.texts import (
     COUNT_QUESTIONS,
     EXISTENCE_QUESTIONS,
-    plural,
     relation_question,
     relations_of,
-    with_article,
 )
 
 

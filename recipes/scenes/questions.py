@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from recipes.annotations.names import plural, with_article
 from recipes.scenes.classes import CLASSES, NUMBERS, POPE_KINDS, SIDES, SPLITS
 from recipes.scenes.pictures import Scene, sample_scene
 from recipes.scenes.plans import Plan, draw_names, make_plan, pick
@@ -29,10 +30,8 @@ from recipes.scenes.rows import union_of
 from recipes.scenes.texts import (
     COUNT_QUESTIONS,
     EXISTENCE_QUESTIONS,
-    plural,
     relation_question,
     relations_of,
-    with_article,
 )
 
 

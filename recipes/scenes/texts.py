@@ -19,7 +19,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from recipes.scenes.classes import CLASSES, NUMBERS, OPPOSITES, PLACES, PLURALS, SIDES, TASKS
+from recipes.annotations.names import plural, with_article
+from recipes.scenes.classes import CLASSES, NUMBERS, OPPOSITES, PLACES, SIDES, TASKS
 from recipes.scenes.plans import Item, Plan, make_plan, next_class, pick, row_generator
 
 
@@ -50,14 +51,6 @@ def make_message(role: str, *parts: str | _Phrase, whole: bool = True) -> Messag
         content += text
     union = sorted({i for _, _, items in mentions for i in items}) if whole else ()
     return Message(role, content, tuple(mentions), tuple(union))
-
-
-def with_article(name: str) -> str:
-    return ("an " if name[0] in "aeiou" else "a ") + name
-
-
-def plural(name: str) -> str:
-    return PLURALS.get(name, name + "s")
 
 
 def _counted(name: str, count: int) -> str:

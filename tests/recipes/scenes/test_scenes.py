@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
+from recipes.annotations.names import plural
 from recipes.evaluation.metrics import score_pope
 from recipes.evaluation.rules import score_count, score_relation
 from recipes.scenes.classes import CLASSES, CONTEXTS, OPPOSITES, POPE_KINDS, SIDES, SPLITS
@@ -38,7 +39,7 @@ from recipes.scenes.pictures import (
 from recipes.scenes.plans import LOOKS, drawings, levels, make_plan, row_generator
 from recipes.scenes.questions import _habits, find_classes, load_questions
 from recipes.scenes.rows import FEATURES, _row, load_scenes
-from recipes.scenes.texts import _counted, _some, make_dialog, plural, scene_texts
+from recipes.scenes.texts import _counted, _some, make_dialog, scene_texts
 
 
 SINGULAR = {plural(name): name for name in CLASSES} | {name: name for name in CLASSES}
