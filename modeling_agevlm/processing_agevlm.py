@@ -358,6 +358,7 @@ class AgeVlmProcessor(ProcessorMixin):
         outputs,
         target_sizes: list[tuple[int, int]] | list[list[tuple[int, int]]],
         layers: list[int] | None = None,
+        smooth: bool = False,
     ) -> list[list[torch.FloatTensor]]:
         r"""
         Brings the model's `grounding_maps` over the pictures: where the words of each query look.
@@ -370,6 +371,8 @@ class AgeVlmProcessor(ProcessorMixin):
                 Pictures are measured as they are shown (after their EXIF rotation).
             layers (`list[int]`, *optional*):
                 Which guided layers to average, 0 for the first of them. Defaults to all.
+            smooth (`bool`, *optional*, defaults to `False`):
+                Whether the maps go over smoothly from one cell to the next, to look at them.
 
         Returns:
             `list[list[torch.FloatTensor]]`: For each row and picture a tensor of shape `(num_regions, height, width)`,
@@ -397,7 +400,10 @@ class AgeVlmProcessor(ProcessorMixin):
                 f"{maps.shape[0]} rows with up to {maps.shape[1]} pictures."
             )
         return [
-            [self.image_processor.cells_to_pixels(cells, *size) for cells, size in zip(row_maps, sizes, strict=False)]
+            [
+                self.image_processor.cells_to_pixels(cells, *size, smooth=smooth)
+                for cells, size in zip(row_maps, sizes, strict=False)
+            ]
             for row_maps, sizes in zip(maps, rows, strict=True)
         ]
 

@@ -88,7 +88,9 @@ def main() -> None:
         sys.exit(f"error: {error}")
     with torch.inference_mode():
         outputs = model(**inputs, query_masks=torch.stack(list(masks.values()))[None])
-    maps = processor.post_process_grounding(outputs, target_sizes=[(picture.height, picture.width)])[0][0].numpy()
+    sizes = [(picture.height, picture.width)]
+    maps = processor.post_process_grounding(outputs, sizes)[0][0].numpy()
+    smooth = dict(zip(masks, processor.post_process_grounding(outputs, sizes, smooth=True)[0][0].numpy(), strict=True))
     size, patch_size = processor.image_processor.size, processor.image_processor.patch_size
     height, width = size.height // patch_size, size.width // patch_size
     cells, sink = (part[0].numpy() for part in split_sink(outputs.grounding_maps, height * width))
@@ -101,7 +103,7 @@ def main() -> None:
     titles = {"question": f"question: {args.question}", "answer": f"answer: {answer}"}
     try:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        looks = {titles.get(name, name): (arrays[name], share) for name, share in on_nothing.items()}
+        looks = {titles.get(name, name): (smooth[name], share) for name, share in on_nothing.items()}
         save_attention(args.out, picture, looks)
         np.savez_compressed(args.out.with_suffix(".npz"), **arrays)
     except OSError as error:

@@ -11,8 +11,14 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Attention over pictures."""
+"""
+Attention over pictures, everywhere in the same colors: how many times as much a place gets as it would if attention were even.
 
+From even attention, which has no color, each doubling is a step, up to `MOST` times as much. So words that look nowhere in
+particular look like that, and what lies on a model's sink is missing from the picture.
+"""
+
+import io
 import math
 import textwrap
 from collections.abc import Iterable, Sequence
@@ -26,45 +32,80 @@ from recipes.drawing import plt
 
 
 LONGEST_SIDE = 1000  # pixels of a picture that is drawn
+MOST = 32  # times as much as even attention; what is beyond has the same color
+# A color in RGBA, from 0 to 1, of each of 256 steps from even attention to `MOST` times as much.
+COLORS = plt.get_cmap("plasma")(np.linspace(0.2, 1, 256))
+COLORS[:, 3] = 0.8 * np.linspace(0, 1, 256) ** 0.6
 
 
-def share_on_nothing(on_nothing: float) -> str:
-    """A further line of a title: what of the attention lies on a model's sink; no line if nothing does, as without a sink."""
-    return f"\n{on_nothing:.0%} on nothing" if on_nothing else ""
-
-
-def draw_attention(axes: plt.Axes, picture: PIL.Image.Image, attention: np.ndarray, on_nothing: float = 0.0) -> None:
+def colored(attention: np.ndarray) -> np.ndarray:
     """
-    The picture, dimmed where the attention, an array over all of the picture in any resolution, is low. Low is measured by
-    its maximum, for attention that is spread out would be dark everywhere; and all of it by the share that looks at the
-    picture, for what is left by words that look at nothing would be as bright as any.
+    Attention over all of a picture, `(height, width)` in any resolution, which sums to 1 or, with a sink, to what is left,
+    as colors to lay over the picture: `(height, width, 4)`.
+    """
+    with np.errstate(divide="ignore"):
+        steps = np.log2(attention * attention.size) / math.log2(MOST)
+    return COLORS[(255 * steps.clip(0, 1)).round().astype(int)]
+
+
+def in_numbers(attention: np.ndarray, on_nothing: float = 0.0) -> str:
+    """In how little of the picture half of the attention lies, and before it what lies on a model's sink, if it has one."""
+    falling = np.sort(attention, axis=None)[::-1].cumsum(dtype=float)
+    if not falling[-1]:
+        return f"{on_nothing:.0%} on nothing"
+    share = f"{(np.searchsorted(falling, falling[-1] * (1 - 1e-6) / 2) + 1) / attention.size:.0%}"
+    return (
+        f"{on_nothing:.0%} on nothing, half the rest in {share}"
+        if on_nothing
+        else f"half of it in {share} of the picture"
+    )
+
+
+def draw_attention(axes: plt.Axes, picture: PIL.Image.Image, attention: np.ndarray) -> None:
+    """
+    The picture in gray, and over it the colors of attention.
 
     Args:
         axes (`plt.Axes`): Where to draw.
         picture (`PIL.Image.Image`): The picture.
-        attention (`np.ndarray`): Attention over the picture.
-        on_nothing (`float`, *optional*, defaults to 0): The share of the attention that lies on the model's sink instead.
+        attention (`np.ndarray`): Attention over all of the picture as in [`colored`]. Between cells it goes over smoothly.
     """
-    height, width = picture.height, picture.width
-    axes.imshow(picture.convert("L").convert("RGB"), extent=(0, width, height, 0))
-    step = -(-max(attention.shape) // LONGEST_SIDE)
-    attention = (1 - on_nothing) * (attention[::step, ::step] / (attention.max() or 1))
-    axes.imshow(
-        attention,
-        extent=(0, width, height, 0),
-        cmap="inferno",
-        alpha=0.25 + 0.5 * attention,
-        vmin=0,
-        vmax=1,
-        interpolation="nearest",
-    )
+    extent = (0, picture.width, picture.height, 0)
+    shown = picture.copy()
+    shown.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+    axes.imshow(shown.convert("L").convert("RGB"), extent=extent)
+    density = PIL.Image.fromarray(np.asarray(attention, dtype=np.float32) * attention.size)
+    density = np.asarray(density.resize(shown.size, PIL.Image.Resampling.BILINEAR))
+    axes.imshow(colored(density / density.size), extent=extent)
     axes.set_axis_off()
 
 
-def attention_picture(picture: PIL.Image.Image, attention: np.ndarray, on_nothing: float = 0.0) -> PIL.Image.Image:
+def draw_legend(figure: plt.Figure) -> None:
+    """Below all else in a figure, what the colors of attention mean."""
+    width, height = figure.get_size_inches()
+    axes = figure.add_axes((0.5 - 1.8 / width, -0.3 / height, 3.6 / width, 0.12 / height))
+    axes.imshow(np.full((1, 256, 3), 0.5), extent=(0, 1, 0, 1), aspect="auto")
+    axes.imshow(COLORS[None], extent=(0, 1, 0, 1), aspect="auto")
+    doublings = int(math.log2(MOST))
+    names = ["even", *(f"{2**n}x" for n in range(1, doublings)), f"{MOST}x or more"]
+    axes.set_xticks([n / doublings for n in range(doublings + 1)], names, fontsize=7)
+    axes.set_yticks([])
+
+
+def legend_picture() -> PIL.Image.Image:
+    """The legend by itself."""
+    figure = plt.figure(figsize=(3.9, 0.01))
+    draw_legend(figure)
+    data = io.BytesIO()
+    figure.savefig(data, dpi=110, bbox_inches="tight")
+    plt.close(figure)
+    return PIL.Image.open(data).convert("RGB")
+
+
+def attention_picture(picture: PIL.Image.Image, attention: np.ndarray) -> PIL.Image.Image:
     """What [`draw_attention`] draws, as a picture of the same size."""
     figure = plt.figure(figsize=(picture.width / 100, picture.height / 100), dpi=100)
-    draw_attention(figure.add_axes((0, 0, 1, 1)), picture, attention, on_nothing)
+    draw_attention(figure.add_axes((0, 0, 1, 1)), picture, attention)
     figure.canvas.draw()
     drawn = PIL.Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[..., :3])
     plt.close(figure)
@@ -84,9 +125,10 @@ def draw_panels(
     has so many `letters` at the most, `width` in a line.
     """
     for ax, (title, (attention, on_nothing)) in zip(axes, attentions.items(), strict=False):
-        draw_attention(ax, picture, attention, on_nothing)
+        draw_attention(ax, picture, attention)
         title = textwrap.fill(textwrap.shorten(title, letters, placeholder=" ..."), width)
-        ax.set_title(title + share_on_nothing(on_nothing), fontsize=fontsize, loc="left", parse_math=False)
+        title += f"\n{in_numbers(attention, on_nothing)}"
+        ax.set_title(title, fontsize=fontsize, loc="left", parse_math=False)
 
 
 def save_attention(
@@ -98,7 +140,7 @@ def save_attention(
     Args:
         path (`Path`): PNG file.
         picture (`PIL.Image.Image`): The picture.
-        attentions (`dict`): By title the attention over the picture, `(height, width)`, and the share that lies on the
+        attentions (`dict`): By title the attention over the picture as in [`colored`], and the share that lies on the
             model's sink instead, 0 without one.
         num_columns (`int`, *optional*, defaults to 4): Panels in a line.
     """
@@ -117,6 +159,7 @@ def save_attention(
     grid[0, 0].imshow(picture)
     draw_panels(grid.flat[1:], picture, attentions, letters=120, width=40, fontsize=9)
     figure.tight_layout()
+    draw_legend(figure)
     figure.savefig(path, dpi=110, bbox_inches="tight")
     plt.close(figure)
 
@@ -139,6 +182,7 @@ def save_attention_lines(
         axes[0].imshow(picture)
         draw_panels(axes[1:], picture, attentions, letters=90, width=32, fontsize=8)
     figure.tight_layout()
+    draw_legend(figure)
     figure.savefig(path, dpi=90, bbox_inches="tight")
     plt.close(figure)
 
@@ -152,9 +196,10 @@ def draw_sheet_line(axes: Sequence[plt.Axes], row: dict[str, Any], columns: list
     for ax, name in zip(axes[1:], columns, strict=True):
         prediction, attention, on_nothing = row[name]
         side = math.isqrt(attention.numel())
-        draw_attention(ax, row["image"], attention.view(side, side).numpy(), on_nothing)
+        attention = attention.view(side, side).numpy()
+        draw_attention(ax, row["image"], attention)
         answer = textwrap.shorten(prediction, 70, placeholder=" ...")
-        title = f"{name}\n{textwrap.fill(answer, 36)}{share_on_nothing(on_nothing)}"
+        title = f"{name}\n{textwrap.fill(answer, 36)}\n{in_numbers(attention, on_nothing)}"
         ax.set_title(title, fontsize=8, loc="left", parse_math=False)
 
 
@@ -175,5 +220,6 @@ def save_attention_sheet(path: Path, rows: list[dict[str, Any]], columns: list[s
     for axes, row in zip(grid, rows, strict=True):
         draw_sheet_line(axes, row, columns)
     figure.tight_layout()
+    draw_legend(figure)
     figure.savefig(path, dpi=110, bbox_inches="tight")
     plt.close(figure)

@@ -76,7 +76,9 @@ def data_url(picture: PIL.Image.Image) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
 
 
-def save_page(path: Path, title: str, sections: Sequence[Section], wide: bool = False) -> None:
+def save_page(
+    path: Path, title: str, sections: Sequence[Section], wide: bool = False, legend: PIL.Image.Image | None = None
+) -> None:
     """
     Writes a page. Whatever the words are, they stay words: nothing of them becomes markup, and the page itself forbids
     scripts and whatever comes from elsewhere.
@@ -86,10 +88,11 @@ def save_page(path: Path, title: str, sections: Sequence[Section], wide: bool = 
         title (`str`): Of the page.
         sections (`Sequence[Section]`): In order; several get links at the top.
         wide (`bool`, *optional*, defaults to `False`): Whether a card takes a whole line, its blocks side by side.
+        legend (`PIL.Image.Image`, *optional*): Of the colors of attention, where there are any.
     """
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters["data_url"] = data_url
     template = environment.from_string(Path(__file__).with_name("page.html.jinja").read_text(encoding="utf-8"))
-    page = template.render(title=title, sections=sections, wide=wide)
+    page = template.render(title=title, sections=sections, wide=wide, legend=legend)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8", errors="replace")  # JSON can hold half a character

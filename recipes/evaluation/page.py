@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
-from recipes.drawing.attention import attention_picture
+from recipes.drawing.attention import attention_picture, in_numbers, legend_picture
 from recipes.drawing.page import Bar, Bars, Block, Card, Section, save_page
 from recipes.evaluation.comparison import categories_of, category_floors, category_measure, resample
 from recipes.evaluation.records import Record, is_marked
@@ -51,10 +51,14 @@ def answers(names: Sequence[str], records: tuple[Record, ...]) -> Card:
     picture = load_picture(records[0])
     blocks = [Block("question", records[0]["question"]), Block("truth", truth(records[0]))]
     for name, record in zip(names, records, strict=True):
-        text, looked = [record["prediction"] or "(nothing)", *looks(record)], None
+        text, looked = [record["prediction"] or "(nothing)"], None
         if "map" in record and isinstance(picture, PIL.Image.Image):
-            text.append(f"where {record.get('phrase', 'it')!r} looks:")
-            looked = attention_picture(picture, np.array(record["map"]), record.get("on_nothing", 0.0))
+            attention = np.array(record["map"])
+            numbers = in_numbers(attention, record.get("on_nothing", 0.0))
+            text.append(f"where {record.get('phrase', 'it')!r} looks: {numbers}")
+            looked = attention_picture(picture, attention)
+        else:
+            text += looks(record)
         verdict = ("right" if record["correct"] else "wrong") if is_marked(record) else None
         blocks.append(Block(name, "\n".join(text), verdict, looked))
     return Card(picture, blocks)
@@ -83,4 +87,5 @@ def save_evaluation_page(
         Section(name, [answers(names, records) for records in shown], tables, chart(names, questions, resamples, seed))
         for name, (tables, questions, shown) in benchmarks.items()
     ]
-    save_page(path, title, sections, wide=True)
+    is_looked_at = any(block.picture for section in sections for card in section.cards for block in card.blocks)
+    save_page(path, title, sections, wide=True, legend=legend_picture() if is_looked_at else None)

@@ -262,7 +262,7 @@ def measured(attention: torch.Tensor, mask: np.ndarray, box: Box, padding: torch
 def over_picture(attention: np.ndarray, box: Box, size: Size) -> list[list[float]]:
     """
     The attention of cells of a box over a picture of some `size` (height, width), in up to 24 x 24 cells of the
-    picture, which add up to 1.
+    picture, which add up to what the cells do.
     """
     cells = [max(1, round(MAP_SIDE * side / max(size))) for side in size]
     places = [(np.arange(number) + 0.5) * side / number for number, side in zip(cells, size, strict=True)]
@@ -274,7 +274,7 @@ def over_picture(attention: np.ndarray, box: Box, size: Size) -> list[list[float
     inside = [(number >= 0) & (number < length) for number, length in zip(numbers, attention.shape, strict=True)]
     found = attention[np.ix_(*(number * within for number, within in zip(numbers, inside, strict=True)))]
     found = found * np.outer(*inside)
-    return (found / (found.sum() or 1)).round(5).tolist()
+    return (found * (attention.sum() / (found.sum() or 1))).round(5).tolist()
 
 
 def touched(mask: np.ndarray, box: tuple[int, int, int, int], grid: tuple[int, int]) -> torch.BoolTensor:

@@ -25,7 +25,7 @@ import torch
 
 from modeling_agevlm.image_reading_agevlm import read_image
 from recipes.drawing import plt
-from recipes.drawing.attention import draw_attention, share_on_nothing
+from recipes.drawing.attention import draw_attention, draw_legend, in_numbers
 from recipes.inside.hallucination import answer_questions, draw_aucs, draw_curves, score, tell
 from recipes.inside.measures import auc, concentration, derangement, interval, overlap
 from recipes.inside.vlm import LAYERS, AgeVlm, Vlm, by_layers, labels, read_rows
@@ -101,8 +101,9 @@ def attention(vlms: list[Vlm], rows: list[dict[str, Any]], out: Path) -> dict[st
                 if layer == "mean" and titles["mean"] == titles["first"]:
                     axes.set_axis_off()
                     continue
-                draw_attention(axes, seen, cells[layer].numpy(), on_nothing[layer])
-                title = f"{name}\n{titles[layer]}{share_on_nothing(on_nothing[layer])}"
+                attention = cells[layer].numpy()
+                draw_attention(axes, seen, attention)
+                title = f"{name}\n{titles[layer]}\n{in_numbers(attention, on_nothing[layer])}"
                 axes.set_title(title, fontsize=9, loc="left", parse_math=False)
                 text = textwrap.fill(below[layer], 36)
                 if not isinstance(vlm, AgeVlm):
@@ -117,13 +118,8 @@ def attention(vlms: list[Vlm], rows: list[dict[str, Any]], out: Path) -> dict[st
             if vlm.layer_names is not LAYERS:
                 entry["models"][name]["layers"] = vlm.layer_names
         numbers["rows"].append(entry)
-    dimmed = (
-        ", times the share that is not on nothing"
-        if any(isinstance(vlm, AgeVlm) and vlm.can_look_away for vlm in vlms)
-        else ""
-    )
-    text = f"Brightness is relative to each panel's brightest cell{dimmed}. Below: what the model answers."
-    figure.text(grid[0, 0].get_position().x0, 0.03, text, fontsize=8, va="top")
+    figure.text(grid[0, 0].get_position().x0, 0.03, "Below the panels: what the model answers.", fontsize=8, va="top")
+    draw_legend(figure)
     save(figure, out, numbers)
     np.savez_compressed(out.with_suffix(".npz"), **maps)
     return numbers
@@ -279,8 +275,9 @@ def padding(vlms: list[Vlm], images: list[PIL.Image.Image], question: str, out: 
             axes.set_axis_off()
             if version in looks:
                 on_nothing = looks[version].on_nothing[0, 0].item()
-                draw_attention(axes, seen, looks[version].maps[0, 0].numpy(), on_nothing)
-                title = f"{name}\n{title}, {vlm.layer_names['first']}{share_on_nothing(on_nothing)}"
+                attention = looks[version].maps[0, 0].numpy()
+                draw_attention(axes, seen, attention)
+                title = f"{name}\n{title}, {vlm.layer_names['first']}\n{in_numbers(attention, on_nothing)}"
                 axes.set_title(title, fontsize=9, loc="left", parse_math=False)
             else:
                 axes.text(0.5, 0.5, "this model has no mask\nfor padding", ha="center", va="center", fontsize=9)
@@ -301,6 +298,7 @@ def padding(vlms: list[Vlm], images: list[PIL.Image.Image], question: str, out: 
             loc="left",
         )
     figure.tight_layout()
+    draw_legend(figure)
     save(figure, out, numbers)
     return numbers
 

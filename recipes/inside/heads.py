@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from recipes.drawing import plt
-from recipes.drawing.attention import draw_attention
+from recipes.drawing.attention import draw_attention, draw_legend
 from recipes.inside.figures import as_placed, save
 from recipes.inside.vlm import AgeVlm, Vlm, labels
 from trainers import decode_rle
@@ -72,14 +72,13 @@ def heads(vlms: list[Vlm], rows: list[dict[str, Any]], out: Path) -> dict[str, A
             for place in np.ndindex(attention.shape[:2]):
                 layer, head = layers[place[0]], place[1]
                 axes = panels[place[0]][1 + head]
-                draw_attention(axes, seen, attention[place].numpy(), on_nothing[place].item())
+                draw_attention(axes, seen, attention[place].numpy())
                 said = [f"{share[place]:.0%} {what}" for what, share in shares.items()]
                 color = "tab:red" if (layer, head) in guided else "black"
                 axes.set_title("\n".join([f"layer {layer}, head {head}", *said]), fontsize=8, loc="left", color=color)
     figure.tight_layout()
-    dimmed = ", times the share that is not on nothing" if any(vlm.can_look_away for vlm in vlms) else ""
-    text = f"Guided heads are titled in red. Brightness is relative to each panel's brightest cell{dimmed}."
-    figure.text(0.01, 0, text, fontsize=8, va="top")
+    figure.text(0.01, 0, "Guided heads are titled in red.", fontsize=8, va="top")
+    draw_legend(figure)
     save(figure, out, numbers)
     np.savez_compressed(out.with_suffix(".npz"), **maps)
     return numbers

@@ -100,7 +100,7 @@ class Looks(TrainerCallback):
         on_cells, sinks = (part[0].mean(dim=1) for part in split_sink(outputs.grounding_maps, cells.shape[-1]))
         inside = (on_cells * cells).sum(dim=-1).tolist()
         size = (picture.height, picture.width)
-        maps = self.trainer.processing_class.post_process_grounding(outputs, target_sizes=[size])[0][0].numpy()
+        maps = self.trainer.processing_class.post_process_grounding(outputs, [size], smooth=True)[0][0].numpy()
         return {
             f"{text} ({share:.0%} inside)": (attention, sink)
             for text, share, attention, sink in zip(words, inside, maps, sinks.tolist(), strict=True)

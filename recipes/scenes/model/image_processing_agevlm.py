@@ -213,7 +213,7 @@ class AgeVlmImageProcessor(TorchvisionBackend):
         coverage[area < 1e-6] = 0  # an edge that meets a pixel's may miss it by a rounding error
         return torch.from_numpy(coverage.clip(0, 1)).float()
 
-    def cells_to_pixels(self, cells: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    def cells_to_pixels(self, cells: torch.Tensor, height: int, width: int, smooth: bool = False) -> torch.Tensor:
         """
         Spreads what the visual tokens' cells hold over the pixels of the picture: each cell's value evenly over that
         part of the picture that lies in it.
@@ -223,15 +223,23 @@ class AgeVlmImageProcessor(TorchvisionBackend):
                 One value per cell.
             height (`int`), width (`int`):
                 Size in pixels of the picture as it is shown (after its EXIF rotation).
+            smooth (`bool`, *optional*, defaults to `False`):
+                For drawing, not for measuring: bilinear between the middles of the cells' parts of the picture, and as
+                there beyond the outermost ones, up to the picture's edge.
 
         Returns:
             `torch.FloatTensor` of shape `(..., height, width)`, which has the same sum as the cells that hold any of
-            the picture. What `do_center_crop` cut off is 0.
+            the picture; if smooth, about the same. What `do_center_crop` cut off is 0.
         """
         shares = []
         for edges, length in zip(self._cell_edges(height, width), (height, width), strict=True):
             overlap = self._overlaps(edges, length)
             totals = overlap.sum(axis=1, keepdims=True)  # 0 for cells of padding
+            if smooth:
+                is_shown = totals[:, 0] > 0
+                middles = (edges[:-1].clip(0, length) + edges[1:].clip(0, length))[is_shown] / 2
+                near = [np.interp(np.arange(length) + 0.5, middles, row) for row in np.eye(len(middles))]
+                overlap[is_shown] = near * (overlap.sum(axis=0) > 0)
             shares.append(torch.from_numpy(overlap / np.where(totals > 0, totals, 1)).to(cells))
         rows, columns = shares
         return rows.T @ cells @ columns

@@ -45,7 +45,15 @@ from recipes import ask
 from recipes.answering import phrases
 from recipes.answering.answers import one_question, prompts
 from recipes.answering.attention import look_of_phrases
-from recipes.drawing.attention import draw_attention, save_attention, save_attention_lines, save_attention_sheet
+from recipes.drawing.attention import (
+    COLORS,
+    colored,
+    draw_attention,
+    in_numbers,
+    save_attention,
+    save_attention_lines,
+    save_attention_sheet,
+)
 from trainers import DataCollatorForGuidedVisionLanguageModeling
 
 
@@ -252,6 +260,39 @@ def test_geometry_is_that_of_the_masks(flags: dict[str, bool], size: tuple[int, 
     assert_close(found[torch.from_numpy(mask)].sum(), inside, found.numel(), atol=off)
 
 
+@pytest.mark.parametrize(
+    ("flags", "size", "cells_shown", "pixels_shown"),
+    [
+        ({}, (60, 120), (slice(0, 3), slice(0, 3)), (slice(0, 60), slice(0, 120))),
+        ({"do_pad": True}, (20, 60), (slice(1, 2), slice(0, 3)), (slice(0, 20), slice(0, 60))),
+        ({"do_center_crop": True}, (60, 180), (slice(0, 3), slice(0, 3)), (slice(0, 60), slice(60, 120))),
+    ],
+)
+def test_smooth_maps_are_bilinear(flags, size, cells_shown, pixels_shown):
+    """Between the cells of the picture, as there beyond the outermost ones; padding and what was cropped take no part."""
+    processor = tiny_processor(**flags)
+    cells = torch.rand(1, 3, 3, dtype=torch.float64)
+    shown = cells[:, *cells_shown]
+    found = processor.image_processor.cells_to_pixels(cells, *size, smooth=True)
+    inside = found[:, *pixels_shown]
+    density = shown * shown.numel() / inside.numel()
+    expected = torch.nn.functional.interpolate(density[None], inside.shape[1:], mode="bilinear", align_corners=False)
+    assert_close(inside, expected[0], MAP_LENGTH)
+    assert found.sum().item() == pytest.approx(inside.sum().item()) == pytest.approx(shown.sum().item(), rel=0.1)
+    by_outputs = processor.post_process_grounding(outputs(cells.float().flatten()[None, None]), [size], smooth=True)[
+        0
+    ][0]
+    assert_close(by_outputs, found.float(), MAP_LENGTH)
+
+
+def test_smooth_maps_know_how_little_of_the_picture_a_cell_shows():
+    """A cell that is mostly padding has its value in what is left."""
+    found = tiny_processor(do_pad=True).image_processor.cells_to_pixels(torch.ones(3, 3), 48, 96, smooth=True)
+    # 8 of the outer cells' 32 rows are of the picture; their middles are rows 4, 24 and 44.
+    expected = np.interp([0.5, 3.5, 10.5, 23.5, 24.5, 44.5, 47.5], [4, 24, 44], [1 / 8, 1 / 32, 1 / 8]) / 32
+    assert_close(found[[0, 3, 10, 23, 24, 44, 47], 16], torch.from_numpy(expected).float(), MAP_LENGTH)
+
+
 def test_padding_holds_nothing_of_the_picture():
     """Attention to padding, which a model that is told of it does not pay, lies nowhere in the picture."""
     processor = tiny_processor(do_pad=True)
@@ -426,7 +467,9 @@ def test_ask_says_what_looks_at_nothing(
         assert arrays[name].sum() == up_to_rounding(1 - expected[-1].item(), 50 * 80)
         assert f"\n{name}: {expected[-1].item():.0%} on nothing\n" in printed
         attention, on_nothing = drawn[title]
-        assert np.array_equal(attention, arrays[name]) and on_nothing == arrays[f"nothing of {name}"].item()
+        smooth = processor.image_processor.cells_to_pixels(expected[:-1].view(3, 3), 50, 80, smooth=True)
+        assert_close(torch.from_numpy(attention), smooth)
+        assert on_nothing == arrays[f"nothing of {name}"].item()
 
 
 def test_where_phrases_of_several_prompts_look():
@@ -519,27 +562,35 @@ def test_ask_says_what_is_wrong(run, checkpoint: Path, options: dict[str, Any], 
     assert "\n" not in stopped.value.code and not Path("out").exists()
 
 
-def test_drawing_covers_the_picture():
+def test_drawing_covers_the_picture_smoothly():
+    """In the picture's pixels: at the cells' middles what the cells hold, between them linear, beyond them as there."""
     figure, axes = pyplot.subplots()
-    attention = np.arange(6.0).reshape(2, 3)
-    draw_attention(axes, picture(40, 90), attention)
+    attention = np.array([[1.0, 5.0, 2.0], [4.0, 8.0, 4.0]]) / 24  # in cells of 20 pixels
+    draw_attention(axes, picture(40, 60), attention)
     photograph, overlay = axes.get_images()
-    assert tuple(photograph.get_extent()) == tuple(overlay.get_extent()) == (0, 90, 40, 0)
-    np.testing.assert_allclose(overlay.get_array(), attention / 5)
+    assert tuple(photograph.get_extent()) == tuple(overlay.get_extent()) == (0, 60, 40, 0)
+    density = torch.nn.functional.interpolate(torch.tensor(attention * 6)[None, None], size=(40, 60), mode="bilinear")
+    expected = colored(density[0, 0].numpy() / density.numel())
+    np.testing.assert_allclose(overlay.get_array(), expected, atol=0.02)  # a step of the colors for rounding
     pyplot.close(figure)
 
 
-@pytest.mark.parametrize(("scale", "on_nothing"), [(0.21, 0.79), (3e-8, 1.0), (0.0, 1.0)])
-def test_what_looks_at_nothing_is_drawn_dark(scale: float, on_nothing: float):
-    """What is left on the picture is as bright as its share, in values and in opacity."""
-    figure, axes = pyplot.subplots()
-    attention = np.array([[0.25, 0.5], [1.0, 0.0]])
-    draw_attention(axes, picture(40, 90), scale * attention, on_nothing)
-    overlay = axes.get_images()[1]
-    np.testing.assert_allclose(overlay.get_array(), (1 - on_nothing) * attention)
-    np.testing.assert_allclose(overlay.get_alpha(), 0.25 + 0.5 * (1 - on_nothing) * attention)
-    assert overlay.get_clim() == (0, 1)
-    pyplot.close(figure)
+def test_colors_are_of_multiples_of_even_attention():
+    """The same for all maps: each doubling is a step of the same length, from none at all to the last color."""
+    attention = np.array([[1, 2, 4, 32], [64, 0.5, 0, 0.999]]) / 8
+    steps = [COLORS[round(255 * step / 5)].tolist() for step in (0, 1, 2, 5)]
+    black = COLORS[0].tolist()
+    assert colored(attention).tolist() == [steps, [COLORS[255].tolist(), black, black, black]]
+    assert COLORS[0, 3] == 0 and (np.diff(COLORS[:, 3]) > 0).all()
+    assert not colored(np.full((5, 7), 1 / 35))[..., 3].any()  # even attention looks like nothing in particular
+
+
+def test_attention_in_numbers():
+    even, one = np.full((10, 10), 0.01), np.eye(10) / 10
+    assert in_numbers(even) == "half of it in 50% of the picture"
+    assert in_numbers(one) == "half of it in 5% of the picture"
+    assert in_numbers(0.21 * one, 0.79) == "79% on nothing, half the rest in 5%"
+    assert in_numbers(np.zeros((10, 10)), 1.0) == "100% on nothing"
 
 
 def test_titles_are_words_and_no_formulas(tmp_path: Path):
@@ -564,8 +615,13 @@ def test_titles_say_what_looks_at_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     save_attention_sheet(tmp_path / "sheet.png", [line], ["with", "without"])
     titles = [[axes.get_title(loc="left") for axes in figure.axes] for figure in closed]
     assert titles == [
-        ["", "cup\n79% on nothing", "table"],
-        ["Is there a cup?\ntruth: no", "with\nNo.\n79% on nothing", "without\nYes."],
+        ["", "cup\n79% on nothing, half the rest in 50%", "table\nhalf of it in 50% of the picture", ""],
+        [
+            "Is there a cup?\ntruth: no",
+            "with\nNo.\n79% on nothing, half the rest in 56%",
+            "without\nYes.\nhalf of it in 56% of the picture",
+            "",
+        ],
     ]
     monkeypatch.undo()
     for figure in closed:

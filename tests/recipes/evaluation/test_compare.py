@@ -377,10 +377,11 @@ def test_folders_of_evaluations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     printed = capsys.readouterr().out
     assert [line for line in printed.splitlines() if line.startswith("##")] == ["## pope", "## realworldqa"]
     assert printed.count("| all | 3 | 1 | 1 | 0 | 1 |") == 2
-    assert page.read_text().count("where &#39;a cup&#39; looks:") == 2
-    _, at_first, at_last = drawn  # the picture itself, then each model's
+    assert page.read_text().count("where &#39;a cup&#39; looks: half of it in 25% of the picture") == 2
+    legend, _, at_first, at_last = drawn  # and the picture itself, then each model's
+    assert legend.width > 4 * legend.height > 0
     for looked, bright, dark in ((at_first, (5, 5), (35, 35)), (at_last, (35, 35), (5, 5))):
-        assert looked.size == (40, 40) and looked.getpixel(bright) > looked.getpixel(dark) + 50
+        assert looked.size == (40, 40) and looked.getpixel(bright) > looked.getpixel(dark) + 20
     with pytest.raises(SystemExit, match="Folders of evaluations can be compared, or files of records, not one with"):
         command_line(monkeypatch, tmp_path / "x", tmp_path / "y" / "pope-real.jsonl")
     (tmp_path / "z").mkdir()

@@ -37,6 +37,7 @@ from tiny_vlms import tiny_idefics3, tiny_llava
 
 from recipes import figures as command
 from recipes.answering.attention import grounding_maps, query
+from recipes.drawing.attention import colored, in_numbers
 from recipes.inside import figures
 from recipes.inside.hallucination import Case, score, tell
 from recipes.inside.measures import auc, concentration, derangement, interval, overlap, roc
@@ -527,12 +528,16 @@ def test_figures_of_guided_heads_and_a_sink(names: dict[str, str], vlms: dict[st
         assert drawn["agevlm"]["image_share"][layer] == 1
     assert np.load(tmp_path / "attention.npz")["0 sink"].shape == (1, 3, 3)
     _, guided, empty, *plain = closed.pop().axes
-    assert guided.get_title(loc="left") == f"sink\nlayer 3, head 2\n{share:.0%} on nothing"
-    assert guided.get_images()[1].get_array().max() == up_to_rounding(1 - share)
+    on_cells = every[1, 2, :9].view(3, 3).numpy()
+    assert guided.get_title(loc="left") == f"sink\nlayer 3, head 2\n{in_numbers(on_cells, share)}"
+    overlay = guided.get_images()[1].get_array()
+    height, width = overlay.shape[:2]
+    cells = overlay[:: height - 1, :: width - 1], colored(on_cells)[::2, ::2]  # in the corners as in the cells there
+    np.testing.assert_allclose(*cells, atol=0.02)
     assert not empty.get_images() and not empty.axison
-    titles = [axes.get_title(loc="left") for axes in plain]
-    assert titles == ["agevlm\nfirst cross-attention layer", "agevlm\nmean over layers"]
-    assert plain[0].get_images()[1].get_array().max() == 1
+    first, mean, legend = (axes.get_title(loc="left") for axes in plain)
+    assert first.startswith("agevlm\nfirst cross-attention layer\nhalf of it in ")
+    assert mean.startswith("agevlm\nmean over layers\nhalf of it in ") and legend == ""
 
     drawn = run(monkeypatch, tmp_path / "heads.png", "heads", *asked)["models"]
     assert (drawn["sink"]["layers"], drawn["sink"]["guided"]) == ([1, 3], [[3, 2]])
@@ -551,8 +556,11 @@ def test_figures_of_guided_heads_and_a_sink(names: dict[str, str], vlms: dict[st
     picture(30, 90).save(tmp_path / "wide.png")
     run(monkeypatch, tmp_path / "padding.png", "padding", "--image", str(tmp_path / "wide.png"), *asked[6:])
     titles = [axes.get_title(loc="left").splitlines() for axes in closed.pop().axes]
-    assert titles[0][:2] == ["sink", "padding open, layer 3, head 2"] and titles[0][2].endswith("% on nothing")
-    assert titles[3] == ["agevlm", "padding open, first layer"]
+    assert (
+        titles[0][:2] == ["sink", "padding open, layer 3, head 2"]
+        and "% on nothing, half the rest in " in titles[0][2]
+    )
+    assert titles[3][:2] == ["agevlm", "padding open, first layer"]
 
     told = run(monkeypatch, tmp_path / "scenes.png", "hallucination", *asked[6:], "--num_scenes", "6")["models"]
     assert told["sink"]["absent"]["num_positive"] == told["sink"]["absent"]["num_answers"] / 2 > 0
