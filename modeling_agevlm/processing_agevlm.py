@@ -314,7 +314,7 @@ class AgeVlmProcessor(ProcessorMixin):
             )
         query_masks = torch.zeros((len(input_ids), max(map(len, phrases)), input_ids.shape[1]), dtype=torch.bool)
         for row, (token_ids, row_phrases) in enumerate(zip(input_ids.tolist(), phrases, strict=True)):
-            text, spans = self._locate_tokens(token_ids)
+            text, spans = self.locate_tokens(token_ids)
             for k, phrase in enumerate(row_phrases):
                 found = find_words(text, phrase)
                 if not found:
@@ -327,10 +327,18 @@ class AgeVlmProcessor(ProcessorMixin):
                 query_masks[row, k] = torch.tensor(marked)
         return query_masks.to(input_ids.device)
 
-    def _locate_tokens(self, token_ids: list[int]) -> tuple[str, list[tuple[int, int]]]:
-        """
-        The text from the first image on, where special tokens are NUL characters, and where each token of the row
-        stands in it. Special tokens and those before the image stand nowhere (`(0, 0)`).
+    def locate_tokens(self, token_ids: list[int]) -> tuple[str, list[tuple[int, int]]]:
+        r"""
+        Which characters each token stands for.
+
+        Args:
+            token_ids (`list[int]`):
+                The tokens of one row with their image placeholders: a prompt, or what `generate` returned for it.
+
+        Returns:
+            `tuple[str, list[tuple[int, int]]]`: The text from the first image on, where special tokens are NUL
+            characters, and for each token its `(start, end)` there. Special tokens and those before the image stand
+            nowhere (`(0, 0)`).
         """
         special_ids = {*self.tokenizer.all_special_ids, self.image_token_id}
         first = token_ids.index(self.image_token_id) if self.image_token_id in token_ids else len(token_ids)

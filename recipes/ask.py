@@ -22,8 +22,11 @@ some. The .npz beside it holds the same in float32: `question`, `answer`, `quest
 and width, summing to 1; and as `cells of question` and so on what each of these layers gave, of shape (layers, rows, columns).
 
 The words of a model with an attention sink may look at nothing. How much of their attention does is printed and stands over
-each panel, which is the darker the more it is; the maps sum to what is left, and `nothing of question` and so on, of shape
-(layers,), is what each layer gave to the sink.
+each panel; the maps sum to what is left, and `nothing of question` and so on, of shape (layers,), is what each layer gave to
+the sink.
+
+With `--html` there is a page as well, one file that needs nothing else: point at a word of the question or of the answer, or
+drag over several, to see where they look. `--beside` sets another checkpoint's answer beside it there.
 
 Without `--phrases` the phrases are guessed: the longest runs of words between punctuation marks and function words (a
 fixed list). That needs no parser, but verbs and adverbs come along ("man riding").
@@ -50,10 +53,16 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("runs/ask.png"), help="PNG file to draw to; the .npz goes beside it"
     )
+    parser.add_argument("--html", type=Path, help="HTML file for a page whose words can be pointed at")
+    parser.add_argument("--beside", help="another checkpoint, to be shown beside the first on that page")
     parser.add_argument("--max_new_tokens", type=int, default=64, help="longest answer in tokens")
     args = parser.parse_args()
     if args.out.suffix != ".png":
         sys.exit(f"error: `--out` has to end in .png, but is {args.out}.")
+    if args.html is not None and args.html.suffix != ".html":
+        sys.exit(f"error: `--html` has to end in .html, but is {args.html}.")
+    if args.beside is not None and args.html is None:
+        sys.exit("error: `--beside` shows another checkpoint on the page: say with `--html` where to write it.")
     if not args.question.strip():
         sys.exit("error: `--question` is empty.")
 
@@ -65,30 +74,48 @@ def main() -> None:
         from modeling_agevlm.image_reading_agevlm import read_image
         from recipes.answering.answers import ask
         from recipes.answering.attention import split_sink
-        from recipes.answering.checkpoint import load_checkpoint
+        from recipes.answering.checkpoint import load_checkpoint, short_names
         from recipes.answering.phrases import find_queries, guess_phrases
+        from recipes.answering.words import look_of_words
+        from recipes.drawing.answer_page import answer_page
         from recipes.drawing.attention import save_attention
+        from recipes.rows.appearing import appearing
 
     disable_progress_bar()
     try:
         picture = read_image(args.image)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    try:
-        model, processor = load_checkpoint(args.model)
-    except ValueError as error:
-        sys.exit(f"error: {args.model} cannot be loaded as an AGE-VLM checkpoint: {str(error).rstrip('.')}.")
+    names = [args.model] if args.beside is None else [args.model, args.beside]
+    checkpoints = []
+    for name in names:
+        try:
+            checkpoints.append(load_checkpoint(name))
+        except ValueError as error:
+            sys.exit(f"error: {name} cannot be loaded as an AGE-VLM checkpoint: {str(error).rstrip('.')}.")
 
+    sizes, page = [(picture.height, picture.width)], None
     try:
-        answer, inputs, prompt_length = ask(model, processor, picture, args.question, args.max_new_tokens)
-        print(answer)
+        asked = [ask(*checkpoint, picture, args.question, args.max_new_tokens) for checkpoint in checkpoints]
+        titles = [""] if args.beside is None else short_names(names)
+        for title, (answer, *_) in zip(titles, asked, strict=True):
+            print(f"{title}: {answer}" if title else answer)
+        if args.html is not None:
+            given = None if args.phrases is None else dict.fromkeys(args.phrases)
+            page = answer_page(
+                picture,
+                [
+                    look_of_words(*checkpoint, inputs, length, args.question, sizes[0], title, given)
+                    for checkpoint, (_, inputs, length), title in zip(checkpoints, asked, titles, strict=True)
+                ],
+            )
+        (model, processor), (answer, inputs, prompt_length) = checkpoints[0], asked[0]
         phrases = args.phrases or guess_phrases(f"{args.question} . {answer}")
         masks = find_queries(processor, inputs["input_ids"], prompt_length, args.question, phrases)
     except ValueError as error:
         sys.exit(f"error: {error}")
     with torch.inference_mode():
         outputs = model(**inputs, query_masks=torch.stack(list(masks.values()))[None])
-    sizes = [(picture.height, picture.width)]
     maps = processor.post_process_grounding(outputs, sizes)[0][0].numpy()
     smooth = dict(zip(masks, processor.post_process_grounding(outputs, sizes, smooth=True)[0][0].numpy(), strict=True))
     size, patch_size = processor.image_processor.size, processor.image_processor.patch_size
@@ -106,9 +133,14 @@ def main() -> None:
         looks = {titles.get(name, name): (smooth[name], share) for name, share in on_nothing.items()}
         save_attention(args.out, picture, looks)
         np.savez_compressed(args.out.with_suffix(".npz"), **arrays)
+        if page is not None:
+            args.html.parent.mkdir(parents=True, exist_ok=True)
+            with appearing(args.html) as aside:
+                aside.write_text(page, encoding="utf-8", errors="replace")
     except OSError as error:
         sys.exit(f"error: {args.out} cannot be written ({error}).")
-    print(f"where it looked: {args.out}, {args.out.with_suffix('.npz')}")
+    written = [args.out, args.out.with_suffix(".npz"), *([] if args.html is None else [args.html])]
+    print(f"where it looked: {', '.join(map(str, written))}")
 
 
 if __name__ == "__main__":

@@ -50,6 +50,11 @@ class Grounding(NamedTuple):
     """The regions' cells: `(R, K, S)`, 1 inside."""
 
 
+def map_size(height: int, width: int) -> tuple[int, int]:
+    """In how many cells, at most 24 in height and width, attention over a picture of that size is kept to be drawn."""
+    return max(1, round(24 * height / max(height, width))), max(1, round(24 * width / max(height, width)))
+
+
 class Look(NamedTuple):
     """Where a phrase of a prompt looks, by the mean of the guided layers."""
 

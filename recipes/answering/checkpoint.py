@@ -15,7 +15,7 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +210,12 @@ def check_processor(processor: AgeVlmProcessor, config: AgeVlmConfig) -> None:
         raise ValueError(f"its token {token} is not in the model's vocabulary of {config.text_config.vocab_size}")
     if not inputs["pixel_values"].isfinite().all():
         raise ValueError("its pictures hold NaN or infinity")
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """What checkpoints are called where people compare them: their folders, or all of their names if those are not enough."""
+    short = [Path(name).name for name in names]
+    return short if len(set(short)) == len(short) else list(names)
 
 
 def load_checkpoint(

@@ -45,10 +45,10 @@ from modeling_agevlm import AgeVlmConfig
 from modeling_agevlm.conversion import check_tensors, loading
 from modeling_agevlm.image_reading_agevlm import read_image
 from recipes.answering.answers import generate, prompts
-from recipes.answering.attention import look_of_phrases
+from recipes.answering.attention import look_of_phrases, map_size
 from recipes.answering.phrases import guess_phrases
 from recipes.evaluation.journal import Journal
-from recipes.evaluation.pictures import MAP_SIDE, fingerprint, save
+from recipes.evaluation.pictures import fingerprint, save
 
 
 PICTURES = ("real", "none", "swapped")
@@ -253,8 +253,7 @@ class ImageTextToTextModel(lmms):
         sizes = []
         for chat in chats:
             width, height = read_image(pictures_of(chat)[0]).size
-            scale = MAP_SIDE / max(width, height)
-            sizes.append((max(1, round(scale * height)), max(1, round(scale * width))))
+            sizes.append(map_size(height, width))
         looks = []
         for phrase, look in zip(
             phrases, look_of_phrases(self.model, self.processor, inputs, phrases, sizes), strict=True

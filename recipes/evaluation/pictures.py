@@ -20,9 +20,6 @@ from typing import Any
 from modeling_agevlm.image_reading_agevlm import read_image
 
 
-MAP_SIDE = 24  # cells of a map of attention over a picture
-
-
 def fingerprint(image: Any) -> bytes:
     """A hash of what a picture (PIL, path or URL) shows, whatever file it comes from."""
     image = read_image(image)

@@ -27,8 +27,9 @@ from recipes.annotations.annotated import Annotated, Faults, Shape, Size
 from recipes.annotations.names import with_article
 from recipes.annotations.phrases import read_flickr30k, read_refcoco
 from recipes.annotations.rows import Canvas
+from recipes.answering.attention import map_size
 from recipes.evaluation.journal import Journal, digest_of
-from recipes.evaluation.pictures import MAP_SIDE, save
+from recipes.evaluation.pictures import save
 from recipes.evaluation.records import Record
 from recipes.rows.records import Fault, find_image
 from trainers.run_lengths import decode_rle
@@ -264,8 +265,7 @@ def over_picture(attention: np.ndarray, box: Box, size: Size) -> list[list[float
     The attention of cells of a box over a picture of some `size` (height, width), in up to 24 x 24 cells of the
     picture, which add up to what the cells do.
     """
-    cells = [max(1, round(MAP_SIDE * side / max(size))) for side in size]
-    places = [(np.arange(number) + 0.5) * side / number for number, side in zip(cells, size, strict=True)]
+    places = [(np.arange(number) + 0.5) * side / number for number, side in zip(map_size(*size), size, strict=True)]
     starts, ends = (box[1], box[0]), (box[3], box[2])
     numbers = [
         np.floor((place - start) / (end - start) * length).astype(int)

@@ -45,7 +45,7 @@ from modeling_agevlm.conversion import in_words
 from modeling_agevlm.processing_agevlm import find_words
 from recipes.answering.answers import generate, one_question, prompts
 from recipes.answering.attention import split_sink
-from recipes.answering.checkpoint import load_checkpoint
+from recipes.answering.checkpoint import load_checkpoint, short_names
 
 
 # Of the layers that read the picture.
@@ -130,7 +130,7 @@ class Vlm:
             ValueError: If it does not stand there.
         """
         ids = inputs["input_ids"][0]
-        all_words, spans = self.words._locate_tokens(ids.tolist())
+        all_words, spans = self.words.locate_tokens(ids.tolist())
         found = find_words(all_words, text)
         if not found:
             raise ValueError(f"{text!r} is not among the words at or after the image.")
@@ -372,9 +372,8 @@ def load_vlm(name: str) -> Vlm:
 
 
 def labels(vlms: list[Vlm]) -> list[str]:
-    """What the figures call the models: their folders, or all of their names where that is not enough."""
-    short = [Path(vlm.name).name for vlm in vlms]
-    return short if len(set(short)) == len(short) else [vlm.name for vlm in vlms]
+    """What the figures call the models."""
+    return short_names([vlm.name for vlm in vlms])
 
 
 def by_layers(layers: torch.Tensor) -> dict[str, torch.Tensor]:

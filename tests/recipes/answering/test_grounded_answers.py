@@ -13,6 +13,8 @@
 # limitations under the License.
 """Where words look: marking their tokens, bringing maps over pictures, and `recipes/ask.py`, which does both."""
 
+import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -439,6 +441,24 @@ def test_ask_writes_a_drawing_and_arrays(run, capsys: pytest.CaptureFixture):
 SINK = {"text_config": {"attention_sink": True, "guidance_layers": [3], "guidance_heads": [2]}}
 
 
+def test_ask_writes_a_page(run, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    """Of one checkpoint, or of two by their names; the phrases are those that were given."""
+    run(html="out/answer.html", phrases=["cup"])
+    assert capsys.readouterr().out.endswith("where it looked: out/ask.png, out/ask.npz, out/answer.html\n")
+    shutil.copytree(checkpoint, tmp_path / "other")
+    run(html="out/both.html", beside="other", phrases=["cup"])
+    printed = capsys.readouterr().out
+    assert f"{checkpoint.name}: " in printed and "\nother: " in printed
+    for page, names in (("answer", [""]), ("both", [checkpoint.name, "other"])):
+        text = Path(f"out/{page}.html").read_text(encoding="utf-8")
+        data = json.loads(re.search(r'<script type="application/json">(.*?)</script>', text, re.DOTALL)[1])
+        assert [model["name"] for model in data["models"]] == names
+        for model in data["models"]:
+            assert [word["text"] for word in model["words"]][:4] == ["Is", "there", "a", "cup?"]
+            assert [phrase["text"] for phrase in model["phrases"]] == ["cup"]
+    assert {path.name for path in Path("out").iterdir()} == {"ask.png", "ask.npz", "answer.html", "both.html"}
+
+
 def test_ask_says_what_looks_at_nothing(
     run, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
@@ -544,6 +564,15 @@ def test_ask_reads_pictures_of_all_kinds(run):
         ({"model": "me/nothing"}, "error: me/nothing cannot be loaded as an AGE-VLM checkpoint: "),
         ({"model": "runs/nothing"}, "error: runs/nothing cannot be loaded as an AGE-VLM checkpoint: "),
         ({"out": "out/ask.jpg"}, "error: `--out` has to end in .png"),
+        ({"html": "out/ask.htm"}, "error: `--html` has to end in .html, but is out/ask.htm."),
+        (
+            {"beside": "runs/nothing"},
+            "error: `--beside` shows another checkpoint on the page: say with `--html` where",
+        ),
+        (
+            {"beside": "runs/nothing", "html": "out/a.html"},
+            "error: runs/nothing cannot be loaded as an AGE-VLM checkpoint",
+        ),
     ],
 )
 def test_ask_says_what_is_wrong(run, checkpoint: Path, options: dict[str, Any], message: str):

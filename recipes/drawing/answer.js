@@ -1,0 +1,304 @@
+"use strict";
+
+// Shows answers whose words can be pointed at: `showAnswers(element, data)`, with `data` as answer_page.py writes it.
+
+const PARTS = { question: "Question", answer: "Answer" };
+
+function make(parent, tag, attributes = {}, text = "") {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  element.textContent = text;
+  parent.append(element);
+  return element;
+}
+
+function bytesOf(base64) {
+  return Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
+}
+
+async function inflate(bytes) {
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
+  return new Uint8Array(await new Response(stream).arrayBuffer());
+}
+
+function percent(share) {
+  return `${Math.round(100 * share)}%`;
+}
+
+/** In how little of the picture half of the attention lies. */
+function halfOf(map) {
+  const falling = Float32Array.from(map).sort().reverse();
+  const total = falling.reduce((sum, value) => sum + value, 0);
+  let sum = 0;
+  let count = 0;
+  while (count < falling.length && sum < (total * (1 - 1e-6)) / 2) sum += falling[count++];
+  return count / falling.length;
+}
+
+/** Where the most of it lies: one of nine places. */
+function placeOf(map, [height, width]) {
+  const peak = map.indexOf(Math.max(...map));
+  const third = (place, length) => Math.min(2, Math.floor((3 * (place + 0.5)) / length));
+  const row = ["top", "", "bottom"][third(Math.floor(peak / width), height)];
+  const column = ["left", "", "right"][third(peak % width, width)];
+  return `${row} ${column}`.trim() || "middle";
+}
+
+/** Where words look: `map` in multiples of even attention, `onNothing` as a share; the mean of words and layers. */
+function lookOf(model, words, layer) {
+  const size = model.cells[0] * model.cells[1];
+  const layers = layer === null ? model.layers.map((_, n) => n) : [layer];
+  const map = new Float32Array(size);
+  let onNothing = 0;
+  for (const word of words) {
+    for (const n of layers) {
+      const start = (word * model.layers.length + n) * size;
+      for (let k = 0; k < size; k++) map[k] += model.values[model.maps[start + k]];
+      onNothing += model.words[word].onNothing[n];
+    }
+  }
+  const count = words.length * layers.length;
+  return { map: map.map((value) => value / count), onNothing: onNothing / count };
+}
+
+function inNumbers(look, cells) {
+  if (!look.map.some((value) => value > 0)) return `${percent(look.onNothing)} on nothing`;
+  const nothing = look.onNothing > 0 ? `${percent(look.onNothing)} on nothing, half of the rest` : "half of it";
+  return `${nothing} in ${percent(halfOf(look.map))} of the picture, most at the ${placeOf(look.map, cells)}`;
+}
+
+/** The picture in gray, with the colors of attention over it, bilinear between the middles of cells. */
+function paint(canvas, gray, look, [height, width], data) {
+  const context = canvas.getContext("2d");
+  const painted = new ImageData(new Uint8ClampedArray(gray.data), gray.width, gray.height);
+  const clamp = (place, length) => Math.min(length - 1, Math.max(0, place));
+  for (let y = 0; y < gray.height; y++) {
+    const row = clamp(((y + 0.5) * height) / gray.height - 0.5, height);
+    const top = Math.floor(row);
+    const below = Math.min(top + 1, height - 1);
+    for (let x = 0; x < gray.width; x++) {
+      const column = clamp(((x + 0.5) * width) / gray.width - 0.5, width);
+      const left = Math.floor(column);
+      const right = Math.min(left + 1, width - 1);
+      const at = (line) =>
+        look.map[line * width + left] * (1 - column + left) + look.map[line * width + right] * (column - left);
+      const times = at(top) * (1 - row + top) + at(below) * (row - top);
+      const step = Math.log2(times) / Math.log2(data.most);
+      const color = 4 * Math.round(255 * Math.min(1, Math.max(0, step)));
+      const alpha = data.colors[color + 3] / 255;
+      const pixel = 4 * (y * gray.width + x);
+      for (let k = 0; k < 3; k++) {
+        painted.data[pixel + k] = (1 - alpha) * painted.data[pixel + k] + alpha * data.colors[color + k];
+      }
+    }
+  }
+  context.putImageData(painted, 0, 0);
+}
+
+function grayOf(context, width, height) {
+  const gray = context.getImageData(0, 0, width, height);
+  for (let k = 0; k < gray.data.length; k += 4) {
+    const [red, green, blue] = gray.data.subarray(k, k + 3);
+    gray.data.fill(0.299 * red + 0.587 * green + 0.114 * blue, k, k + 3);
+  }
+  return gray;
+}
+
+function makeLegend(parent, data) {
+  const steps = Math.log2(data.most);
+  const legend = make(parent, "div", { class: "legend" });
+  const canvas = make(legend, "canvas", { width: 256, height: 1, "aria-hidden": "true" });
+  const strip = new ImageData(256, 1);
+  for (let k = 0; k < 256; k++) {
+    const alpha = data.colors[4 * k + 3] / 255;
+    for (let c = 0; c < 3; c++) strip.data[4 * k + c] = 128 * (1 - alpha) + alpha * data.colors[4 * k + c];
+    strip.data[4 * k + 3] = 255;
+  }
+  canvas.getContext("2d").putImageData(strip, 0, 0);
+  for (let n = 0; n <= steps; n++) make(legend, "span", {}, n === 0 ? "even" : `${2 ** n}×${n === steps ? "+" : ""}`);
+}
+
+/** One model's answer; `chosen` of the question's words are told to the others by `tell`. */
+class Answer {
+  constructor(parent, model, image, data, tell) {
+    Object.assign(this, { model, data, image, tell, layer: null, chosen: [], anchor: 0 });
+    const root = make(parent, "article", { "aria-label": model.name });
+    if (model.name) make(root, "h2", {}, model.name);
+    const scale = Math.min(1, 480 / Math.max(image.width, image.height));
+    const [width, height] = [image.width, image.height].map((side) => Math.max(1, Math.round(side * scale)));
+    this.canvas = make(root, "canvas", { class: "picture", role: "img", width, height });
+    const context = this.canvas.getContext("2d", { willReadFrequently: true });
+    context.drawImage(image, 0, 0, width, height);
+    this.plain = context.getImageData(0, 0, width, height);
+    this.gray = grayOf(context, width, height);
+    makeLegend(root, data);
+    this.said = make(root, "output", { "aria-live": "polite" });
+    this.options = [];
+    for (const part of Object.keys(PARTS)) this.makeWords(root, part);
+    this.makeTools(root);
+    this.makePhrases(root);
+    this.makeTable(root);
+    this.draw([]);
+  }
+
+  makeWords(root, part) {
+    make(root, "p", { class: "part" }, PARTS[part]);
+    const numbers = this.model.words.flatMap((word, n) => (word.part === part ? [n] : []));
+    if (!numbers.length) {
+      make(root, "p", {}, "(nothing)");
+      return;
+    }
+    const list = make(root, "div", {
+      class: "words",
+      role: "listbox",
+      "aria-multiselectable": "true",
+      "aria-orientation": "horizontal",
+      "aria-label": `${PARTS[part]}: words to look at`,
+    });
+    const named = new Set(this.model.phrases.flatMap((phrase) => phrase.words));
+    for (const n of numbers) {
+      const word = this.model.words[n];
+      const option = make(
+        list,
+        "span",
+        { role: "option", tabindex: n === numbers[0] ? 0 : -1, "aria-selected": "false", class: named.has(n) ? "named" : "" },
+        word.text,
+      );
+      option.dataset.word = n;
+      this.options[n] = option;
+      list.append(word.space);
+    }
+    const wordAt = (event) => {
+      const option = document.elementFromPoint(event.clientX, event.clientY)?.closest("[role=option]");
+      return option && list.contains(option) ? Number(option.dataset.word) : null;
+    };
+    list.addEventListener("pointerdown", (event) => {
+      const word = wordAt(event);
+      if (word === null) return;
+      this.dragged = true;
+      this.anchor = event.shiftKey ? this.anchor : word;
+      this.choose(this.range(word, numbers));
+      this.options[word].focus({ preventScroll: true });
+      event.preventDefault();
+    });
+    list.addEventListener("pointermove", (event) => {
+      const word = wordAt(event);
+      if (word === null) return;
+      if (this.dragged) this.choose(this.range(word, numbers));
+      else if (event.pointerType === "mouse") this.draw([word]);
+    });
+    list.addEventListener("pointerleave", () => this.draw(this.chosen));
+    for (const end of ["pointerup", "pointercancel"]) window.addEventListener(end, () => (this.dragged = false));
+    list.addEventListener("keydown", (event) => this.press(event, numbers));
+  }
+
+  range(word, numbers) {
+    const [first, last] = [Math.min(word, this.anchor), Math.max(word, this.anchor)];
+    return numbers.filter((n) => n >= first && n <= last);
+  }
+
+  press(event, numbers) {
+    const here = numbers.indexOf(Number(event.target.dataset.word));
+    const last = numbers.length - 1;
+    const to = { ArrowRight: here + 1, ArrowDown: here + 1, ArrowLeft: here - 1, ArrowUp: here - 1, Home: 0, End: last }[event.key];
+    if (event.key === "Escape") this.choose([]);
+    else if (event.key === " " || event.key === "Enter") {
+      this.anchor = numbers[here];
+      this.choose([numbers[here]]);
+    } else if (to !== undefined) {
+      const word = numbers[Math.min(last, Math.max(0, to))];
+      this.options[word].focus();
+      if (!event.shiftKey) this.anchor = word;
+      this.choose(this.range(word, numbers));
+    } else return;
+    event.preventDefault();
+  }
+
+  makeTools(root) {
+    const tools = make(root, "div", { class: "tools" });
+    if (this.model.layers.length > 1) {
+      const label = make(tools, "label", {}, "Attention of ");
+      const select = make(label, "select");
+      make(select, "option", { value: "" }, "all guided layers");
+      this.model.layers.forEach((name, n) => make(select, "option", { value: n }, name));
+      select.addEventListener("change", () => {
+        this.layer = select.value === "" ? null : Number(select.value);
+        this.draw(this.chosen);
+      });
+    }
+    const words = this.model.words.flatMap((word, n) => (word.part === "answer" ? [n] : []));
+    if (words.length > 1) {
+      const button = make(tools, "button", { type: "button" }, "Word by word");
+      button.addEventListener("click", () => this.play(words));
+    }
+  }
+
+  /** Chooses the words in the order in which they came; whatever else is chosen stops it. */
+  play(words) {
+    let n = 0;
+    const next = () => {
+      if (n > 0 && this.chosen[0] !== words[n - 1]) return;
+      this.choose([words[n++]]);
+      if (n < words.length) setTimeout(next, 500);
+    };
+    next();
+  }
+
+  makePhrases(root) {
+    if (!this.model.phrases.length) return;
+    make(root, "p", { class: "part" }, "Phrases");
+    const chips = make(root, "div", { class: "tools" });
+    for (const phrase of this.model.phrases) {
+      const inside = phrase.inside === null ? "" : ` (${percent(phrase.inside)} inside)`;
+      const chip = make(chips, "button", { type: "button" }, phrase.text + inside);
+      chip.addEventListener("click", () => this.choose(phrase.words));
+    }
+  }
+
+  makeTable(root) {
+    const details = make(root, "details");
+    make(details, "summary", {}, "Where each word looks, in numbers");
+    const table = make(make(details, "div", { class: "table", tabindex: 0, role: "region", "aria-label": "Numbers" }), "table");
+    this.model.words.forEach((word, n) => {
+      const row = make(table, "tr");
+      make(row, "th", { scope: "row" }, word.text);
+      make(row, "td", {}, inNumbers(lookOf(this.model, [n], null), this.model.cells));
+    });
+  }
+
+  choose(words, isTold = false) {
+    this.chosen = words;
+    this.options.forEach((option, n) => option.setAttribute("aria-selected", String(words.includes(n))));
+    this.draw(words);
+    if (!isTold) this.tell(this, words.filter((n) => this.model.words[n].part === "question"));
+  }
+
+  draw(words) {
+    if (!words.length) {
+      this.canvas.getContext("2d").putImageData(this.plain, 0, 0);
+      this.canvas.setAttribute("aria-label", "the picture");
+      this.said.textContent = "Point at a word, click it, or drag over several, to see where they look.";
+      return;
+    }
+    const look = lookOf(this.model, words, this.layer);
+    paint(this.canvas, this.gray, look, this.model.cells, this.data);
+    const text = words.map((n) => this.model.words[n].text).join(" ");
+    this.said.textContent = `“${text}”: ${inNumbers(look, this.model.cells)}.`;
+    this.canvas.setAttribute("aria-label", `the picture, and where “${text}” looks`);
+  }
+}
+
+async function showAnswers(parent, data) {
+  data = { ...data, colors: bytesOf(data.colors) };
+  // Whatever the maps' bytes mean: 0 is nothing, and each 16 of the others are a doubling.
+  const values = Float32Array.from({ length: 256 }, (_, byte) => (byte ? 2 ** ((byte - 1) / 16 - 6) : 0));
+  const image = new Image();
+  image.src = data.picture;
+  await image.decode();
+  const answers = [];
+  const tell = (from, words) => answers.filter((other) => other !== from).forEach((other) => other.choose(words, true));
+  for (const model of data.models) {
+    model.maps = await inflate(bytesOf(model.maps));
+    answers.push(new Answer(parent, { ...model, values }, image, data, tell));
+  }
+}

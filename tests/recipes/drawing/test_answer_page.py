@@ -1,0 +1,272 @@
+# Copyright 2026 The AGE-VLM authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The page whose words can be pointed at, in a browser."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from testing_utils import picture
+
+from recipes.answering.words import LookingAnswer, LookingPhrase, LookingWord
+from recipes.drawing.answer_page import answer_page, as_bytes
+from recipes.drawing.attention import colored
+
+
+QUESTION, ANSWER = "Is there a red cup?", "Yes, a red cup."
+LAYERS = ["layer 1", "layer 3"]
+
+
+def looking(name: str = "", answer: str = ANSWER, seed: int = 0, cells: tuple[int, int] = (4, 6)) -> LookingAnswer:
+    """Words of which each looks elsewhere."""
+    rng, words = np.random.default_rng(seed), []
+    for part, text in (("question", QUESTION), ("answer", answer)):
+        for word in text.split():
+            maps = rng.dirichlet(np.full(cells[0] * cells[1], 0.1), size=len(LAYERS)).reshape(-1, *cells)
+            on_nothing = rng.random(len(LAYERS))
+            maps = (maps * (1 - on_nothing[:, None, None])).astype(np.float32)
+            words.append(LookingWord(word, " ", part, maps, on_nothing))
+    phrases = [LookingPhrase("red cup", [3, 4, 7, 8], 0.756), LookingPhrase("cup", [4, 8])]
+    return LookingAnswer(name, LAYERS, words, phrases if answer == ANSWER else [])
+
+
+class Page:
+    """A page in the browser, which has asked for nothing and complained of nothing by the end."""
+
+    def __init__(self, browser: Any, path: Path, **context: Any) -> None:
+        self.context = browser.new_context(**{"viewport": {"width": 1200, "height": 900}, **context})
+        self.page, self.complaints, self.requests = self.context.new_page(), [], []
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("console", lambda message: self.complaints.append(message.text))
+        self.page.on("request", lambda request: self.requests.append(request.url[:40]))
+        self.page.goto(path.as_uri())
+        self.page.wait_for_selector("details")
+
+    def word(self, number: int, model: int = 0) -> Any:
+        return self.page.locator("article").nth(model).locator(f'[data-word="{number}"]')
+
+    def chosen(self, model: int = 0) -> list[str]:
+        return self.page.locator("article").nth(model).locator('[aria-selected="true"]').all_inner_texts()
+
+    def said(self, model: int = 0) -> str:
+        return self.page.locator("output").nth(model).inner_text()
+
+    def pixels(self, model: int = 0) -> np.ndarray:
+        """The picture as it is painted, `(height, width, 3)`."""
+        script = "c => [c.height, c.width, ...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]"
+        height, width, *values = self.page.locator("canvas.picture").nth(model).evaluate(script)
+        return np.array(values).reshape(height, width, 4)[..., :3]
+
+    def faults(self) -> list[str]:
+        """Serious ones of accessibility."""
+        found = Axe().run(self.page).response["violations"]
+        return [
+            f"{fault['id']}: {fault['nodes'][0]['html']}"
+            for fault in found
+            if fault["impact"] in ("serious", "critical")
+        ]
+
+
+@pytest.fixture
+def shown(browser: Any, tmp_path: Path) -> Iterator[Any]:
+    pages = []
+
+    def show(*answers: LookingAnswer, image: PIL.Image.Image | None = None, **context: Any) -> Page:
+        path = tmp_path / "answer.html"
+        path.write_text(answer_page(image or picture(40, 60), answers), encoding="utf-8")
+        pages.append(Page(browser, path, **context))
+        return pages[-1]
+
+    yield show
+    for page in pages:
+        assert page.complaints == [] and {url.split(":")[0] for url in page.requests} <= {"file", "data", "blob"}
+        page.context.close()
+
+
+def mean_map(answer: LookingAnswer, words: list[int], layers: list[int]) -> tuple[np.ndarray, float]:
+    chosen = [answer.words[n] for n in words]
+    maps = np.mean([word.maps[layers] for word in chosen], axis=(0, 1))
+    return maps, np.mean([word.on_nothing[layers] for word in chosen])
+
+
+def assert_painted(found: np.ndarray, plain: np.ndarray, attention: np.ndarray) -> None:
+    """As the other drawings do, but for bytes, which are 4% of a value."""
+    height, width = plain.shape[:2]
+    density = PIL.Image.fromarray(attention.astype(np.float32) * attention.size).resize(
+        (width, height), PIL.Image.Resampling.BILINEAR
+    )
+    overlay = colored(np.asarray(density) / (height * width))
+    gray = (plain @ [0.299, 0.587, 0.114])[..., None]
+    expected = (1 - overlay[..., 3:]) * gray + overlay[..., 3:] * 255 * overlay[..., :3]
+    off = np.abs(found - expected)
+    assert off.max() < 20 and off.mean() < 2
+
+
+def test_a_byte_is_a_sixteenth_of_a_doubling():
+    values = np.array([0, 1e-9, 1 / 64, 1, 2, 2 ** (1 / 16), 32, 1e9])
+    assert as_bytes(values).tolist() == [0, 0, 1, 97, 113, 98, 177, 255]
+
+
+@pytest.mark.parametrize("size", [(40, 60), (500, 300)])
+def test_pointing_at_words_shows_where_they_look(shown, size: tuple[int, int]):
+    """As drawings do, in picture and in numbers: a click, several words, one layer, and what only hovers."""
+    answer = looking()
+    page = shown(answer, image=picture(*size))
+    plain = page.pixels()
+    assert plain.shape[:2] == ((40, 60) if size == (40, 60) else (480, 288))
+    assert page.said().startswith("Point at a word")
+
+    def check(words: list[int], layers: list[int]) -> None:
+        attention, on_nothing = mean_map(answer, words, layers)
+        assert_painted(page.pixels(), plain, attention)
+        said = " ".join(answer.words[n].text for n in words)
+        assert page.said().startswith(f"\u201c{said}\u201d: {on_nothing:.0%} on nothing, half of the rest in ")
+
+    page.word(4).hover()
+    check([4], [0, 1])
+    assert page.chosen() == []
+    page.word(3).click()
+    check([3], [0, 1])
+    page.page.locator("h1").hover()
+    check([3], [0, 1])
+    assert page.chosen() == ["red"]
+    page.page.get_by_label("Attention of").select_option("layer 3")
+    check([3], [1])
+    page.page.get_by_role("button", name="red cup (76% inside)").click()
+    check([3, 4, 7, 8], [1])
+    assert page.chosen() == ["red", "cup?", "red", "cup."]
+
+
+def test_dragging_over_words_chooses_them(shown):
+    page = shown(looking())
+    for first, last, words in ((2, 4, ["a", "red", "cup?"]), (8, 7, ["red", "cup."])):
+        start, end = page.word(first).bounding_box(), page.word(last).bounding_box()
+        page.page.mouse.move(start["x"] + 2, start["y"] + 5)
+        page.page.mouse.down()
+        page.page.mouse.move(end["x"] + 4, end["y"] + 5, steps=5)
+        page.page.mouse.up()
+        page.page.mouse.move(5, 5)
+        assert page.chosen() == words
+    page.word(5).click()
+    page.word(7).click(modifiers=["Shift"])
+    assert page.chosen() == ["Yes,", "a", "red"]
+
+
+def test_the_keyboard_goes_from_word_to_word(shown):
+    page = shown(looking())
+    keys = page.page.keyboard
+    keys.press("Tab")
+    for key, words in (
+        ("Enter", ["Is"]),
+        ("ArrowRight", ["there"]),
+        ("Shift+ArrowRight", ["there", "a"]),
+        ("Shift+ArrowDown", ["there", "a", "red"]),
+        ("ArrowLeft", ["a"]),
+        ("End", ["cup?"]),
+        ("ArrowRight", ["cup?"]),
+        ("Escape", []),
+    ):
+        keys.press(key)
+        assert page.chosen() == words
+    assert page.said().startswith("Point at a word")
+    keys.press("Tab")  # a list is one stop
+    keys.press("ArrowRight")
+    assert page.chosen() == ["a"] and page.page.evaluate("document.activeElement.dataset.word") == "6"
+
+
+def test_word_by_word_plays_the_answer(shown):
+    page = shown(looking())
+    page.page.get_by_role("button", name="Word by word").click()
+    seen = [page.chosen()]
+    while seen[-1] != ["cup."]:
+        page.page.wait_for_function(
+            "w => document.querySelector('[aria-selected=true]').textContent !== w", arg=seen[-1][0]
+        )
+        seen.append(page.chosen())
+    assert seen == [["Yes,"], ["a"], ["red"], ["cup."]]
+
+
+def test_two_models_side_by_side(shown):
+    """The question's words are chosen in both, an answer's in its own."""
+    answers = looking("guided"), looking("not guided", "No.", seed=1)
+    page = shown(*answers)
+    plain = page.pixels(1)
+    assert page.page.locator("h2").all_inner_texts() == ["guided", "not guided"]
+    left, right = (page.page.locator("article").nth(n).bounding_box() for n in (0, 1))
+    assert left["y"] == right["y"] and left["x"] + left["width"] <= right["x"]
+    page.word(4).click()
+    assert page.chosen() == page.chosen(1) == ["cup?"]
+    assert_painted(page.pixels(1), plain, mean_map(answers[1], [4], [0, 1])[0])
+    page.word(5, 1).click()
+    assert (page.chosen(), page.chosen(1)) == ([], ["No."])
+
+
+def test_words_stay_words(shown):
+    """Whatever a model or whoever asks says, or what a checkpoint is called: nothing of it runs or becomes markup."""
+    evil = '</script><script>document.title="run"</script><img src=x onerror=alert(1)><b>\u2028{{ 7*7 }}'
+    answer = looking(evil, evil)
+    answer = answer._replace(phrases=[LookingPhrase(evil, [5])], layers=[evil, "layer 3"])
+    answer = answer._replace(words=[answer.words[0]._replace(text=evil, space=evil), *answer.words[1:]])
+    page = shown(answer)
+    page.word(0).click()
+    assert page.page.title().startswith(evil[:30]) and page.page.locator("b, img").count() == 0
+    assert page.page.locator("h2").inner_text() == evil.replace("\u2028", "\u2028")
+    assert page.page.locator("script").count() == 2
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1200])
+def test_everybody_can_use_it(shown, scheme: str, width: int):
+    """axe finds nothing serious, chosen or not; nothing runs over the edge of a phone; the numbers are there as text."""
+    answers = looking("a", seed=1), looking("b", "")
+    page = shown(*answers, color_scheme=scheme, viewport={"width": width, "height": 800})
+    assert page.faults() == []
+    page.word(1).click()
+    page.page.locator("summary").first.click()
+    assert page.faults() == []
+    assert page.page.evaluate("document.documentElement.scrollWidth") <= width
+    rows = page.page.locator("article").first.locator("tr")
+    assert rows.count() == 9
+    assert (
+        rows.nth(1).inner_text().startswith(f"there\t{mean_map(answers[0], [1], [0, 1])[1]:.0%} on nothing, half of")
+    )
+
+
+def test_touching_a_word_shows_it(shown):
+    page = shown(looking(), has_touch=True, viewport={"width": 360, "height": 800})
+    page.word(3).tap()
+    assert page.chosen() == ["red"]
+
+
+def test_it_is_small():
+    """An answer of fifty words of a real model, of 24 x 24 visual tokens and 8 layers: 400 KB beside the picture."""
+    many = looking("", " ".join(["word"] * 50), cells=(24, 24))
+    many = many._replace(
+        layers=[f"layer {n}" for n in range(8)],
+        words=[
+            word._replace(
+                maps=np.tile(word.maps, (4, 1, 1)) * np.random.default_rng(n).uniform(0.5, 2, (8, 24, 24)),
+                on_nothing=np.tile(word.on_nothing, 4),
+            )
+            for n, word in enumerate(many.words)
+        ],
+    )
+    page = answer_page(picture(400, 600), [many])
+    data = json.loads(page.split('<script type="application/json">')[1].split("</script>")[0])
+    assert len(page.encode()) - len(data["picture"]) < 400_000
