@@ -8,13 +8,18 @@ LOCK := requirements.lock
 NEWEST := .venv-newest
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo ask scenes-model claim test test-newest lock test-slow test-eval test-upstream fuzz mutants style check
+.PHONY: demo ask app scenes-model claim test test-newest lock test-slow test-eval test-app test-upstream fuzz mutants style check
 
 demo: $(INSTALLED)
 	$(BIN)/python recipes/demo.py $(ARGS)
 
 ask: $(INSTALLED)
 	$(BIN)/python recipes/ask.py --image "$(IMAGE)" --question "$(Q)" $(ARGS)
+
+# A picture, a question, and where the words look, in a browser. Brings Gradio.
+app: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[app]"
+	$(BIN)/python recipes/app.py $(ARGS)
 
 # The checkpoint that `make ask` uses, and its twin without guidance: about two hours on two CPU cores.
 scenes-model: $(INSTALLED)
@@ -47,6 +52,11 @@ test-slow: $(INSTALLED)
 test-eval: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[eval]"
 	$(BIN)/python -m pytest -q tests/recipes/evaluation $(ARGS)
+
+# Installs Gradio and runs the app's tests, in Chromium where there is one. `make test` skips those that need it.
+test-app: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[app]"
+	$(BIN)/python -m pytest -q tests/recipes/space $(ARGS)
 
 # transformers' own common test suites, in the installed version. Its source distribution lacks the generation and export
 # suites: CHECKOUT=path/to/a/checkout takes them all from there.
