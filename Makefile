@@ -8,7 +8,7 @@ LOCK := requirements.lock
 NEWEST := .venv-newest
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo ask app scenes-model claim test test-newest lock test-slow test-eval test-app test-upstream fuzz mutants style check
+.PHONY: demo ask app scenes-model claim test test-newest lock test-slow test-eval test-app test-upstream fuzz mutants notebooks style check
 
 demo: $(INSTALLED)
 	$(BIN)/python recipes/demo.py $(ARGS)
@@ -68,6 +68,10 @@ test-upstream: $(INSTALLED)
 fuzz: SECONDS := 300
 fuzz: $(INSTALLED)
 	PYTHONPATH=.:tests $(BIN)/python -m fuzz --seconds $(SECONDS) $(SEED:%=--seed %) $(KIND:%=--kind %) $(INPUT:%=--input %) $(ARGS)
+
+# Runs the notebooks and keeps their outputs.
+notebooks: $(INSTALLED)
+	$(BIN)/python notebooks/run.py $(ARGS)
 
 # Plants one bug at a time and shows that the tests turn red.
 mutants: $(INSTALLED)

@@ -13,7 +13,6 @@
 # limitations under the License.
 """The app in a browser: a picture, a question, the answer word by word, and where its words look."""
 
-import html
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from modeling_agevlm.image_reading_agevlm import read_image
 from recipes.answering.checkpoint import load_checkpoint, short_names
 from recipes.answering.speech import Speech
 from recipes.answering.words import look_of_words
-from recipes.drawing.answer_page import answer_page
+from recipes.drawing.answer_page import answer_page, framed
 
 
 NOBODY = "none"
@@ -32,14 +31,6 @@ LONGEST_QUESTION = 2000  # characters
 HEAD = """# Ask a picture, and see where the words look
 
 The answer comes word by word. Then point at a word of the question or of the answer, click it, or drag over several."""
-
-
-def framed(page: str) -> str:
-    """A page within another, of which it can reach nothing."""
-    return (
-        '<iframe title="Where the words look" sandbox="allow-scripts" style="width: 100%; height: 60rem; border: 0" '
-        f'srcdoc="{html.escape(page)}"></iframe>'
-    )
 
 
 class Asking:
