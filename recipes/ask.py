@@ -73,7 +73,7 @@ def main() -> None:
 
         from modeling_agevlm.image_reading_agevlm import read_image
         from recipes.answering.answers import ask
-        from recipes.answering.attention import split_sink
+        from recipes.answering.attention import first_picture
         from recipes.answering.checkpoint import load_checkpoint, short_names
         from recipes.answering.phrases import find_queries, guess_phrases
         from recipes.answering.words import look_of_words
@@ -105,7 +105,7 @@ def main() -> None:
             page = answer_page(
                 picture,
                 [
-                    look_of_words(*checkpoint, inputs, length, args.question, sizes[0], title, given)
+                    look_of_words(*checkpoint, inputs, length, picture, args.question, title, given)
                     for checkpoint, (_, inputs, length), title in zip(checkpoints, asked, titles, strict=True)
                 ],
             )
@@ -118,10 +118,7 @@ def main() -> None:
         outputs = model(**inputs, query_masks=torch.stack(list(masks.values()))[None])
     maps = processor.post_process_grounding(outputs, sizes)[0][0].numpy()
     smooth = dict(zip(masks, processor.post_process_grounding(outputs, sizes, smooth=True)[0][0].numpy(), strict=True))
-    size, patch_size = processor.image_processor.size, processor.image_processor.patch_size
-    height, width = size.height // patch_size, size.width // patch_size
-    cells, sink = (part[0].numpy() for part in split_sink(outputs.grounding_maps, height * width))
-    cells = cells.reshape(*cells.shape[:-1], height, width)
+    cells, sink = (part[0].numpy() for part in first_picture(model, processor, outputs.grounding_maps))
     on_nothing = dict(zip(masks, sink.mean(axis=-1).tolist(), strict=True))
     arrays = dict(zip(masks, maps, strict=True)) | {f"cells of {name}": cells[n] for n, name in enumerate(masks)}
     if model.config.text_config.attention_sink:
@@ -138,7 +135,7 @@ def main() -> None:
             with appearing(args.html) as aside:
                 aside.write_text(page, encoding="utf-8", errors="replace")
     except OSError as error:
-        sys.exit(f"error: {args.out} cannot be written ({error}).")
+        sys.exit(f"error: {error.filename or args.out} cannot be written ({error.strerror or error}).")
     written = [args.out, args.out.with_suffix(".npz"), *([] if args.html is None else [args.html])]
     print(f"where it looked: {', '.join(map(str, written))}")
 

@@ -51,6 +51,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.beside is not None and args.space is None:
         sys.exit("error: `--beside` is for the app: say with `--space` where to put it.")
+    if args.space is not None and args.revision is not None:
+        sys.exit("error: the Space asks the main branch: push it there, without `--revision`, or leave `--space` out.")
     if args.space is not None and importlib.util.find_spec("gradio") is None:
         sys.exit(
             'error: the Space names the version of Gradio that is here, and there is none: `pip install -e ".[app]"`.'
@@ -83,6 +85,8 @@ def main() -> None:
         models = [args.repo_id] if args.beside is None else [args.repo_id, args.beside]
         try:
             print(push_space(args.space, models, args.private).commit_url)
+            if args.private:
+                print(f"{args.space} needs a token that may read the private model: set it as its secret `HF_TOKEN`.")
         except (ValueError, OSError, httpx.HTTPError) as error:
             sys.exit(f"The app was not pushed: {error}")
     record = read_record(args.checkpoint)

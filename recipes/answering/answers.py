@@ -28,8 +28,8 @@ def one_question(question: str, image: PIL.Image.Image) -> Chat:
     return [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": question}]}]
 
 
-def prompts(processor: ProcessorMixin, chats: list[Chat]) -> BatchFeature:
-    """What a vision-language model takes to answer chats, padded on the left."""
+def prompts(processor: ProcessorMixin, chats: list[Chat], **arguments: Any) -> BatchFeature:
+    """What a vision-language model takes to answer chats, padded on the left; `arguments` are more of `apply_chat_template`."""
     return processor.apply_chat_template(
         chats,
         add_generation_prompt=True,
@@ -37,6 +37,7 @@ def prompts(processor: ProcessorMixin, chats: list[Chat]) -> BatchFeature:
         return_dict=True,
         return_tensors="pt",
         processor_kwargs={"padding": True, "padding_side": "left"},
+        **arguments,
     )
 
 
@@ -62,11 +63,30 @@ def answer(
     return processor.batch_decode(generate(model, inputs, max_new_tokens=max_new_tokens), skip_special_tokens=True)
 
 
+def prompt(
+    model: PreTrainedModel, processor: ProcessorMixin, image: PIL.Image.Image, question: str, max_new_tokens: int
+) -> BatchFeature:
+    """
+    What an AGE-VLM takes to answer a question, where it runs. Whatever the question says is words, and no control token.
+
+    Raises:
+        ValueError: If it is longer, with its answer, than what the model was built for.
+    """
+    inputs = prompts(processor, [one_question(question, image)], sanitize_control_tokens=True)
+    most, length = model.config.get_text_config().max_position_embeddings, inputs["input_ids"].shape[1]
+    if length + max_new_tokens > most:
+        raise ValueError(
+            f"The question has {length} tokens with all that stands around it. With an answer of up to {max_new_tokens} that is "
+            f"more than the {most} that the model reads: ask in fewer words, or for a shorter answer."
+        )
+    return inputs.to(model.device, dtype=model.dtype)
+
+
 def ask(
     model: PreTrainedModel, processor: ProcessorMixin, image: PIL.Image.Image, question: str, max_new_tokens: int
 ) -> tuple[str, dict[str, torch.Tensor], int]:
     """The greedy answer; the model's inputs with the answer's words after the prompt; and the prompt's length in tokens."""
-    inputs = prompts(processor, [one_question(question, image)]).to(model.device, dtype=model.dtype)
+    inputs = prompt(model, processor, image, question, max_new_tokens)
     return with_answer(processor, inputs, generate(model, inputs, max_new_tokens=max_new_tokens))
 
 
@@ -74,8 +94,8 @@ def with_answer(
     processor: ProcessorMixin, inputs: BatchFeature, new: torch.LongTensor
 ) -> tuple[str, dict[str, torch.Tensor], int]:
     """As [`ask`], for the tokens `(1, num_new_tokens)` that were written after a prompt."""
-    prompt = inputs["input_ids"]
+    prompted = inputs["input_ids"]
     words = new[~torch.isin(new, new.new_tensor(processor.tokenizer.all_special_ids))]  # without the end of turn
-    input_ids = torch.cat([prompt, words[None]], dim=1)
+    input_ids = torch.cat([prompted, words[None]], dim=1)
     inputs = {**inputs, "input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
-    return processor.decode(words).strip(), inputs, prompt.shape[1]
+    return processor.decode(words).strip(), inputs, prompted.shape[1]

@@ -29,7 +29,7 @@ class Look(NamedTuple):
     """Where a phrase of a prompt looks, by the mean of the guided layers."""
 
     map: torch.Tensor
-    """Its attention on the prompt's first picture: `(height, width)`."""
+    """Its attention on the prompt's first picture, at [`map_size`]: `(height, width)`."""
     on_nothing: float
     """The share of it that lies on the model's sink, 0 without one."""
 
@@ -50,16 +50,32 @@ def look_of_phrases(
         processor ([`AgeVlmProcessor`]): Its processor.
         inputs (`Mapping`): The prompts.
         phrases (`Sequence[str]`): Of each prompt one.
-        sizes (`Sequence[tuple[int, int]]`): Of each prompt's first picture, over which its attention is told, in any resolution.
+        sizes (`Sequence[tuple[int, int]]`): `(height, width)` of each prompt's first picture.
     """
     query_masks = processor.get_query_masks(inputs["input_ids"], [[phrase] for phrase in phrases])
     outputs = model.model(**inputs, query_masks=query_masks)
-    shares = torch.zeros(len(phrases))
-    if model.config.text_config.attention_sink:
-        shares = torch.stack([layer_map[:, 0, -1].cpu() for layer_map in outputs.grounding_maps]).mean(dim=0)
-    maps = processor.post_process_grounding(outputs, list(sizes))
-    # rounding can take a mean of ones above 1
-    return [Look(of_row[0][0], share) for of_row, share in zip(maps, shares.clamp(max=1).tolist(), strict=True)]
+    cells, sink = first_picture(model, processor, outputs.grounding_maps)
+    shares = sink[:, 0].mean(dim=-1).tolist()
+    maps = [
+        processor.image_processor.cells_to_pixels(of_row, *size, resolution=map_size(*size))
+        for of_row, size in zip(cells[:, 0].mean(dim=1), sizes, strict=True)
+    ]
+    return [Look(*look) for look in zip(maps, shares, strict=True)]
+
+
+def first_picture(
+    model: PreTrainedModel, processor: ProcessorMixin, grounding_maps: Sequence[torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Of a model's `grounding_maps`, on the CPU, those over the first picture of each row, `(B, K, L, h, w)`, and what lies on the
+    model's sink, 0 without one, `(B, K, L)`.
+    """
+    size, side = processor.image_processor.size, processor.image_processor.patch_size
+    height, width = size.height // side, size.width // side
+    maps = torch.stack([layer_map.cpu() for layer_map in grounding_maps], dim=2)  # layers may lie on several devices
+    sink = maps[..., -1] if model.config.text_config.attention_sink else torch.zeros(maps.shape[:-1])
+    # rounding can take a share above 1
+    return maps[..., : height * width].unflatten(-1, (height, width)), sink.clamp(max=1)
 
 
 def split_sink(grounding_maps: Sequence[torch.Tensor], num_cells: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -13,8 +13,7 @@
 # limitations under the License.
 """The phrases of a question and its answer, and their tokens."""
 
-import re
-
+import regex
 import torch
 from transformers import ProcessorMixin
 
@@ -43,7 +42,7 @@ FUNCTION_WORDS = frozenset(
 def guess_phrases(text: str) -> list[str]:
     """The longest runs of words that may name something and have only spaces in between, each once."""
     phrases, end = [], None
-    for word in re.finditer(r"\w+(?:['\u2019-]\w+)*", text):
+    for word in regex.finditer(r"\w+(?:['\u2019-]\w+)*", text):
         if word[0].lower().replace("\u2019", "'") in FUNCTION_WORDS:
             end = None
             continue

@@ -24,7 +24,7 @@ import torch
 from transformers import PreTrainedModel, ProcessorMixin, TextIteratorStreamer
 from transformers.generation import StoppingCriteria
 
-from recipes.answering.answers import generate, one_question, prompts, with_answer
+from recipes.answering.answers import generate, prompt, with_answer
 
 
 class Speech(StoppingCriteria):
@@ -48,7 +48,7 @@ class Speech(StoppingCriteria):
         max_new_tokens: int,
     ) -> None:
         self.processor = processor
-        self.inputs = prompts(processor, [one_question(question, image)]).to(model.device, dtype=model.dtype)
+        self.inputs = prompt(model, processor, image, question, max_new_tokens)
         self._is_stopped = threading.Event()
         # Its own: tokenizers cannot decode in one thread while another sets them up to encode.
         tokenizer = copy.deepcopy(processor.tokenizer)

@@ -13,17 +13,19 @@
 # limitations under the License.
 """Where every word of a question and its answer looks."""
 
-import re
 from collections.abc import Mapping
 from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
+import PIL.Image
+import regex
 import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
+from modeling_agevlm.image_reading_agevlm import read_image
 from modeling_agevlm.processing_agevlm import find_words, is_word_edge
-from recipes.answering.attention import map_size, split_sink
+from recipes.answering.attention import first_picture, map_size
 from recipes.answering.phrases import guess_phrases
 
 
@@ -67,9 +69,11 @@ def split_words(text: str) -> list[tuple[int, int]]:
     between words each letter is one.
     """
     spans = []
-    for word in re.finditer(r"\S+", text):
-        cuts = [n for n in range(word.start() + 1, word.end()) if text[n - 1].isalnum() and text[n].isalnum()]
-        cuts = [n for n in cuts if is_word_edge(text, n)]
+    for word in regex.finditer(r"\S+", text):
+        pairs = regex.finditer(
+            r"\w(?=[\w--\p{M}--\p{Hangul}])", text, regex.V1, word.start(), word.end(), overlapped=True
+        )
+        cuts = [pair.end() for pair in pairs if is_word_edge(text, pair.end())]
         spans += pairwise([word.start(), *cuts, word.end()])
     return spans
 
@@ -87,8 +91,8 @@ def look_of_words(
     processor: ProcessorMixin,
     inputs: Mapping[str, torch.Tensor],
     prompt_length: int,
+    picture: PIL.Image.Image,
     question: str,
-    size: tuple[int, int],
     name: str = "",
     phrases: Mapping[str, np.ndarray | None] | None = None,
 ) -> LookingAnswer:
@@ -100,8 +104,8 @@ def look_of_words(
         processor ([`AgeVlmProcessor`]): Its processor.
         inputs (`Mapping`): Of one row, with the answer's tokens behind the prompt, as [`ask`] returns them.
         prompt_length (`int`): Tokens of the prompt.
+        picture (`PIL.Image.Image`): The row's first picture.
         question (`str`): As it stands in the prompt after the picture.
-        size (`tuple[int, int]`): `(height, width)` of the row's first picture.
         name (`str`, *optional*): The model's, to be shown.
         phrases (`Mapping[str, np.ndarray | None]`, *optional*): Phrases, each with the boolean mask `(height, width)` of
             what it names in the picture, if that is known. Those that do not stand there are left out. Guessed by default.
@@ -120,7 +124,9 @@ def look_of_words(
         places += [(part, start + first, start + last) for first, last in split_words(text[start:end])]
     queries = torch.zeros(len(places), len(spans), dtype=torch.bool)
     for query, (_, first, last) in zip(queries, places, strict=True):
-        letters = re.search(r"\w(.*\w)?", text[first:last])  # punctuation is shown with a word, but looks for itself
+        letters = regex.search(
+            r"\w(.*\w)?", text[first:last]
+        )  # punctuation is shown with a word, but looks for itself
         left, right = letters.span() if letters else (0, last - first)
         query[:] = torch.tensor([s < first + right and e > first + left for s, e in spans])
 
@@ -135,23 +141,18 @@ def look_of_words(
 
     queries = torch.stack([*queries, *(queries[words].any(dim=0) for words in named.values())])
 
+    width, height = read_image(picture).size
     outputs = model(**inputs, query_masks=queries[None].to(model.device))
-    image_processor = processor.image_processor
-    side = image_processor.patch_size
-    num_cells = image_processor.size.height // side * (image_processor.size.width // side)
-    sink = split_sink(outputs.grounding_maps, num_cells)[1][0].clamp(max=1).numpy()  # rounding can go above 1
-    layers = [
-        processor.post_process_grounding(outputs, [map_size(*size)], layers=[n], smooth=True)[0][0].numpy()
-        for n in range(len(outputs.grounding_maps))
-    ]
+    cells, sink = (part[0] for part in first_picture(model, processor, outputs.grounding_maps))
+    maps = processor.image_processor.cells_to_pixels(cells, height, width, True, map_size(height, width)).numpy()
     words = []
     for n, (part, first, last) in enumerate(places):
         next_part, start, _ = places[n + 1] if n + 1 < len(places) else ("", last, last)
         space = text[last:start] if next_part == part else ""
-        words.append(LookingWord(text[first:last], space, part, np.stack([maps[n] for maps in layers]), sink[n]))
+        words.append(LookingWord(text[first:last], space, part, maps[n], sink[n].numpy()))
     looks = [LookingPhrase(phrase, of_words, None) for phrase, of_words in named.items()]
     if any(phrases[phrase] is not None for phrase in named):
-        exact = processor.post_process_grounding(outputs, [size])[0][0][len(places) :].numpy()
+        exact = processor.post_process_grounding(outputs, [(height, width)])[0][0][len(places) :].numpy()
         looks = [
             look._replace(inside=float(attention[mask].sum())) if (mask := phrases[look.text]) is not None else look
             for look, attention in zip(looks, exact, strict=True)

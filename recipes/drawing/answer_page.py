@@ -26,8 +26,9 @@ import jinja2
 import numpy as np
 import PIL.Image
 
+from modeling_agevlm.image_reading_agevlm import read_image
 from recipes.answering.words import LookingAnswer
-from recipes.drawing.attention import COLORS, LONGEST_SIDE, MOST
+from recipes.drawing.attention import COLORS, LONGEST_SIDE, MOST, seen
 from recipes.drawing.page import data_url
 
 
@@ -47,7 +48,7 @@ def base64_of(array: bytes | np.ndarray) -> str:
 
 def answer_data(picture: PIL.Image.Image, answers: Sequence[LookingAnswer]) -> dict[str, Any]:
     """What `showAnswers` of answer.js takes."""
-    picture = picture.copy()
+    picture = read_image(picture).copy()  # as the model gets it
     picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
     models = []
     for answer in answers:
@@ -63,7 +64,8 @@ def answer_data(picture: PIL.Image.Image, answers: Sequence[LookingAnswer]) -> d
                 "words": words,
                 "phrases": [phrase._asdict() for phrase in answer.phrases],
                 "cells": maps.shape[2:],
-                "maps": base64_of(zlib.compress(as_bytes(maps * maps[0, 0].size).tobytes(), level=9)),
+                "seen": int(seen(maps)),
+                "maps": base64_of(zlib.compress(as_bytes(maps * seen(maps)).tobytes(), level=9)),
             }
         )
     colors = (255 * COLORS).round().astype(np.uint8)
@@ -79,7 +81,7 @@ def answer_page(picture: PIL.Image.Image, answers: Sequence[LookingAnswer]) -> s
     The page, one file that needs nothing else:
 
         answer, inputs, prompt_length = ask(model, processor, picture, question, max_new_tokens=64)
-        look = look_of_words(model, processor, inputs, prompt_length, question, (picture.height, picture.width))
+        look = look_of_words(model, processor, inputs, prompt_length, picture, question)
         Path("answer.html").write_text(answer_page(picture, [look]), encoding="utf-8")
 
     Its words are words, whatever they are, and it forbids all scripts but its
@@ -105,9 +107,10 @@ def answer_page(picture: PIL.Image.Image, answers: Sequence[LookingAnswer]) -> s
     )
 
 
-def framed(page: str) -> str:
-    """A page within another, of which it can reach nothing."""
+def framed(page: str, num_answers: int = 1) -> str:
+    """A page within another, of which it can reach nothing. Several answers stand one below the other where it is narrow."""
     return (
-        '<iframe title="Where the words look" sandbox="allow-scripts" style="width: 100%; height: 60rem; border: 0" '
-        f'srcdoc="{html.escape(page)}"></iframe>'
+        "<style>.looks { width: 100%; height: 60rem; border: 0; } "
+        f"@media (max-width: 48rem) {{ .looks {{ height: {60 * num_answers}rem; }} }}</style>"
+        f'<iframe class="looks" title="Where the words look" sandbox="allow-scripts" srcdoc="{html.escape(page)}"></iframe>'
     )

@@ -38,22 +38,30 @@ COLORS = plt.get_cmap("plasma")(np.linspace(0.2, 1, 256))
 COLORS[:, 3] = 0.8 * np.linspace(0, 1, 256) ** 0.6
 
 
-def colored(attention: np.ndarray) -> np.ndarray:
-    """
-    Attention over all of a picture, `(height, width)` in any resolution, which sums to 1 or, with a sink, to what is left,
-    as colors to lay over the picture: `(height, width, 4)`.
-    """
+def seen(attention: np.ndarray) -> int:
+    """In how many of its places attention over a picture, `(..., height, width)`, can lie: not in what was cropped off."""
+    return (
+        attention.any(axis=tuple(range(attention.ndim - 1))).sum()
+        * attention.any(axis=-1).any(axis=tuple(range(attention.ndim - 2))).sum()
+    )
+
+
+def colored(multiples: np.ndarray) -> np.ndarray:
+    """Multiples of even attention, `(height, width)`, as colors to lay over a picture: `(height, width, 4)`."""
     with np.errstate(divide="ignore"):
-        steps = np.log2(attention * attention.size) / math.log2(MOST)
+        steps = np.log2(multiples) / math.log2(MOST)
     return COLORS[(255 * steps.clip(0, 1)).round().astype(int)]
 
 
 def in_numbers(attention: np.ndarray, on_nothing: float = 0.0) -> str:
-    """In how little of the picture half of the attention lies, and before it what lies on a model's sink, if it has one."""
+    """
+    In how little of what the model sees of the picture half of the attention lies, and before it what lies on a model's sink, if
+    it has one.
+    """
     falling = np.sort(attention, axis=None)[::-1].cumsum(dtype=float)
     if not falling[-1]:
         return f"{on_nothing:.0%} on nothing"
-    share = f"{(np.searchsorted(falling, falling[-1] * (1 - 1e-6) / 2) + 1) / attention.size:.0%}"
+    share = f"{(np.searchsorted(falling, falling[-1] * (1 - 1e-6) / 2) + 1) / seen(attention):.0%}"
     return (
         f"{on_nothing:.0%} on nothing, half the rest in {share}"
         if on_nothing
@@ -68,15 +76,15 @@ def draw_attention(axes: plt.Axes, picture: PIL.Image.Image, attention: np.ndarr
     Args:
         axes (`plt.Axes`): Where to draw.
         picture (`PIL.Image.Image`): The picture.
-        attention (`np.ndarray`): Attention over all of the picture as in [`colored`]. Between cells it goes over smoothly.
+        attention (`np.ndarray`): Attention over all of the picture, `(height, width)` in any resolution, which sums to 1 or,
+            with a sink, to what is left. It is drawn smoothly.
     """
     extent = (0, picture.width, picture.height, 0)
     shown = picture.copy()
     shown.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
     axes.imshow(shown.convert("L").convert("RGB"), extent=extent)
-    density = PIL.Image.fromarray(np.asarray(attention, dtype=np.float32) * attention.size)
-    density = np.asarray(density.resize(shown.size, PIL.Image.Resampling.BILINEAR))
-    axes.imshow(colored(density / density.size), extent=extent)
+    multiples = PIL.Image.fromarray(np.asarray(attention, dtype=np.float32) * seen(attention))
+    axes.imshow(colored(np.asarray(multiples.resize(shown.size, PIL.Image.Resampling.BILINEAR))), extent=extent)
     axes.set_axis_off()
 
 
@@ -140,7 +148,7 @@ def save_attention(
     Args:
         path (`Path`): PNG file.
         picture (`PIL.Image.Image`): The picture.
-        attentions (`dict`): By title the attention over the picture as in [`colored`], and the share that lies on the
+        attentions (`dict`): By title the attention over the picture as in [`draw_attention`], and the share that lies on the
             model's sink instead, 0 without one.
         num_columns (`int`, *optional*, defaults to 4): Panels in a line.
     """

@@ -45,7 +45,7 @@ from modeling_agevlm import AgeVlmConfig
 from modeling_agevlm.conversion import check_tensors, loading
 from modeling_agevlm.image_reading_agevlm import read_image
 from recipes.answering.answers import generate, prompts
-from recipes.answering.attention import look_of_phrases, map_size
+from recipes.answering.attention import look_of_phrases
 from recipes.answering.phrases import guess_phrases
 from recipes.evaluation.journal import Journal
 from recipes.evaluation.pictures import fingerprint, save
@@ -253,7 +253,7 @@ class ImageTextToTextModel(lmms):
         sizes = []
         for chat in chats:
             width, height = read_image(pictures_of(chat)[0]).size
-            sizes.append(map_size(height, width))
+            sizes.append((height, width))
         looks = []
         for phrase, look in zip(
             phrases, look_of_phrases(self.model, self.processor, inputs, phrases, sizes), strict=True

@@ -14,12 +14,13 @@
 """A Space on the Hub that runs the app: its files are the app's own and the packages that it imports, from here."""
 
 import json
+import tomllib
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
 import yaml
-from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.hf_api import CommitInfo
 from packaging.requirements import Requirement
 
@@ -28,6 +29,7 @@ from recipes.space import examples
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("modeling_agevlm", "recipes/answering", "recipes/drawing", "recipes/space", "recipes/terminal")
+SUFFIXES = (".py", ".js", ".css", ".jinja")
 # What they import. Gradio's version stands in the card.
 PACKAGES = (
     "torch",
@@ -39,6 +41,7 @@ PACKAGES = (
     "jinja2",
     "pillow",
     "matplotlib",
+    "regex",
 )
 APP = '''"""The app of AGE-VLM, whose sources stand beside this file."""
 
@@ -60,8 +63,8 @@ look at. The attention is drawn in multiples of even attention, in the same colo
 
 def requirements() -> list[str]:
     """The lines of `pyproject.toml` for the packages that the app imports."""
-    given = [Requirement(line) for line in metadata.requires("age-vlm")]
-    return [str(line) for line in given if line.name in PACKAGES and line.marker is None]
+    given = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+    return [line for line in given if Requirement(line).name in PACKAGES]
 
 
 def space_files(models: Sequence[str], version: str) -> dict[str, bytes]:
@@ -80,18 +83,19 @@ def space_files(models: Sequence[str], version: str) -> dict[str, bytes]:
         "README.md": card.encode(),
         "app.py": APP.format(models=json.dumps(list(models))).encode(),
         "requirements.txt": "".join(f"{line}\n" for line in requirements()).encode(),
+        "LICENSE": (ROOT / "LICENSE").read_bytes(),
         "recipes/__init__.py": (ROOT / "recipes/__init__.py").read_bytes(),
     }
     for folder in FOLDERS:
         for file in sorted((ROOT / folder).iterdir()):
-            if file.is_file():
+            if file.suffix in SUFFIXES:
                 files[f"{folder}/{file.name}"] = file.read_bytes()
     return files | {f"examples/{Path(file).name}": Path(file).read_bytes() for file, _ in examples()}
 
 
 def push_space(repo_id: str, models: Sequence[str], private: bool = False, api: HfApi | None = None) -> CommitInfo:
     """
-    Puts the app up as a Space, in one commit.
+    Puts the app up as a Space, in one commit: it holds the app's files and no others.
 
     Args:
         repo_id (`str`): The Space, `owner/name`; made if there is none.
@@ -101,7 +105,8 @@ def push_space(repo_id: str, models: Sequence[str], private: bool = False, api: 
     """
     api = api or HfApi()
     made = api.create_repo(repo_id, repo_type="space", space_sdk="gradio", private=private or None, exist_ok=True)
-    files = [
-        CommitOperationAdd(path, content) for path, content in space_files(models, metadata.version("gradio")).items()
-    ]
-    return api.create_commit(made.repo_id, files, commit_message="Push the app", repo_type="space")
+    files = space_files(models, metadata.version("gradio"))
+    there = set(api.list_repo_files(made.repo_id, repo_type="space")) - {".gitattributes"}
+    operations = [CommitOperationAdd(path, content) for path, content in files.items()]
+    operations += [CommitOperationDelete(path) for path in sorted(there - files.keys())]
+    return api.create_commit(made.repo_id, operations, commit_message="Push the app", repo_type="space")

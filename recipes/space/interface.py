@@ -33,6 +33,15 @@ HEAD = """# Ask a picture, and see where the words look
 The answer comes word by word. Then point at a word of the question or of the answer, click it, or drag over several."""
 
 
+class Picture(gr.Image):
+    """Hands on the file as it came: Gradio would decode it in a way of its own, and fail without a word where it cannot."""
+
+    is_template = True  # shown as what it inherits from
+
+    def preprocess(self, payload: Any) -> str | None:
+        return None if payload is None else payload.path
+
+
 class Asking:
     """
     Answers whoever looks at the app; of each visitor one question at a time.
@@ -45,7 +54,11 @@ class Asking:
     def __init__(self, checkpoints: Mapping[str, tuple[Any, Any]], max_new_tokens: int) -> None:
         self.checkpoints, self.max_new_tokens = checkpoints, max_new_tokens
         self._speeches: dict[str, Speech] = {}  # by visitor
-        self._stopped: set[str] = set()
+        self._stopped: set[str] = set()  # visitors who want no answer to what they asked
+
+    def begin(self, request: gr.Request) -> None:
+        """As soon as somebody asks: what was stopped before is over."""
+        self._stopped.discard(request.session_hash)
 
     def ask(
         self, file: str | None, question: str, name: str, beside: str, request: gr.Request
@@ -54,7 +67,7 @@ class Asking:
         What the answers' box and the page show, again and again until both answers are complete.
 
         Raises:
-            gr.Error: In a sentence, what is wrong with picture or question.
+            gr.Error: In a sentence, what is wrong with picture or question, or with the model.
         """
         if file is None:
             raise gr.Error("There is no picture: choose one, take one or paste one.")
@@ -62,13 +75,14 @@ class Asking:
             raise gr.Error("There is no question: write one.")
         if len(question) > LONGEST_QUESTION:
             raise gr.Error(f"The question has {len(question):,} characters: {LONGEST_QUESTION:,} are allowed.")
+        try:
+            picture = read_image(Path(file))
+        except ValueError as error:
+            raise gr.Error("The picture cannot be read: it is damaged, too large, or no picture.") from error
         question, visitor = question.strip(), request.session_hash
-        self._stopped.discard(visitor)
         names = [name] if beside in (NOBODY, name) else [name, beside]
         said, looks = dict.fromkeys(names, ""), []
         try:
-            picture = read_image(Path(file))
-            size = (picture.height, picture.width)
             for label in names:
                 model, processor = self.checkpoints[label]
                 speech = self._speeches[visitor] = Speech(model, processor, picture, question, self.max_new_tokens)
@@ -79,14 +93,15 @@ class Asking:
                     yield self.text(said), ""
                 said[label], inputs, prompt_length = speech.result()
                 title = label if len(names) > 1 else ""
-                looks.append(look_of_words(model, processor, inputs, prompt_length, question, size, title))
-        except ValueError as error:
-            raise gr.Error(str(error)) from error
+                looks.append(look_of_words(model, processor, inputs, prompt_length, picture, question, title))
+        except (ValueError, RuntimeError) as error:  # the latter: there is too little memory, or the like
+            raise gr.Error(f"{label}: {error}" if len(names) > 1 else str(error)) from error
         finally:  # also when the visitor has gone
             speech = self._speeches.pop(visitor, None)
             if speech is not None:
                 speech.stop()
-        yield self.text(said), framed(answer_page(picture, looks))
+            self._stopped.discard(visitor)
+        yield self.text(said), framed(answer_page(picture, looks), len(looks))
 
     @staticmethod
     def text(said: Mapping[str, str]) -> str:
@@ -121,11 +136,13 @@ def build(names: Sequence[str], examples: Sequence[tuple[str, str]], max_new_tok
         except ValueError as error:
             raise ValueError(f"{name} cannot be loaded as an AGE-VLM checkpoint: {str(error).rstrip('.')}.") from error
     asking, labels = Asking(checkpoints, max_new_tokens), list(checkpoints)
-    with gr.Blocks(title="AGE-VLM") as app:
+    with gr.Blocks(title="AGE-VLM", delete_cache=(3600, 3600)) as app:  # visitors' pictures, after an hour
         gr.Markdown(HEAD)
         with gr.Row():
             with gr.Column():
-                image = gr.Image(type="filepath", sources=["upload", "webcam", "clipboard"], label="Picture")
+                webcam = gr.WebcamOptions(mirror=False)  # or left would be right
+                sources = ["upload", "webcam", "clipboard"]
+                image = Picture(type="filepath", sources=sources, webcam_options=webcam, label="Picture")
                 question = gr.Textbox(label="Question", max_length=LONGEST_QUESTION)
                 one = len(labels) == 1
                 name = gr.Dropdown(labels, value=labels[0], label="Model", visible=not one)
@@ -139,8 +156,9 @@ def build(names: Sequence[str], examples: Sequence[tuple[str, str]], max_new_tok
         page = gr.HTML()
         gr.Examples([list(example) for example in examples], [image, question])
         given, shown = [image, question, name, beside], [said, page]
-        for event in (ask.click, question.submit):
-            event(asking.ask, given, shown, trigger_mode="once", api_visibility="private")
+        asked = gr.on([ask.click, question.submit], asking.begin, queue=False, api_visibility="private")
+        # One function and one queue for both ways to ask, or a visitor could have two answers at once.
+        asked.then(asking.ask, given, shown, trigger_mode="once", concurrency_limit=1, api_visibility="private")
         stop.click(asking.stop, queue=False, api_visibility="private")
     return app
 

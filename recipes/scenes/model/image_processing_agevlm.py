@@ -213,7 +213,14 @@ class AgeVlmImageProcessor(TorchvisionBackend):
         coverage[area < 1e-6] = 0  # an edge that meets a pixel's may miss it by a rounding error
         return torch.from_numpy(coverage.clip(0, 1)).float()
 
-    def cells_to_pixels(self, cells: torch.Tensor, height: int, width: int, smooth: bool = False) -> torch.Tensor:
+    def cells_to_pixels(
+        self,
+        cells: torch.Tensor,
+        height: int,
+        width: int,
+        smooth: bool = False,
+        resolution: tuple[int, int] | None = None,
+    ) -> torch.Tensor:
         """
         Spreads what the visual tokens' cells hold over the pixels of the picture: each cell's value evenly over that
         part of the picture that lies in it.
@@ -224,25 +231,34 @@ class AgeVlmImageProcessor(TorchvisionBackend):
             height (`int`), width (`int`):
                 Size in pixels of the picture as it is shown (after its EXIF rotation).
             smooth (`bool`, *optional*, defaults to `False`):
-                For drawing, not for measuring: bilinear between the middles of the cells' parts of the picture, and as
-                there beyond the outermost ones, up to the picture's edge.
+                For drawing, not for measuring: bilinear between the middles of the cells that hold any of the picture,
+                and as there beyond the outermost ones.
+            resolution (`tuple[int, int]`, *optional*):
+                In how many rows and columns the picture is told instead of its pixels.
 
         Returns:
-            `torch.FloatTensor` of shape `(..., height, width)`, which has the same sum as the cells that hold any of
-            the picture; if smooth, about the same. What `do_center_crop` cut off is 0.
+            `torch.FloatTensor` of shape `(..., height, width)`, or of that resolution, which has the same sum as the
+            cells that hold any of the picture. What `do_center_crop` cut off is 0.
         """
-        shares = []
-        for edges, length in zip(self._cell_edges(height, width), (height, width), strict=True):
-            overlap = self._overlaps(edges, length)
+        sides = resolution or (height, width)
+        shares, shown = [], []
+        for edges, length, side in zip(self._cell_edges(height, width), (height, width), sides, strict=True):
+            edges = edges * side / length
+            overlap = self._overlaps(edges, side)
             totals = overlap.sum(axis=1, keepdims=True)  # 0 for cells of padding
+            share = overlap / np.where(totals > 0, totals, 1)
+            shown.append(totals[:, 0] > 0)
             if smooth:
-                is_shown = totals[:, 0] > 0
-                middles = (edges[:-1].clip(0, length) + edges[1:].clip(0, length))[is_shown] / 2
-                near = [np.interp(np.arange(length) + 0.5, middles, row) for row in np.eye(len(middles))]
-                overlap[is_shown] = near * (overlap.sum(axis=0) > 0)
-            shares.append(torch.from_numpy(overlap / np.where(totals > 0, totals, 1)).to(cells))
+                middles = (edges[:-1] + edges[1:])[shown[-1]] / 2
+                near = [np.interp(np.arange(side) + 0.5, middles, row) for row in np.eye(len(middles))]
+                share[shown[-1]] = near * overlap.sum(axis=0)
+            shares.append(torch.from_numpy(share).to(cells))
         rows, columns = shares
-        return rows.T @ cells @ columns
+        pixels = rows.T @ cells @ columns
+        if smooth:  # near its edges, the picture has less of a cell than the others
+            total = (cells * torch.from_numpy(np.outer(*shown)).to(cells)).sum(dim=(-2, -1), keepdim=True)
+            pixels = pixels * (total / pixels.sum(dim=(-2, -1), keepdim=True).clamp(min=torch.finfo(cells.dtype).tiny))
+        return pixels
 
     def _cell_edges(self, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
         """The edges of the cells' rows and columns in the pixels of a picture of that size, which they may lie outside of."""

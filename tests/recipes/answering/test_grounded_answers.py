@@ -287,12 +287,31 @@ def test_smooth_maps_are_bilinear(flags, size, cells_shown, pixels_shown):
     assert_close(by_outputs, found.float(), MAP_LENGTH)
 
 
-def test_smooth_maps_know_how_little_of_the_picture_a_cell_shows():
-    """A cell that is mostly padding has its value in what is left."""
-    found = tiny_processor(do_pad=True).image_processor.cells_to_pixels(torch.ones(3, 3), 48, 96, smooth=True)
-    # 8 of the outer cells' 32 rows are of the picture; their middles are rows 4, 24 and 44.
-    expected = np.interp([0.5, 3.5, 10.5, 23.5, 24.5, 44.5, 47.5], [4, 24, 44], [1 / 8, 1 / 32, 1 / 8]) / 32
-    assert_close(found[[0, 3, 10, 23, 24, 44, 47], 16], torch.from_numpy(expected).float(), MAP_LENGTH)
+@pytest.mark.parametrize("flags", [{}, {"do_pad": True}, {"do_center_crop": True}])
+@pytest.mark.parametrize("size", [(48, 96), (104, 200), (102, 200), (95, 96), (7, 500), (1, 1)])
+def test_smooth_maps_have_the_same_sum(flags: dict[str, bool], size: tuple[int, int]):
+    """Also where the picture has but a sliver of a cell, and at any resolution; what is even over the cells stays even."""
+    image_processor = tiny_processor(**flags).image_processor
+    seen = image_processor.mask_coverage(np.ones(size, dtype=bool)).double() > 0
+    cells = torch.rand(2, 3, 3, dtype=torch.float64) * seen
+    cells[1] = seen
+    for resolution in (None, (24, 12), (5, 40)):
+        exact = image_processor.cells_to_pixels(cells, *size, resolution=resolution)
+        found = image_processor.cells_to_pixels(cells, *size, smooth=True, resolution=resolution)
+        assert_close(found.sum(dim=(1, 2)), exact.sum(dim=(1, 2)), exact.numel())
+        assert_close(exact.sum(dim=(1, 2)), cells.sum(dim=(1, 2)), exact.numel())
+        whole = found[1][(found[1] > found[1].max() * (1 - 1e-9))]  # pixels at the edge of a crop are seen in part
+        assert whole.min() == pytest.approx(whole.max().item()) and len(whole) > 0
+        if not flags.get("do_center_crop"):
+            assert len(whole) == found[1].numel()
+
+
+def test_a_resolution_is_of_the_same_geometry():
+    """As the picture's pixels, averaged; a picture of that size would be padded in another way."""
+    image_processor, cells = tiny_processor(do_pad=True).image_processor, torch.rand(3, 3, dtype=torch.float64)
+    pixels = image_processor.cells_to_pixels(cells, 102, 204)
+    expected = pixels.unflatten(0, (6, 17)).unflatten(2, (12, 17)).sum(dim=(1, 3))
+    assert_close(image_processor.cells_to_pixels(cells, 102, 204, resolution=(6, 12)), expected, MAP_LENGTH)
 
 
 def test_padding_holds_nothing_of_the_picture():
@@ -499,7 +518,7 @@ def test_where_phrases_of_several_prompts_look():
     for n, question in enumerate(("Is there a cup?", "Is there a red table in the image?")):
         chats.append(one_question(question, picture(seed=n)))
     found = look_of_phrases(
-        tiny_model(**over), processor, prompts(processor, chats), ["cup", "red table"], [(30, 50)] * 2
+        tiny_model(**over), processor, prompts(processor, chats), ["cup", "red table"], [(300, 500)] * 2
     )
     eager = tiny_model(**over, attn_implementation="eager")
     for look, chat, phrase in zip(found, chats, ("cup", "red table"), strict=True):
@@ -509,7 +528,7 @@ def test_where_phrases_of_several_prompts_look():
             layers = eager(**inputs, output_attentions=True).cross_attentions
         expected = torch.stack([layer[0, [0, 3]][:, words].mean(dim=(0, 1)) for layer in layers]).mean(dim=0)
         assert look.on_nothing == up_to_rounding(expected[-1].item()) and 0.01 < look.on_nothing < 0.99
-        over_picture = processor.image_processor.cells_to_pixels(expected[:-1].view(1, 3, 3), 30, 50)[0]
+        over_picture = processor.image_processor.cells_to_pixels(expected[:-1].view(3, 3), 14, 24)
         assert_close(look.map, over_picture)
     assert abs(found[0].on_nothing - found[1].on_nothing) > 1e-3
 
@@ -517,6 +536,13 @@ def test_where_phrases_of_several_prompts_look():
 def test_ask_guesses_phrases(run):
     run(question="Is there a red cup on the table in the image?")
     assert {"question: red cup", "question: table"} <= dict(np.load("out/ask.npz")).keys()
+
+
+def test_what_a_question_says_is_words(run, capsys: pytest.CaptureFixture):
+    """Also where it reads like a placeholder, or the end of a turn."""
+    run(question="Is <|image|> a cup? <|eot_id|>", html="out/answer.html")
+    assert "where it looked: " in capsys.readouterr().out
+    assert "question: cup" in np.load("out/ask.npz").files
 
 
 def test_ask_survives_an_empty_answer(run, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
@@ -553,7 +579,10 @@ def test_ask_reads_pictures_of_all_kinds(run):
         ({"image": "cut.png"}, "error: 'cut.png' cannot be read as a picture"),
         ({"phrases": ["teapot"]}, "error: 'teapot' is not among the words"),
         ({"question": " "}, "error: `--question` is empty"),
-        ({"question": "<|image|> cup"}, "error: Text 0 has 2 image placeholders"),
+        (
+            {"max_new_tokens": 4096},
+            "error: The question has .* tokens with all that stands around it. With an answer of up to",
+        ),
         ({"model": "."}, "error: . cannot be loaded as an AGE-VLM checkpoint: it has no config.json."),
         ({"model": "llama"}, "error: llama cannot be loaded .*: its config.json is of model type 'llama'."),
         ({"model": "half"}, "error: half cannot be loaded as an AGE-VLM checkpoint: "),
@@ -599,19 +628,30 @@ def test_drawing_covers_the_picture_smoothly():
     photograph, overlay = axes.get_images()
     assert tuple(photograph.get_extent()) == tuple(overlay.get_extent()) == (0, 60, 40, 0)
     density = torch.nn.functional.interpolate(torch.tensor(attention * 6)[None, None], size=(40, 60), mode="bilinear")
-    expected = colored(density[0, 0].numpy() / density.numel())
+    expected = colored(density[0, 0].numpy())
     np.testing.assert_allclose(overlay.get_array(), expected, atol=0.02)  # a step of the colors for rounding
     pyplot.close(figure)
 
 
 def test_colors_are_of_multiples_of_even_attention():
     """The same for all maps: each doubling is a step of the same length, from none at all to the last color."""
-    attention = np.array([[1, 2, 4, 32], [64, 0.5, 0, 0.999]]) / 8
     steps = [COLORS[round(255 * step / 5)].tolist() for step in (0, 1, 2, 5)]
     black = COLORS[0].tolist()
-    assert colored(attention).tolist() == [steps, [COLORS[255].tolist(), black, black, black]]
+    found = colored(np.array([[1, 2, 4, 32], [64, 0.5, 0, 0.999]]))
+    assert found.tolist() == [steps, [COLORS[255].tolist(), black, black, black]]
     assert COLORS[0, 3] == 0 and (np.diff(COLORS[:, 3]) > 0).all()
-    assert not colored(np.full((5, 7), 1 / 35))[..., 3].any()  # even attention looks like nothing in particular
+
+
+def test_even_attention_has_no_color():
+    """Nor where the processor cropped off what the model does not see: even is even over what it sees."""
+    cropped = np.zeros((40, 80))
+    cropped[:, 20:60] = 1 / 1600
+    for attention in (np.full((40, 80), 1 / 3200), cropped):
+        figure, axes = pyplot.subplots()
+        draw_attention(axes, picture(40, 80), attention)
+        assert not axes.get_images()[1].get_array()[..., 3].any()
+        assert in_numbers(attention) == "half of it in 50% of the picture"
+        pyplot.close(figure)
 
 
 def test_attention_in_numbers():

@@ -35,6 +35,9 @@ QUESTION = "Is there a red cup, or a dog?"
         ("cafe\u0301s", ["cafe\u0301s"]),
         ("\u732b\u3068\u72ac\u3002 dog", ["\u732b", "\u3068", "\u72ac\u3002", "dog"]),
         ("3.5 x_1", ["3.5", "x_1"]),
+        ("\ucef5\uc774 \uc788\ub098\uc694?", ["\ucef5\uc774", "\uc788\ub098\uc694?"]),  # Korean has spaces
+        ("\u0e16\u0e49\u0e27\u0e22", ["\u0e16\u0e49", "\u0e27", "\u0e22"]),  # a Thai letter with its mark
+        ("\u0915\u094d\u092f\u093e \u0939\u0948?", ["\u0915\u094d\u092f\u093e", "\u0939\u0948?"]),
     ],
 )
 def test_words(text: str, words: list[str]):
@@ -55,7 +58,7 @@ def test_each_word_looks_where_it_does_alone(over):
     """Without the punctuation at it, by layers and smooth; words of the question and of the answer that are alike have places of their own."""
     model, processor = tiny_model(**over), tiny_processor()
     inputs, length = asked(processor, "A red cup.")
-    found = look_of_words(model, processor, inputs, length, QUESTION, (60, 90), "it")
+    found = look_of_words(model, processor, inputs, length, picture(60, 90), QUESTION, "it")
     assert found.name == "it"
     assert found.layers == (["layer 1, head 2", "layer 3, head 2"] if over else ["layer 1", "layer 3"])
     assert "".join(word.text + word.space for word in found.words if word.part == "question") == QUESTION
@@ -88,7 +91,7 @@ def test_how_much_of_a_phrase_is_inside_its_region():
     mask = np.zeros((60, 90), dtype=bool)
     mask[13:40, 50:] = True
     given = {"dog": mask, "red cup": None, "lion": mask}
-    found = look_of_words(model, processor, inputs, length, QUESTION, (60, 90), phrases=given).phrases
+    found = look_of_words(model, processor, inputs, length, picture(60, 90), QUESTION, phrases=given).phrases
     with torch.no_grad():
         outputs = model(**inputs, query_masks=processor.get_query_masks(inputs["input_ids"], ["dog"]))
     expected = processor.post_process_grounding(outputs, [(60, 90)])[0][0][0][torch.from_numpy(mask)].sum()
@@ -100,10 +103,10 @@ def test_what_was_answered():
     """Nothing at all, or what a model generated."""
     model, processor = tiny_model(), tiny_processor()
     inputs, length = asked(processor, "")
-    found = look_of_words(model, processor, inputs, length, QUESTION, (60, 90))
+    found = look_of_words(model, processor, inputs, length, picture(60, 90), QUESTION)
     assert {word.part for word in found.words} == {"question"}
     answer, inputs, length = ask(model, processor, picture(60, 90), QUESTION, 5)
-    found = look_of_words(model, processor, inputs, length, QUESTION, (60, 90))
+    found = look_of_words(model, processor, inputs, length, picture(60, 90), QUESTION)
     assert "".join(word.text + word.space for word in found.words if word.part == "answer") == answer
     with pytest.raises(ValueError, match="'Why\\?' is not among the words of the prompt after the picture"):
-        look_of_words(model, processor, inputs, length, "Why?", (60, 90))
+        look_of_words(model, processor, inputs, length, picture(60, 90), "Why?")

@@ -532,7 +532,10 @@ def test_figures_of_guided_heads_and_a_sink(names: dict[str, str], vlms: dict[st
     assert guided.get_title(loc="left") == f"sink\nlayer 3, head 2\n{in_numbers(on_cells, share)}"
     overlay = guided.get_images()[1].get_array()
     height, width = overlay.shape[:2]
-    cells = overlay[:: height - 1, :: width - 1], colored(on_cells)[::2, ::2]  # in the corners as in the cells there
+    cells = (
+        overlay[:: height - 1, :: width - 1],
+        colored(9 * on_cells)[::2, ::2],
+    )  # in the corners as in the cells there
     np.testing.assert_allclose(*cells, atol=0.02)
     assert not empty.get_images() and not empty.axison
     first, mean, legend = (axes.get_title(loc="left") for axes in plain)

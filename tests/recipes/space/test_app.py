@@ -18,9 +18,9 @@ import re
 import socket
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -184,6 +184,33 @@ def test_errors_are_sentences(page: Any, tmp_path: Path):
     page.get_by_label("Question").fill(" ")
     ask_button.click()
     page.get_by_text("There is no question: write one.").wait_for()
+    page.get_by_label("Question").fill("\u732b" * 600)
+    ask_button.click()
+    page.get_by_text("that is more than the 1024 that the model reads: ask in fewer words").wait_for()
+    page.get_by_label("Question").fill(QUESTION)
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes((PICTURES / "kitchen.jpg").read_bytes()[:600])
+    page.get_by_label("Remove Image").click()
+    page.locator("input[type=file]").first.set_input_files(broken)
+    page.wait_for_timeout(1000)  # nothing shows that a broken picture has arrived
+    ask_button.click()
+    page.get_by_text("The picture cannot be read: it is damaged, too large, or no picture.").wait_for()
+
+
+def test_what_is_stopped_before_it_begins_does_not_begin(talkative: Path):
+    """Whoever waits for their turn may stop; the next question is answered again."""
+    pytest.importorskip("gradio", reason='the app needs pip install -e ".[app]"')
+    from recipes.space.interface import NOBODY, Asking
+
+    asking, visitor = Asking({"it": load_checkpoint(str(talkative))}, 20), SimpleNamespace(session_hash="somebody")
+    given = (str(PICTURES / "kitchen.jpg"), QUESTION, "it", NOBODY, visitor)
+    asking.begin(visitor)
+    asking.stop(visitor)
+    stopped = [said for said, _ in asking.ask(*given)]
+    asking.begin(visitor)
+    answered = [said for said, _ in asking.ask(*given)]
+    assert len(stopped[-1]) < len(answered[-1]) and len(answered[-1]) == 20
+    assert asking._speeches == {} and asking._stopped == set()
 
 
 @pytest.fixture(scope="module")
@@ -196,8 +223,8 @@ def space(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_space_has_all_that_it_runs(space: Path):
-    """With the packages of its requirements alone, and its own copies of the sources."""
+def test_a_space_has_all_that_it_runs(space: Path, browser: Any):
+    """Without the packages that only training needs, and with its own copies of the sources."""
     pytest.importorskip("gradio", reason='the app needs pip install -e ".[app]"')
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -214,8 +241,14 @@ def test_a_space_has_all_that_it_runs(space: Path):
     try:
         line = next((line for line in process.stdout if "Running on local URL" in line), None)
         assert line is not None, "it ended"
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/config") as answer:
-            assert b"Ask a picture, and see where the words look" in answer.read()
+        page = browser.new_page()
+        page.goto(f"http://127.0.0.1:{port}")
+        page.get_by_role("button", name="Ask").wait_for()
+        upload(page, PICTURES / "kitchen.jpg")
+        page.get_by_label("Question").fill(QUESTION)
+        page.get_by_role("button", name="Ask").click()
+        page.frame_locator("iframe").locator("[data-word='3']").wait_for()
+        assert page.get_by_label("Answer").input_value() == "Yes."
     finally:
         process.kill()
         process.wait()
@@ -227,7 +260,7 @@ def test_the_card_of_a_space(space: Path):
     assert (header["sdk"], header["sdk_version"], header["app_file"]) == ("gradio", "6.31.0", "app.py")
     assert header["models"] == [str(TRAINED_MODEL)]
     lines = (space / "requirements.txt").read_text().splitlines()
-    assert len(lines) == 9 and all(re.fullmatch(r"[a-z-]+[<>=,\d.]+", line) for line in lines)
+    assert len(lines) == 10 and all(re.fullmatch(r"[a-z-]+[<>=,\d.]+", line) for line in lines)
     assert {file.name for file in (space / "examples").iterdir()} == {"kitchen.jpg", "safari.jpg", "street.jpg"}
 
 
