@@ -63,6 +63,7 @@ def answer_data(picture: PIL.Image.Image, answers: Sequence[LookingAnswer]) -> d
                 "words": words,
                 "phrases": [phrase._asdict() for phrase in answer.phrases],
                 "cells": maps.shape[2:],
+                "seen": maps[0, 0].size,
                 "maps": base64_of(zlib.compress(as_bytes(maps * maps[0, 0].size).tobytes(), level=9)),
             }
         )
