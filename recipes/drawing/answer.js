@@ -25,14 +25,14 @@ function percent(share) {
   return `${Math.round(100 * share)}%`;
 }
 
-/** In how little of the picture half of the attention lies. */
-function halfOf(map) {
+/** In how little of what a model sees of the picture half of the attention lies: it sees `seen` cells of the map. */
+function halfOf(map, seen) {
   const falling = Float32Array.from(map).sort().reverse();
   const total = falling.reduce((sum, value) => sum + value, 0);
   let sum = 0;
   let count = 0;
   while (count < falling.length && sum < (total * (1 - 1e-6)) / 2) sum += falling[count++];
-  return count / falling.length;
+  return count / seen;
 }
 
 /** Where the most of it lies: one of nine places. */
@@ -61,10 +61,10 @@ function lookOf(model, words, layer) {
   return { map: map.map((value) => value / count), onNothing: onNothing / count };
 }
 
-function inNumbers(look, cells) {
+function inNumbers(look, { cells, seen }) {
   if (!look.map.some((value) => value > 0)) return `${percent(look.onNothing)} on nothing`;
   const nothing = look.onNothing > 0 ? `${percent(look.onNothing)} on nothing, half of the rest` : "half of it";
-  return `${nothing} in ${percent(halfOf(look.map))} of the picture, most at the ${placeOf(look.map, cells)}`;
+  return `${nothing} in ${percent(halfOf(look.map, seen))} of the picture, most at the ${placeOf(look.map, cells)}`;
 }
 
 /** The picture in gray, with the colors of attention over it, bilinear between the middles of cells. */
@@ -262,7 +262,7 @@ class Answer {
     this.model.words.forEach((word, n) => {
       const row = make(table, "tr");
       make(row, "th", { scope: "row" }, word.text);
-      make(row, "td", {}, inNumbers(lookOf(this.model, [n], null), this.model.cells));
+      make(row, "td", {}, inNumbers(lookOf(this.model, [n], null), this.model));
     });
   }
 
@@ -283,7 +283,7 @@ class Answer {
     const look = lookOf(this.model, words, this.layer);
     paint(this.canvas, this.gray, look, this.model.cells, this.data);
     const text = words.map((n) => this.model.words[n].text).join(" ");
-    this.said.textContent = `“${text}”: ${inNumbers(look, this.model.cells)}.`;
+    this.said.textContent = `“${text}”: ${inNumbers(look, this.model)}.`;
     this.canvas.setAttribute("aria-label", `the picture, and where “${text}” looks`);
   }
 }

@@ -25,7 +25,7 @@ from axe_playwright_python.sync_playwright import Axe
 from testing_utils import picture
 
 from recipes.answering.words import LookingAnswer, LookingPhrase, LookingWord
-from recipes.drawing.answer_page import answer_page, as_bytes
+from recipes.drawing.answer_page import answer_data, answer_page, as_bytes
 from recipes.drawing.attention import colored
 
 
@@ -151,6 +151,27 @@ def test_pointing_at_words_shows_where_they_look(shown, size: tuple[int, int]):
     page.page.get_by_role("button", name="red cup (76% inside)").click()
     check([3, 4, 7, 8], [1])
     assert page.chosen() == ["red", "cup?", "red", "cup."]
+
+
+def test_half_of_the_attention_is_in_a_share_of_what_is_seen(shown, monkeypatch: pytest.MonkeyPatch):
+    """A model whose processor crops sees some of the map's cells only."""
+    maps = np.zeros((2, 4, 6), dtype=np.float32)
+    maps[:, 1, 1:5] = 1 / 4
+    answer = looking()
+    answer = answer._replace(words=[word._replace(maps=maps, on_nothing=np.zeros(2)) for word in answer.words])
+
+    def cropped(*arguments: Any) -> dict[str, Any]:
+        data = answer_data(*arguments)
+        data["models"][0]["seen"] = 8
+        return data
+
+    page = shown(answer)
+    page.word(0).click()
+    assert "half of it in 8% of the picture" in page.said()
+    monkeypatch.setattr("recipes.drawing.answer_page.answer_data", cropped)
+    page = shown(answer)
+    page.word(0).click()
+    assert "half of it in 25% of the picture" in page.said()
 
 
 def test_dragging_over_words_chooses_them(shown):
