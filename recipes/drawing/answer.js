@@ -127,6 +127,8 @@ class Answer {
     const scale = Math.min(1, 480 / Math.max(image.width, image.height));
     const [width, height] = [image.width, image.height].map((side) => Math.max(1, Math.round(side * scale)));
     this.canvas = make(root, "canvas", { class: "picture", role: "img", width, height });
+    this.canvas.style.setProperty("--width", width);
+    this.canvas.style.setProperty("--ratio", width / height);
     const context = this.canvas.getContext("2d", { willReadFrequently: true });
     context.drawImage(image, 0, 0, width, height);
     this.plain = context.getImageData(0, 0, width, height);

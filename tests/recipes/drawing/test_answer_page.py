@@ -174,6 +174,26 @@ def test_half_of_the_attention_is_in_a_share_of_what_is_seen(shown, monkeypatch:
     assert "half of it in 25% of the picture" in page.said()
 
 
+@pytest.mark.parametrize(
+    "size, shown_size",
+    [
+        ((1600, 900), (540, 304)),  # not higher than 60% of the window
+        ((900, 1600), (306, 544)),  # as wide as an answer gets
+        ((40, 60), (160, 240)),  # four times as large
+        ((1, 1), (24, 24)),
+        ((3000, 10), (540, 24)),
+        ((10, 3000), (24, 544)),
+    ],
+)
+def test_pictures_of_all_sizes_are_seen_with_the_words(shown, size: tuple[int, int], shown_size: tuple[int, int]):
+    page = shown(looking(), image=picture(*size))
+    box = page.page.locator("canvas.picture").bounding_box()
+    assert np.abs(np.subtract((box["height"], box["width"]), shown_size)).max() < 2
+    last = page.word(8).bounding_box()
+    assert last["y"] + last["height"] <= 900
+    assert page.page.evaluate("document.documentElement.scrollWidth") <= 1200
+
+
 def test_dragging_over_words_chooses_them(shown):
     page = shown(looking())
     for first, last, words in ((2, 4, ["a", "red", "cup?"]), (8, 7, ["red", "cup."])):
