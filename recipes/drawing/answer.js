@@ -290,7 +290,7 @@ class Answer {
   }
 }
 
-async function showAnswers(parent, data) {
+async function makeAnswers(parent, data) {
   data = { ...data, colors: bytesOf(data.colors) };
   // Whatever the maps' bytes mean: 0 is nothing, and each 16 of the others are a doubling.
   const values = Float32Array.from({ length: 256 }, (_, byte) => (byte ? 2 ** ((byte - 1) / 16 - 6) : 0));
@@ -303,4 +303,17 @@ async function showAnswers(parent, data) {
     model.maps = await inflate(bytesOf(model.maps));
     answers.push(new Answer(parent, { ...model, values }, image, data, tell));
   }
+}
+
+/** In the place of what stands there, which stays where a browser lacks something that this needs. */
+async function showAnswers(parent, data) {
+  const made = document.createDocumentFragment();
+  try {
+    await makeAnswers(made, data);
+  } catch (error) {
+    const text = `Where the words look cannot be shown here, perhaps in a newer browser: ${error.message}`;
+    make(parent, "p", { role: "alert" }, text);
+    return;
+  }
+  parent.replaceChildren(made);
 }
