@@ -137,6 +137,7 @@ class Answer {
     this.said = make(root, "output", { "aria-live": "polite" });
     this.options = [];
     for (const part of Object.keys(PARTS)) this.makeWords(root, part);
+    this.listenToPointers(root);
     this.makeTools(root);
     this.makePhrases(root);
     this.makeTable(root);
@@ -170,33 +171,66 @@ class Answer {
       this.options[n] = option;
       list.append(word.space);
     }
-    const wordAt = (event) => {
-      const option = document.elementFromPoint(event.clientX, event.clientY)?.closest("[role=option]");
-      return option && list.contains(option) ? Number(option.dataset.word) : null;
-    };
-    list.addEventListener("pointerdown", (event) => {
-      const word = wordAt(event);
-      if (word === null) return;
-      this.dragged = true;
-      this.anchor = event.shiftKey ? this.anchor : word;
-      this.choose(this.range(word, numbers));
-      this.options[word].focus({ preventScroll: true });
-      event.preventDefault();
-    });
-    list.addEventListener("pointermove", (event) => {
-      const word = wordAt(event);
-      if (word === null) return;
-      if (this.dragged) this.choose(this.range(word, numbers));
-      else if (event.pointerType === "mouse") this.draw([word]);
-    });
-    list.addEventListener("pointerleave", () => this.draw(this.chosen));
-    for (const end of ["pointerup", "pointercancel"]) window.addEventListener(end, () => (this.dragged = false));
     list.addEventListener("keydown", (event) => this.press(event, numbers));
   }
 
-  range(word, numbers) {
-    const [first, last] = [Math.min(word, this.anchor), Math.max(word, this.anchor)];
-    return numbers.filter((n) => n >= first && n <= last);
+  /** Pointing at words shows them, a click or tap chooses one, and a drag all from where it began, also across lists. */
+  listenToPointers(root) {
+    const wordAt = (event) => {
+      const option = document.elementFromPoint(event.clientX, event.clientY)?.closest("[role=option]");
+      return option && root.contains(option) ? Number(option.dataset.word) : null;
+    };
+    let start = null; // of the drag that goes on
+    let reached = null; // the word that it or the mouse was last over
+    const chooseTo = (word) => {
+      if (word === null || word === reached) return;
+      reached = word;
+      this.options[word].focus({ preventScroll: true });
+      this.choose(this.range(word));
+    };
+    const begin = () => {
+      start.isDrag = true;
+      if (!start.isShift) this.anchor = start.word;
+      reached = null;
+      chooseTo(start.word);
+    };
+    root.addEventListener("pointerdown", (event) => {
+      const word = wordAt(event);
+      if (word === null || event.button !== 0 || !event.isPrimary) return;
+      start = { x: event.clientX, y: event.clientY, word, isShift: event.shiftKey, isDrag: false };
+      root.setPointerCapture(event.pointerId); // else nobody says that it was released outside of a frame
+      if (event.pointerType !== "touch") begin();
+    });
+    root.addEventListener("pointermove", (event) => {
+      if (!event.isPrimary) return;
+      if (!(event.buttons & 1)) start = null;
+      const word = wordAt(event);
+      if (start) {
+        // A finger that moves up or down first scrolls the page, which leaves what is chosen.
+        if (!start.isDrag && Math.abs(event.clientX - start.x) > Math.abs(event.clientY - start.y)) begin();
+        if (start.isDrag) chooseTo(word);
+      } else if (event.pointerType === "mouse" && word !== reached) {
+        reached = word;
+        this.draw(word === null ? this.chosen : [word]);
+      }
+    });
+    root.addEventListener("pointerup", (event) => {
+      if (!event.isPrimary) return;
+      if (start && !start.isDrag) begin();
+      start = null;
+    });
+    root.addEventListener("pointercancel", () => (start = null));
+    root.addEventListener("pointerleave", () => {
+      if (start) return;
+      reached = null;
+      this.draw(this.chosen);
+    });
+  }
+
+  /** The words from the anchor to this one, of the question and the answer. */
+  range(word) {
+    const first = Math.min(word, this.anchor);
+    return Array.from({ length: Math.abs(word - this.anchor) + 1 }, (_, n) => first + n);
   }
 
   press(event, numbers) {
@@ -211,7 +245,7 @@ class Answer {
       const word = numbers[Math.min(last, Math.max(0, to))];
       this.options[word].focus();
       if (!event.shiftKey) this.anchor = word;
-      this.choose(this.range(word, numbers));
+      this.choose(this.range(word));
     } else return;
     event.preventDefault();
   }

@@ -25,7 +25,7 @@ from axe_playwright_python.sync_playwright import Axe
 from testing_utils import picture
 
 from recipes.answering.words import LookingAnswer, LookingPhrase, LookingWord
-from recipes.drawing.answer_page import answer_data, answer_page, as_bytes
+from recipes.drawing.answer_page import answer_data, answer_page, as_bytes, framed
 from recipes.drawing.attention import colored
 
 
@@ -205,9 +205,86 @@ def test_dragging_over_words_chooses_them(shown):
         page.page.mouse.up()
         page.page.mouse.move(5, 5)
         assert page.chosen() == words
-    page.word(5).click()
-    page.word(7).click(modifiers=["Shift"])
-    assert page.chosen() == ["Yes,", "a", "red"]
+    page.word(3).click()
+    page.word(6).click(modifiers=["Shift"])
+    assert page.chosen() == ["red", "cup?", "Yes,", "a"]
+
+
+def test_only_the_left_button_drags_and_only_while_it_is_pressed(shown):
+    page = shown(looking())
+    mouse = page.page.mouse
+
+    def move(word: int, **options: int) -> tuple[float, float]:
+        box = page.word(word).bounding_box()
+        place = box["x"] + 4, box["y"] + 5
+        mouse.move(*place, **options)
+        return place
+
+    for button in ("right", "middle"):
+        move(1)
+        mouse.down(button=button)
+        move(3, steps=3)
+        mouse.up(button=button)
+        assert page.chosen() == []
+    move(1)
+    mouse.down()
+    move(6, steps=5)
+    across = ["there", "a", "red", "cup?", "Yes,", "a"]
+    assert page.chosen() == across
+    # It was released where the page could not see it.
+    x, y = move(6)
+    session = page.context.new_cdp_session(page.page)
+    for dx in (0, 40):
+        session.send("Input.dispatchMouseEvent", {"type": "mouseMoved", "x": x + dx, "y": y, "buttons": 0})
+    page.word(2).hover()
+    assert page.chosen() == across
+    mouse.up()
+
+
+def test_a_release_outside_of_the_frame_ends_the_drag(browser: Any, tmp_path: Path):
+    path = tmp_path / "framed.html"
+    path.write_text(framed(answer_page(picture(40, 60), [looking()])), encoding="utf-8")
+    context = browser.new_context(viewport={"width": 1200, "height": 1200})
+    page = context.new_page()
+    page.goto(path.as_uri())
+    frame = page.frame_locator("iframe")
+    places = [frame.locator(f'[data-word="{n}"]').bounding_box() for n in (1, 3)]
+    page.mouse.move(places[0]["x"] + 4, places[0]["y"] + 5)
+    page.mouse.down()
+    page.mouse.move(300, 1150, steps=3)
+    page.mouse.up()
+    page.mouse.move(places[1]["x"] + 4, places[1]["y"] + 5, steps=3)
+    assert frame.locator('[aria-selected="true"]').all_inner_texts() == ["there"]
+    context.close()
+
+
+def test_a_finger_drags_over_words_and_scrolls(shown):
+    page = shown(looking(), has_touch=True, viewport={"width": 360, "height": 400})
+    session = page.context.new_cdp_session(page.page)
+
+    def drag(start: int, dx: float, dy: float) -> None:
+        box = page.word(start).bounding_box()
+        x, y = box["x"] + 4, box["y"] + 8
+        session.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [{"x": x, "y": y}]})
+        for step in range(1, 11):
+            point = {"x": x + step * dx / 10, "y": y + step * dy / 10}
+            session.send("Input.dispatchTouchEvent", {"type": "touchMove", "touchPoints": [point]})
+        session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+
+    def scrolled() -> float:
+        return page.page.evaluate("scrollY")
+
+    page.page.evaluate("document.querySelector('.words').scrollIntoView({block: 'center'})")
+    page.word(0).tap()
+    page.page.evaluate("document.querySelector('.words').scrollIntoView({block: 'center'})")
+    before = scrolled()
+    drag(2, 5, -150)
+    page.page.wait_for_function("before => scrollY > before + 50", arg=before)
+    assert page.chosen() == ["Is"]
+    page.page.evaluate("document.querySelector('.words').scrollIntoView({block: 'center'})")
+    before = scrolled()
+    drag(2, page.word(4).bounding_box()["x"] - page.word(2).bounding_box()["x"], 3)
+    assert page.chosen() == ["a", "red", "cup?"] and scrolled() == before
 
 
 def test_the_keyboard_goes_from_word_to_word(shown):
