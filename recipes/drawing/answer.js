@@ -225,6 +225,12 @@ class Answer {
       reached = null;
       this.draw(this.chosen);
     });
+    // Else the mouse marks text as well. What is marked from beside the words, or with all of the page, can be copied.
+    root.addEventListener("mousedown", (event) => {
+      if (event.button !== 0 || wordAt(event) === null) return;
+      event.preventDefault();
+      getSelection().removeAllRanges();
+    });
   }
 
   /** The words from the anchor to this one, of the question and the answer. */

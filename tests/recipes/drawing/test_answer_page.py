@@ -210,6 +210,20 @@ def test_dragging_over_words_chooses_them(shown):
     assert page.chosen() == ["red", "cup?", "Yes,", "a"]
 
 
+def test_words_can_be_copied(shown):
+    page = shown(looking())
+    page.word(3).click()
+    page.page.keyboard.press("Control+a")
+    marked = page.page.evaluate("getSelection().toString()")
+    assert QUESTION in marked and ANSWER in marked
+    start, end = page.word(2).bounding_box(), page.word(4).bounding_box()
+    page.page.mouse.move(start["x"] + 2, start["y"] + 5)
+    page.page.mouse.down()
+    page.page.mouse.move(end["x"] + 4, end["y"] + 5, steps=5)
+    page.page.mouse.up()
+    assert page.chosen() == ["a", "red", "cup?"] and page.page.evaluate("getSelection().toString()") == ""
+
+
 def test_only_the_left_button_drags_and_only_while_it_is_pressed(shown):
     page = shown(looking())
     mouse = page.page.mouse
