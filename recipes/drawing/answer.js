@@ -121,7 +121,7 @@ function makeLegend(parent, data) {
 /** One model's answer; `chosen` of the question's words are told to the others by `tell`. */
 class Answer {
   constructor(parent, model, image, data, tell) {
-    Object.assign(this, { model, data, image, tell, layer: null, chosen: [], anchor: 0 });
+    Object.assign(this, { model, data, image, tell, layer: null, chosen: [], anchor: 0, lists: [] });
     const root = make(parent, "article", { "aria-label": model.name });
     if (model.name) make(root, "h2", {}, model.name);
     const scale = Math.min(1, 480 / Math.max(image.width, image.height));
@@ -158,6 +158,7 @@ class Answer {
       "aria-orientation": "horizontal",
       "aria-label": `${PARTS[part]}: words to look at`,
     });
+    this.lists.push(numbers);
     const named = new Set(this.model.phrases.flatMap((phrase) => phrase.words));
     for (const n of numbers) {
       const word = this.model.words[n];
@@ -172,6 +173,12 @@ class Answer {
       list.append(word.space);
     }
     list.addEventListener("keydown", (event) => this.press(event, numbers));
+    list.addEventListener("focusin", (event) => this.stopAt(Number(event.target.dataset.word), numbers));
+  }
+
+  /** A list is one stop of the tab key: the word that has the focus, else the first that is chosen. */
+  stopAt(word, numbers) {
+    for (const n of numbers) this.options[n].tabIndex = n === word ? 0 : -1;
   }
 
   /** Pointing at words shows them, a click or tap chooses one, and a drag all from where it began, also across lists. */
@@ -240,6 +247,7 @@ class Answer {
   }
 
   press(event, numbers) {
+    if (event.altKey || event.ctrlKey || event.metaKey) return; // the browser's
     const here = numbers.indexOf(Number(event.target.dataset.word));
     const last = numbers.length - 1;
     const to = { ArrowRight: here + 1, ArrowDown: here + 1, ArrowLeft: here - 1, ArrowUp: here - 1, Home: 0, End: last }[event.key];
@@ -311,6 +319,11 @@ class Answer {
   choose(words, isTold = false) {
     this.chosen = words;
     this.options.forEach((option, n) => option.setAttribute("aria-selected", String(words.includes(n))));
+    for (const numbers of this.lists) {
+      const first = numbers.find((n) => words.includes(n));
+      const isFocused = numbers.some((n) => this.options[n] === document.activeElement);
+      if (first !== undefined && !isFocused) this.stopAt(first, numbers);
+    }
     this.draw(words);
     if (!isTold) this.tell(this, words.filter((n) => this.model.words[n].part === "question"));
   }

@@ -323,6 +323,38 @@ def test_the_keyboard_goes_from_word_to_word(shown):
     assert page.chosen() == ["a"] and page.page.evaluate("document.activeElement.dataset.word") == "6"
 
 
+def test_the_tab_key_comes_back_to_the_word_that_was_left(shown):
+    page = shown(looking())
+
+    def assert_focused(word: str) -> None:
+        assert page.page.evaluate("document.activeElement.dataset.word") == word
+        assert page.page.locator('[role=option][tabindex="0"]').count() == 2
+
+    page.page.keyboard.press("Tab")
+    page.page.keyboard.press("ArrowRight")
+    page.page.keyboard.press("Tab")
+    assert_focused("5")
+    page.page.keyboard.press("Shift+Tab")
+    assert_focused("1")
+    page.word(3).click()
+    page.page.keyboard.press("Tab")
+    assert_focused("5")
+    page.page.get_by_role("button", name="red cup").click()
+    page.word(4).focus()
+    page.page.keyboard.press("Tab")
+    assert_focused("7")
+
+
+def test_keys_of_the_browser_stay_its_own(shown):
+    page = shown(looking())
+    page.page.evaluate("addEventListener('keydown', event => (window.isTaken = event.defaultPrevented))")
+    page.word(2).click()
+    for key, is_taken in (("Alt+ArrowLeft", False), ("Control+Home", False), ("Meta+ArrowRight", False), ("Home", True)):
+        page.page.keyboard.press(key)
+        assert page.page.evaluate("window.isTaken") == is_taken
+        assert page.chosen() == (["Is"] if is_taken else ["a"])
+
+
 def test_word_by_word_plays_the_answer(shown):
     page = shown(looking())
     page.page.get_by_role("button", name="Word by word").click()
