@@ -3,6 +3,7 @@
 // Shows answers whose words can be pointed at: `showAnswers(element, data)`, with `data` as answer_page.py writes it.
 
 const PARTS = { question: "Question", answer: "Answer" };
+const PLAY = "Word by word";
 
 function make(parent, tag, attributes = {}, text = "") {
   const element = document.createElement(tag);
@@ -121,7 +122,7 @@ function makeLegend(parent, data) {
 /** One model's answer; `chosen` of the question's words are told to the others by `tell`. */
 class Answer {
   constructor(parent, model, image, data, tell) {
-    Object.assign(this, { model, data, image, tell, layer: null, chosen: [], anchor: 0, lists: [] });
+    Object.assign(this, { model, data, image, tell, layer: null, chosen: [], anchor: 0, lists: [], timer: null });
     const root = make(parent, "article", { "aria-label": model.name });
     if (model.name) make(root, "h2", {}, model.name);
     const scale = Math.min(1, 480 / Math.max(image.width, image.height));
@@ -278,20 +279,23 @@ class Answer {
     }
     const words = this.model.words.flatMap((word, n) => (word.part === "answer" ? [n] : []));
     if (words.length > 1) {
-      const button = make(tools, "button", { type: "button" }, "Word by word");
-      button.addEventListener("click", () => this.play(words));
+      this.player = make(tools, "button", { type: "button" }, PLAY);
+      this.player.addEventListener("click", () => (this.timer === null ? this.play(words) : this.stop()));
     }
   }
 
   /** Chooses the words in the order in which they came; whatever else is chosen stops it. */
-  play(words) {
-    let n = 0;
-    const next = () => {
-      if (n > 0 && this.chosen[0] !== words[n - 1]) return;
-      this.choose([words[n++]]);
-      if (n < words.length) setTimeout(next, 500);
-    };
-    next();
+  play([word, ...rest]) {
+    this.choose([word]);
+    if (!rest.length) return;
+    this.timer = setTimeout(() => this.play(rest), 500);
+    this.player.textContent = "Stop";
+  }
+
+  stop() {
+    clearTimeout(this.timer);
+    this.timer = null;
+    if (this.player) this.player.textContent = PLAY;
   }
 
   makePhrases(root) {
@@ -317,6 +321,7 @@ class Answer {
   }
 
   choose(words, isTold = false) {
+    this.stop();
     this.chosen = words;
     this.options.forEach((option, n) => option.setAttribute("aria-selected", String(words.includes(n))));
     for (const numbers of this.lists) {

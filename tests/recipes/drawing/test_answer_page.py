@@ -365,6 +365,21 @@ def test_word_by_word_plays_the_answer(shown):
         )
         seen.append(page.chosen())
     assert seen == [["Yes,"], ["a"], ["red"], ["cup."]]
+    assert page.page.get_by_role("button", name="Word by word").count() == 1
+
+
+def test_what_plays_stops(shown):
+    """By its button, or by whatever is chosen, be it the word that is being played."""
+    page = shown(looking())
+    page.page.clock.install()
+    for stop in (page.page.get_by_role("button", name="Stop"), page.word(6), page.word(1)):
+        page.page.get_by_role("button", name="Word by word").click()
+        page.page.clock.run_for(510)
+        assert page.chosen() == ["a"]
+        stop.click()
+        chosen = page.chosen()
+        page.page.clock.run_for(2000)
+        assert page.chosen() == chosen and page.page.get_by_role("button", name="Word by word").count() == 1
 
 
 def test_two_models_side_by_side(shown):
