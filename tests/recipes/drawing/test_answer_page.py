@@ -429,6 +429,22 @@ def test_everybody_can_use_it(shown, scheme: str, width: int):
     )
 
 
+def test_chosen_words_are_told_apart_in_forced_colors(shown):
+    page = shown(looking(), forced_colors="active")
+    page.word(1).click()
+    page.page.locator("h1").hover()
+    colors = "word => [getComputedStyle(word).backgroundColor, getComputedStyle(word).color]"
+    chosen, other = page.word(1).evaluate(colors), page.word(3).evaluate(colors)
+    assert chosen[0] != other[0] and chosen[0] != chosen[1]
+    system = """() => {
+        const element = document.createElement("i");
+        element.style = "forced-color-adjust: none; background: Highlight; color: HighlightText";
+        document.body.append(element);
+        return [getComputedStyle(element).backgroundColor, getComputedStyle(element).color];
+    }"""
+    assert chosen == page.page.evaluate(system)
+
+
 def test_touching_a_word_shows_it(shown):
     page = shown(looking(), has_touch=True, viewport={"width": 360, "height": 800})
     page.word(3).tap()
