@@ -154,6 +154,7 @@ class Answer {
     }
     const list = make(root, "div", {
       class: "words",
+      dir: "auto",
       role: "listbox",
       "aria-multiselectable": "true",
       "aria-orientation": "horizontal",
@@ -251,7 +252,9 @@ class Answer {
     if (event.altKey || event.ctrlKey || event.metaKey) return; // the browser's
     const here = numbers.indexOf(Number(event.target.dataset.word));
     const last = numbers.length - 1;
-    const to = { ArrowRight: here + 1, ArrowDown: here + 1, ArrowLeft: here - 1, ArrowUp: here - 1, Home: 0, End: last }[event.key];
+    const isLeftward = getComputedStyle(event.currentTarget).direction === "rtl";
+    const [next, previous] = isLeftward ? ["ArrowLeft", "ArrowRight"] : ["ArrowRight", "ArrowLeft"];
+    const to = { [next]: here + 1, ArrowDown: here + 1, [previous]: here - 1, ArrowUp: here - 1, Home: 0, End: last }[event.key];
     if (event.key === "Escape") this.choose([]);
     else if (event.key === " " || event.key === "Enter") {
       this.anchor = numbers[here];
@@ -304,7 +307,7 @@ class Answer {
     const chips = make(root, "div", { class: "tools" });
     for (const phrase of this.model.phrases) {
       const inside = phrase.inside === null ? "" : ` (${percent(phrase.inside)} inside)`;
-      const chip = make(chips, "button", { type: "button" }, phrase.text + inside);
+      const chip = make(chips, "button", { type: "button", dir: "auto" }, phrase.text + inside);
       chip.addEventListener("click", () => this.choose(phrase.words));
     }
   }
@@ -315,7 +318,7 @@ class Answer {
     const table = make(make(details, "div", { class: "table", tabindex: 0, role: "region", "aria-label": "Numbers" }), "table");
     this.model.words.forEach((word, n) => {
       const row = make(table, "tr");
-      make(row, "th", { scope: "row" }, word.text);
+      make(row, "th", { scope: "row", dir: "auto" }, word.text);
       make(row, "td", {}, inNumbers(lookOf(this.model, [n], null), this.model));
     });
   }

@@ -345,6 +345,21 @@ def test_the_tab_key_comes_back_to_the_word_that_was_left(shown):
     assert_focused("7")
 
 
+def test_writing_from_right_to_left(shown):
+    """An answer in Hebrew to a question in English."""
+    page = shown(looking(answer="\u05db\u05df, \u05db\u05d5\u05e1 \u05d0\u05d3\u05d5\u05de\u05d4"))
+    first, second = page.word(5).bounding_box(), page.word(6).bounding_box()
+    assert first["x"] > second["x"] > 300
+    page.word(5).focus()
+    page.page.keyboard.press("ArrowLeft")
+    assert page.page.evaluate("document.activeElement.dataset.word") == "6"
+    page.page.keyboard.press("ArrowRight")
+    assert page.page.evaluate("document.activeElement.dataset.word") == "5"
+    page.word(0).focus()
+    page.page.keyboard.press("ArrowRight")
+    assert page.page.evaluate("document.activeElement.dataset.word") == "1"
+
+
 def test_keys_of_the_browser_stay_its_own(shown):
     page = shown(looking())
     page.page.evaluate("addEventListener('keydown', event => (window.isTaken = event.defaultPrevented))")
