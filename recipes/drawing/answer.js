@@ -326,9 +326,10 @@ class Answer {
   choose(words, isTold = false) {
     this.stop();
     this.chosen = words;
-    this.options.forEach((option, n) => option.setAttribute("aria-selected", String(words.includes(n))));
+    const isChosen = new Set(words);
+    this.options.forEach((option, n) => option.setAttribute("aria-selected", String(isChosen.has(n))));
     for (const numbers of this.lists) {
-      const first = numbers.find((n) => words.includes(n));
+      const first = numbers.find((n) => isChosen.has(n));
       const isFocused = numbers.some((n) => this.options[n] === document.activeElement);
       if (first !== undefined && !isFocused) this.stopAt(first, numbers);
     }
@@ -345,9 +346,16 @@ class Answer {
     }
     const look = lookOf(this.model, words, this.layer);
     paint(this.canvas, this.gray, look, this.model.cells, this.data);
-    const text = words.map((n) => this.model.words[n].text).join(" ");
-    this.said.textContent = `“${text}”: ${inNumbers(look, this.model)}.`;
-    this.canvas.setAttribute("aria-label", `the picture, and where “${text}” looks`);
+    const quote = this.quote(words);
+    this.said.textContent = `${quote}: ${inNumbers(look, this.model)}.`;
+    this.canvas.setAttribute("aria-label", `the picture, and where ${quote} looks`);
+  }
+
+  /** Words as they are said: of many, which nobody would listen to, the first, the last and their number. */
+  quote(words) {
+    const texts = words.map((n) => this.model.words[n].text);
+    if (texts.length <= 10) return `“${texts.join(" ")}”`;
+    return `“${texts.slice(0, 4).join(" ")} … ${texts.slice(-4).join(" ")}” (${texts.length} words)`;
   }
 }
 

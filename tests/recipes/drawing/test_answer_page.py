@@ -364,7 +364,12 @@ def test_keys_of_the_browser_stay_its_own(shown):
     page = shown(looking())
     page.page.evaluate("addEventListener('keydown', event => (window.isTaken = event.defaultPrevented))")
     page.word(2).click()
-    for key, is_taken in (("Alt+ArrowLeft", False), ("Control+Home", False), ("Meta+ArrowRight", False), ("Home", True)):
+    for key, is_taken in (
+        ("Alt+ArrowLeft", False),
+        ("Control+Home", False),
+        ("Meta+ArrowRight", False),
+        ("Home", True),
+    ):
         page.page.keyboard.press(key)
         assert page.page.evaluate("window.isTaken") == is_taken
         assert page.chosen() == (["Is"] if is_taken else ["a"])
@@ -458,6 +463,16 @@ def test_chosen_words_are_told_apart_in_forced_colors(shown):
         return [getComputedStyle(element).backgroundColor, getComputedStyle(element).color];
     }"""
     assert chosen == page.page.evaluate(system)
+
+
+def test_of_many_words_the_first_and_last_are_said(shown):
+    page = shown(looking(answer=" ".join(f"word{n}" for n in range(60))))
+    page.word(3).click()
+    page.word(64).click(modifiers=["Shift"])
+    assert len(page.chosen()) == 62
+    quote = "\u201cred cup? word0 word1 \u2026 word56 word57 word58 word59\u201d (62 words)"
+    assert page.said().startswith(f"{quote}: ")
+    assert page.page.locator("canvas.picture").get_attribute("aria-label") == f"the picture, and where {quote} looks"
 
 
 def test_touching_a_word_shows_it(shown):
