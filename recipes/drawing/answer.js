@@ -3,6 +3,7 @@
 // Shows answers whose words can be pointed at: `showAnswers(element, data)`, with `data` as answer_page.py writes it.
 
 const PARTS = { question: "Question", answer: "Answer" };
+const PLAY = "Word by word";
 
 function make(parent, tag, attributes = {}, text = "") {
   const element = document.createElement(tag);
@@ -25,14 +26,14 @@ function percent(share) {
   return `${Math.round(100 * share)}%`;
 }
 
-/** In how little of the picture half of the attention lies. */
-function halfOf(map) {
+/** In how little of what a model sees of the picture half of the attention lies: it sees `seen` cells of the map. */
+function halfOf(map, seen) {
   const falling = Float32Array.from(map).sort().reverse();
   const total = falling.reduce((sum, value) => sum + value, 0);
   let sum = 0;
   let count = 0;
   while (count < falling.length && sum < (total * (1 - 1e-6)) / 2) sum += falling[count++];
-  return count / falling.length;
+  return count / seen;
 }
 
 /** Where the most of it lies: one of nine places. */
@@ -61,10 +62,10 @@ function lookOf(model, words, layer) {
   return { map: map.map((value) => value / count), onNothing: onNothing / count };
 }
 
-function inNumbers(look, cells) {
+function inNumbers(look, { cells, seen }) {
   if (!look.map.some((value) => value > 0)) return `${percent(look.onNothing)} on nothing`;
   const nothing = look.onNothing > 0 ? `${percent(look.onNothing)} on nothing, half of the rest` : "half of it";
-  return `${nothing} in ${percent(halfOf(look.map))} of the picture, most at the ${placeOf(look.map, cells)}`;
+  return `${nothing} in ${percent(halfOf(look.map, seen))} of the picture, most at the ${placeOf(look.map, cells)}`;
 }
 
 /** The picture in gray, with the colors of attention over it, bilinear between the middles of cells. */
@@ -121,12 +122,14 @@ function makeLegend(parent, data) {
 /** One model's answer; `chosen` of the question's words are told to the others by `tell`. */
 class Answer {
   constructor(parent, model, image, data, tell) {
-    Object.assign(this, { model, data, image, tell, layer: null, chosen: [], anchor: 0 });
+    Object.assign(this, { model, data, image, tell, layer: null, chosen: [], anchor: 0, lists: [], timer: null });
     const root = make(parent, "article", { "aria-label": model.name });
     if (model.name) make(root, "h2", {}, model.name);
     const scale = Math.min(1, 480 / Math.max(image.width, image.height));
     const [width, height] = [image.width, image.height].map((side) => Math.max(1, Math.round(side * scale)));
     this.canvas = make(root, "canvas", { class: "picture", role: "img", width, height });
+    this.canvas.style.setProperty("--width", width);
+    this.canvas.style.setProperty("--ratio", width / height);
     const context = this.canvas.getContext("2d", { willReadFrequently: true });
     context.drawImage(image, 0, 0, width, height);
     this.plain = context.getImageData(0, 0, width, height);
@@ -135,6 +138,7 @@ class Answer {
     this.said = make(root, "output", { "aria-live": "polite" });
     this.options = [];
     for (const part of Object.keys(PARTS)) this.makeWords(root, part);
+    this.listenToPointers(root);
     this.makeTools(root);
     this.makePhrases(root);
     this.makeTable(root);
@@ -150,11 +154,13 @@ class Answer {
     }
     const list = make(root, "div", {
       class: "words",
+      dir: "auto",
       role: "listbox",
       "aria-multiselectable": "true",
       "aria-orientation": "horizontal",
       "aria-label": `${PARTS[part]}: words to look at`,
     });
+    this.lists.push(numbers);
     const named = new Set(this.model.phrases.flatMap((phrase) => phrase.words));
     for (const n of numbers) {
       const word = this.model.words[n];
@@ -168,39 +174,87 @@ class Answer {
       this.options[n] = option;
       list.append(word.space);
     }
-    const wordAt = (event) => {
-      const option = document.elementFromPoint(event.clientX, event.clientY)?.closest("[role=option]");
-      return option && list.contains(option) ? Number(option.dataset.word) : null;
-    };
-    list.addEventListener("pointerdown", (event) => {
-      const word = wordAt(event);
-      if (word === null) return;
-      this.dragged = true;
-      this.anchor = event.shiftKey ? this.anchor : word;
-      this.choose(this.range(word, numbers));
-      this.options[word].focus({ preventScroll: true });
-      event.preventDefault();
-    });
-    list.addEventListener("pointermove", (event) => {
-      const word = wordAt(event);
-      if (word === null) return;
-      if (this.dragged) this.choose(this.range(word, numbers));
-      else if (event.pointerType === "mouse") this.draw([word]);
-    });
-    list.addEventListener("pointerleave", () => this.draw(this.chosen));
-    for (const end of ["pointerup", "pointercancel"]) window.addEventListener(end, () => (this.dragged = false));
     list.addEventListener("keydown", (event) => this.press(event, numbers));
+    list.addEventListener("focusin", (event) => this.stopAt(Number(event.target.dataset.word), numbers));
   }
 
-  range(word, numbers) {
-    const [first, last] = [Math.min(word, this.anchor), Math.max(word, this.anchor)];
-    return numbers.filter((n) => n >= first && n <= last);
+  /** A list is one stop of the tab key: the word that has the focus, else the first that is chosen. */
+  stopAt(word, numbers) {
+    for (const n of numbers) this.options[n].tabIndex = n === word ? 0 : -1;
+  }
+
+  /** Pointing at words shows them, a click or tap chooses one, and a drag all from where it began, also across lists. */
+  listenToPointers(root) {
+    const wordAt = (event) => {
+      const option = document.elementFromPoint(event.clientX, event.clientY)?.closest("[role=option]");
+      return option && root.contains(option) ? Number(option.dataset.word) : null;
+    };
+    let start = null; // of the drag that goes on
+    let reached = null; // the word that it or the mouse was last over
+    const chooseTo = (word) => {
+      if (word === null || word === reached) return;
+      reached = word;
+      this.options[word].focus({ preventScroll: true });
+      this.choose(this.range(word));
+    };
+    const begin = () => {
+      start.isDrag = true;
+      if (!start.isShift) this.anchor = start.word;
+      reached = null;
+      chooseTo(start.word);
+    };
+    root.addEventListener("pointerdown", (event) => {
+      const word = wordAt(event);
+      if (word === null || event.button !== 0 || !event.isPrimary) return;
+      start = { x: event.clientX, y: event.clientY, word, isShift: event.shiftKey, isDrag: false };
+      root.setPointerCapture(event.pointerId); // else nobody says that it was released outside of a frame
+      if (event.pointerType !== "touch") begin();
+    });
+    root.addEventListener("pointermove", (event) => {
+      if (!event.isPrimary) return;
+      if (!(event.buttons & 1)) start = null;
+      const word = wordAt(event);
+      if (start) {
+        // A finger that moves up or down first scrolls the page, which leaves what is chosen.
+        if (!start.isDrag && Math.abs(event.clientX - start.x) > Math.abs(event.clientY - start.y)) begin();
+        if (start.isDrag) chooseTo(word);
+      } else if (event.pointerType === "mouse" && word !== reached) {
+        reached = word;
+        this.draw(word === null ? this.chosen : [word]);
+      }
+    });
+    root.addEventListener("pointerup", (event) => {
+      if (!event.isPrimary) return;
+      if (start && !start.isDrag) begin();
+      start = null;
+    });
+    root.addEventListener("pointercancel", () => (start = null));
+    root.addEventListener("pointerleave", () => {
+      if (start) return;
+      reached = null;
+      this.draw(this.chosen);
+    });
+    // Else the mouse marks text as well. What is marked from beside the words, or with all of the page, can be copied.
+    root.addEventListener("mousedown", (event) => {
+      if (event.button !== 0 || wordAt(event) === null) return;
+      event.preventDefault();
+      getSelection().removeAllRanges();
+    });
+  }
+
+  /** The words from the anchor to this one, of the question and the answer. */
+  range(word) {
+    const first = Math.min(word, this.anchor);
+    return Array.from({ length: Math.abs(word - this.anchor) + 1 }, (_, n) => first + n);
   }
 
   press(event, numbers) {
+    if (event.altKey || event.ctrlKey || event.metaKey) return; // the browser's
     const here = numbers.indexOf(Number(event.target.dataset.word));
     const last = numbers.length - 1;
-    const to = { ArrowRight: here + 1, ArrowDown: here + 1, ArrowLeft: here - 1, ArrowUp: here - 1, Home: 0, End: last }[event.key];
+    const isLeftward = getComputedStyle(event.currentTarget).direction === "rtl";
+    const [next, previous] = isLeftward ? ["ArrowLeft", "ArrowRight"] : ["ArrowRight", "ArrowLeft"];
+    const to = { [next]: here + 1, ArrowDown: here + 1, [previous]: here - 1, ArrowUp: here - 1, Home: 0, End: last }[event.key];
     if (event.key === "Escape") this.choose([]);
     else if (event.key === " " || event.key === "Enter") {
       this.anchor = numbers[here];
@@ -209,7 +263,7 @@ class Answer {
       const word = numbers[Math.min(last, Math.max(0, to))];
       this.options[word].focus();
       if (!event.shiftKey) this.anchor = word;
-      this.choose(this.range(word, numbers));
+      this.choose(this.range(word));
     } else return;
     event.preventDefault();
   }
@@ -228,20 +282,23 @@ class Answer {
     }
     const words = this.model.words.flatMap((word, n) => (word.part === "answer" ? [n] : []));
     if (words.length > 1) {
-      const button = make(tools, "button", { type: "button" }, "Word by word");
-      button.addEventListener("click", () => this.play(words));
+      this.player = make(tools, "button", { type: "button" }, PLAY);
+      this.player.addEventListener("click", () => (this.timer === null ? this.play(words) : this.stop()));
     }
   }
 
   /** Chooses the words in the order in which they came; whatever else is chosen stops it. */
-  play(words) {
-    let n = 0;
-    const next = () => {
-      if (n > 0 && this.chosen[0] !== words[n - 1]) return;
-      this.choose([words[n++]]);
-      if (n < words.length) setTimeout(next, 500);
-    };
-    next();
+  play([word, ...rest]) {
+    this.choose([word]);
+    if (!rest.length) return;
+    this.timer = setTimeout(() => this.play(rest), 500);
+    this.player.textContent = "Stop";
+  }
+
+  stop() {
+    clearTimeout(this.timer);
+    this.timer = null;
+    if (this.player) this.player.textContent = PLAY;
   }
 
   makePhrases(root) {
@@ -250,7 +307,7 @@ class Answer {
     const chips = make(root, "div", { class: "tools" });
     for (const phrase of this.model.phrases) {
       const inside = phrase.inside === null ? "" : ` (${percent(phrase.inside)} inside)`;
-      const chip = make(chips, "button", { type: "button" }, phrase.text + inside);
+      const chip = make(chips, "button", { type: "button", dir: "auto" }, phrase.text + inside);
       chip.addEventListener("click", () => this.choose(phrase.words));
     }
   }
@@ -261,14 +318,21 @@ class Answer {
     const table = make(make(details, "div", { class: "table", tabindex: 0, role: "region", "aria-label": "Numbers" }), "table");
     this.model.words.forEach((word, n) => {
       const row = make(table, "tr");
-      make(row, "th", { scope: "row" }, word.text);
-      make(row, "td", {}, inNumbers(lookOf(this.model, [n], null), this.model.cells));
+      make(row, "th", { scope: "row", dir: "auto" }, word.text);
+      make(row, "td", {}, inNumbers(lookOf(this.model, [n], null), this.model));
     });
   }
 
   choose(words, isTold = false) {
+    this.stop();
     this.chosen = words;
-    this.options.forEach((option, n) => option.setAttribute("aria-selected", String(words.includes(n))));
+    const isChosen = new Set(words);
+    this.options.forEach((option, n) => option.setAttribute("aria-selected", String(isChosen.has(n))));
+    for (const numbers of this.lists) {
+      const first = numbers.find((n) => isChosen.has(n));
+      const isFocused = numbers.some((n) => this.options[n] === document.activeElement);
+      if (first !== undefined && !isFocused) this.stopAt(first, numbers);
+    }
     this.draw(words);
     if (!isTold) this.tell(this, words.filter((n) => this.model.words[n].part === "question"));
   }
@@ -282,13 +346,20 @@ class Answer {
     }
     const look = lookOf(this.model, words, this.layer);
     paint(this.canvas, this.gray, look, this.model.cells, this.data);
-    const text = words.map((n) => this.model.words[n].text).join(" ");
-    this.said.textContent = `“${text}”: ${inNumbers(look, this.model.cells)}.`;
-    this.canvas.setAttribute("aria-label", `the picture, and where “${text}” looks`);
+    const quote = this.quote(words);
+    this.said.textContent = `${quote}: ${inNumbers(look, this.model)}.`;
+    this.canvas.setAttribute("aria-label", `the picture, and where ${quote} looks`);
+  }
+
+  /** Words as they are said: of many, which nobody would listen to, the first, the last and their number. */
+  quote(words) {
+    const texts = words.map((n) => this.model.words[n].text);
+    if (texts.length <= 10) return `“${texts.join(" ")}”`;
+    return `“${texts.slice(0, 4).join(" ")} … ${texts.slice(-4).join(" ")}” (${texts.length} words)`;
   }
 }
 
-async function showAnswers(parent, data) {
+async function makeAnswers(parent, data) {
   data = { ...data, colors: bytesOf(data.colors) };
   // Whatever the maps' bytes mean: 0 is nothing, and each 16 of the others are a doubling.
   const values = Float32Array.from({ length: 256 }, (_, byte) => (byte ? 2 ** ((byte - 1) / 16 - 6) : 0));
@@ -301,4 +372,17 @@ async function showAnswers(parent, data) {
     model.maps = await inflate(bytesOf(model.maps));
     answers.push(new Answer(parent, { ...model, values }, image, data, tell));
   }
+}
+
+/** In the place of what stands there, which stays where a browser lacks something that this needs. */
+async function showAnswers(parent, data) {
+  const made = document.createDocumentFragment();
+  try {
+    await makeAnswers(made, data);
+  } catch (error) {
+    const text = `Where the words look cannot be shown here, perhaps in a newer browser: ${error.message}`;
+    make(parent, "p", { role: "alert" }, text);
+    return;
+  }
+  parent.replaceChildren(made);
 }

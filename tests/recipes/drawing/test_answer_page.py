@@ -25,7 +25,7 @@ from axe_playwright_python.sync_playwright import Axe
 from testing_utils import picture
 
 from recipes.answering.words import LookingAnswer, LookingPhrase, LookingWord
-from recipes.drawing.answer_page import answer_page, as_bytes
+from recipes.drawing.answer_page import answer_data, answer_page, as_bytes, framed
 from recipes.drawing.attention import colored
 
 
@@ -49,14 +49,15 @@ def looking(name: str = "", answer: str = ANSWER, seed: int = 0, cells: tuple[in
 class Page:
     """A page in the browser, which has asked for nothing and complained of nothing by the end."""
 
-    def __init__(self, browser: Any, path: Path, **context: Any) -> None:
+    def __init__(self, browser: Any, path: Path, before: str = "", shows: str = "details", **context: Any) -> None:
         self.context = browser.new_context(**{"viewport": {"width": 1200, "height": 900}, **context})
         self.page, self.complaints, self.requests = self.context.new_page(), [], []
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("console", lambda message: self.complaints.append(message.text))
         self.page.on("request", lambda request: self.requests.append(request.url[:40]))
+        self.page.add_init_script(before)
         self.page.goto(path.as_uri())
-        self.page.wait_for_selector("details")
+        self.page.wait_for_selector(shows)
 
     def word(self, number: int, model: int = 0) -> Any:
         return self.page.locator("article").nth(model).locator(f'[data-word="{number}"]')
@@ -153,6 +154,47 @@ def test_pointing_at_words_shows_where_they_look(shown, size: tuple[int, int]):
     assert page.chosen() == ["red", "cup?", "red", "cup."]
 
 
+def test_half_of_the_attention_is_in_a_share_of_what_is_seen(shown, monkeypatch: pytest.MonkeyPatch):
+    """A model whose processor crops sees some of the map's cells only."""
+    maps = np.zeros((2, 4, 6), dtype=np.float32)
+    maps[:, 1, 1:5] = 1 / 4
+    answer = looking()
+    answer = answer._replace(words=[word._replace(maps=maps, on_nothing=np.zeros(2)) for word in answer.words])
+
+    def cropped(*arguments: Any) -> dict[str, Any]:
+        data = answer_data(*arguments)
+        data["models"][0]["seen"] = 8
+        return data
+
+    page = shown(answer)
+    page.word(0).click()
+    assert "half of it in 8% of the picture" in page.said()
+    monkeypatch.setattr("recipes.drawing.answer_page.answer_data", cropped)
+    page = shown(answer)
+    page.word(0).click()
+    assert "half of it in 25% of the picture" in page.said()
+
+
+@pytest.mark.parametrize(
+    "size, shown_size",
+    [
+        ((1600, 900), (540, 304)),  # not higher than 60% of the window
+        ((900, 1600), (306, 544)),  # as wide as an answer gets
+        ((40, 60), (160, 240)),  # four times as large
+        ((1, 1), (24, 24)),
+        ((3000, 10), (540, 24)),
+        ((10, 3000), (24, 544)),
+    ],
+)
+def test_pictures_of_all_sizes_are_seen_with_the_words(shown, size: tuple[int, int], shown_size: tuple[int, int]):
+    page = shown(looking(), image=picture(*size))
+    box = page.page.locator("canvas.picture").bounding_box()
+    assert np.abs(np.subtract((box["height"], box["width"]), shown_size)).max() < 2
+    last = page.word(8).bounding_box()
+    assert last["y"] + last["height"] <= 900
+    assert page.page.evaluate("document.documentElement.scrollWidth") <= 1200
+
+
 def test_dragging_over_words_chooses_them(shown):
     page = shown(looking())
     for first, last, words in ((2, 4, ["a", "red", "cup?"]), (8, 7, ["red", "cup."])):
@@ -163,9 +205,100 @@ def test_dragging_over_words_chooses_them(shown):
         page.page.mouse.up()
         page.page.mouse.move(5, 5)
         assert page.chosen() == words
-    page.word(5).click()
-    page.word(7).click(modifiers=["Shift"])
-    assert page.chosen() == ["Yes,", "a", "red"]
+    page.word(3).click()
+    page.word(6).click(modifiers=["Shift"])
+    assert page.chosen() == ["red", "cup?", "Yes,", "a"]
+
+
+def test_words_can_be_copied(shown):
+    page = shown(looking())
+    page.word(3).click()
+    page.page.keyboard.press("Control+a")
+    marked = page.page.evaluate("getSelection().toString()")
+    assert QUESTION in marked and ANSWER in marked
+    start, end = page.word(2).bounding_box(), page.word(4).bounding_box()
+    page.page.mouse.move(start["x"] + 2, start["y"] + 5)
+    page.page.mouse.down()
+    page.page.mouse.move(end["x"] + 4, end["y"] + 5, steps=5)
+    page.page.mouse.up()
+    assert page.chosen() == ["a", "red", "cup?"] and page.page.evaluate("getSelection().toString()") == ""
+
+
+def test_only_the_left_button_drags_and_only_while_it_is_pressed(shown):
+    page = shown(looking())
+    mouse = page.page.mouse
+
+    def move(word: int, **options: int) -> tuple[float, float]:
+        box = page.word(word).bounding_box()
+        place = box["x"] + 4, box["y"] + 5
+        mouse.move(*place, **options)
+        return place
+
+    for button in ("right", "middle"):
+        move(1)
+        mouse.down(button=button)
+        move(3, steps=3)
+        mouse.up(button=button)
+        assert page.chosen() == []
+    move(1)
+    mouse.down()
+    move(6, steps=5)
+    across = ["there", "a", "red", "cup?", "Yes,", "a"]
+    assert page.chosen() == across
+    # It was released where the page could not see it.
+    x, y = move(6)
+    session = page.context.new_cdp_session(page.page)
+    for dx in (0, 40):
+        session.send("Input.dispatchMouseEvent", {"type": "mouseMoved", "x": x + dx, "y": y, "buttons": 0})
+    page.word(2).hover()
+    assert page.chosen() == across
+    mouse.up()
+
+
+def test_a_release_outside_of_the_frame_ends_the_drag(browser: Any, tmp_path: Path):
+    path = tmp_path / "framed.html"
+    path.write_text(framed(answer_page(picture(40, 60), [looking()])), encoding="utf-8")
+    context = browser.new_context(viewport={"width": 1200, "height": 1200})
+    page = context.new_page()
+    page.goto(path.as_uri())
+    frame = page.frame_locator("iframe")
+    places = [frame.locator(f'[data-word="{n}"]').bounding_box() for n in (1, 3)]
+    page.mouse.move(places[0]["x"] + 4, places[0]["y"] + 5)
+    page.mouse.down()
+    page.mouse.move(300, 1150, steps=3)
+    page.mouse.up()
+    page.mouse.move(places[1]["x"] + 4, places[1]["y"] + 5, steps=3)
+    assert frame.locator('[aria-selected="true"]').all_inner_texts() == ["there"]
+    context.close()
+
+
+def test_a_finger_drags_over_words_and_scrolls(shown):
+    page = shown(looking(), has_touch=True, viewport={"width": 360, "height": 400})
+    session = page.context.new_cdp_session(page.page)
+
+    def drag(start: int, dx: float, dy: float) -> None:
+        box = page.word(start).bounding_box()
+        x, y = box["x"] + 4, box["y"] + 8
+        session.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [{"x": x, "y": y}]})
+        for step in range(1, 11):
+            point = {"x": x + step * dx / 10, "y": y + step * dy / 10}
+            session.send("Input.dispatchTouchEvent", {"type": "touchMove", "touchPoints": [point]})
+        session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+
+    def scrolled() -> float:
+        return page.page.evaluate("scrollY")
+
+    page.page.evaluate("document.querySelector('.words').scrollIntoView({block: 'center'})")
+    page.word(0).tap()
+    page.page.evaluate("document.querySelector('.words').scrollIntoView({block: 'center'})")
+    before = scrolled()
+    drag(2, 5, -150)
+    page.page.wait_for_function("before => scrollY > before + 50", arg=before)
+    assert page.chosen() == ["Is"]
+    page.page.evaluate("document.querySelector('.words').scrollIntoView({block: 'center'})")
+    before = scrolled()
+    drag(2, page.word(4).bounding_box()["x"] - page.word(2).bounding_box()["x"], 3)
+    assert page.chosen() == ["a", "red", "cup?"] and scrolled() == before
 
 
 def test_the_keyboard_goes_from_word_to_word(shown):
@@ -190,6 +323,58 @@ def test_the_keyboard_goes_from_word_to_word(shown):
     assert page.chosen() == ["a"] and page.page.evaluate("document.activeElement.dataset.word") == "6"
 
 
+def test_the_tab_key_comes_back_to_the_word_that_was_left(shown):
+    page = shown(looking())
+
+    def assert_focused(word: str) -> None:
+        assert page.page.evaluate("document.activeElement.dataset.word") == word
+        assert page.page.locator('[role=option][tabindex="0"]').count() == 2
+
+    page.page.keyboard.press("Tab")
+    page.page.keyboard.press("ArrowRight")
+    page.page.keyboard.press("Tab")
+    assert_focused("5")
+    page.page.keyboard.press("Shift+Tab")
+    assert_focused("1")
+    page.word(3).click()
+    page.page.keyboard.press("Tab")
+    assert_focused("5")
+    page.page.get_by_role("button", name="red cup").click()
+    page.word(4).focus()
+    page.page.keyboard.press("Tab")
+    assert_focused("7")
+
+
+def test_writing_from_right_to_left(shown):
+    """An answer in Hebrew to a question in English."""
+    page = shown(looking(answer="\u05db\u05df, \u05db\u05d5\u05e1 \u05d0\u05d3\u05d5\u05de\u05d4"))
+    first, second = page.word(5).bounding_box(), page.word(6).bounding_box()
+    assert first["x"] > second["x"] > 300
+    page.word(5).focus()
+    page.page.keyboard.press("ArrowLeft")
+    assert page.page.evaluate("document.activeElement.dataset.word") == "6"
+    page.page.keyboard.press("ArrowRight")
+    assert page.page.evaluate("document.activeElement.dataset.word") == "5"
+    page.word(0).focus()
+    page.page.keyboard.press("ArrowRight")
+    assert page.page.evaluate("document.activeElement.dataset.word") == "1"
+
+
+def test_keys_of_the_browser_stay_its_own(shown):
+    page = shown(looking())
+    page.page.evaluate("addEventListener('keydown', event => (window.isTaken = event.defaultPrevented))")
+    page.word(2).click()
+    for key, is_taken in (
+        ("Alt+ArrowLeft", False),
+        ("Control+Home", False),
+        ("Meta+ArrowRight", False),
+        ("Home", True),
+    ):
+        page.page.keyboard.press(key)
+        assert page.page.evaluate("window.isTaken") == is_taken
+        assert page.chosen() == (["Is"] if is_taken else ["a"])
+
+
 def test_word_by_word_plays_the_answer(shown):
     page = shown(looking())
     page.page.get_by_role("button", name="Word by word").click()
@@ -200,6 +385,21 @@ def test_word_by_word_plays_the_answer(shown):
         )
         seen.append(page.chosen())
     assert seen == [["Yes,"], ["a"], ["red"], ["cup."]]
+    assert page.page.get_by_role("button", name="Word by word").count() == 1
+
+
+def test_what_plays_stops(shown):
+    """By its button, or by whatever is chosen, be it the word that is being played."""
+    page = shown(looking())
+    page.page.clock.install()
+    for stop in (page.page.get_by_role("button", name="Stop"), page.word(6), page.word(1)):
+        page.page.get_by_role("button", name="Word by word").click()
+        page.page.clock.run_for(510)
+        assert page.chosen() == ["a"]
+        stop.click()
+        chosen = page.chosen()
+        page.page.clock.run_for(2000)
+        assert page.chosen() == chosen and page.page.get_by_role("button", name="Word by word").count() == 1
 
 
 def test_two_models_side_by_side(shown):
@@ -226,7 +426,8 @@ def test_words_stay_words(shown):
     page = shown(answer)
     page.word(0).click()
     assert page.page.title().startswith(evil[:30]) and page.page.locator("b, img").count() == 0
-    assert page.page.locator("h2").inner_text() == evil.replace("\u2028", "\u2028")
+    assert page.page.locator("h2").text_content() == evil
+    assert page.word(0).text_content() == evil and page.word(5).text_content() == evil.split()[0]
     assert page.page.locator("script").count() == 2
 
 
@@ -248,10 +449,51 @@ def test_everybody_can_use_it(shown, scheme: str, width: int):
     )
 
 
+def test_chosen_words_are_told_apart_in_forced_colors(shown):
+    page = shown(looking(), forced_colors="active")
+    page.word(1).click()
+    page.page.locator("h1").hover()
+    colors = "word => [getComputedStyle(word).backgroundColor, getComputedStyle(word).color]"
+    chosen, other = page.word(1).evaluate(colors), page.word(3).evaluate(colors)
+    assert chosen[0] != other[0] and chosen[0] != chosen[1]
+    system = """() => {
+        const element = document.createElement("i");
+        element.style = "forced-color-adjust: none; background: Highlight; color: HighlightText";
+        document.body.append(element);
+        return [getComputedStyle(element).backgroundColor, getComputedStyle(element).color];
+    }"""
+    assert chosen == page.page.evaluate(system)
+
+
+def test_of_many_words_the_first_and_last_are_said(shown):
+    page = shown(looking(answer=" ".join(f"word{n}" for n in range(60))))
+    page.word(3).click()
+    page.word(64).click(modifiers=["Shift"])
+    assert len(page.chosen()) == 62
+    quote = "\u201cred cup? word0 word1 \u2026 word56 word57 word58 word59\u201d (62 words)"
+    assert page.said().startswith(f"{quote}: ")
+    assert page.page.locator("canvas.picture").get_attribute("aria-label") == f"the picture, and where {quote} looks"
+
+
 def test_touching_a_word_shows_it(shown):
     page = shown(looking(), has_touch=True, viewport={"width": 360, "height": 800})
     page.word(3).tap()
     assert page.chosen() == ["red"]
+
+
+@pytest.mark.parametrize(
+    "before, shows",
+    [
+        ("delete window.DecompressionStream", "[role=alert]"),
+        ("HTMLImageElement.prototype.decode = () => Promise.reject(new Error('no picture'))", "[role=alert]"),
+        ("", "noscript"),
+    ],
+)
+def test_answers_can_be_read_where_a_browser_lacks_something(shown, before: str, shows: str):
+    page = shown(looking("model"), before=before, shows=shows, java_script_enabled=bool(before))
+    assert page.page.locator("h1").inner_text() == QUESTION
+    assert f"model {ANSWER}" in page.page.locator("main").inner_text()
+    assert page.page.locator(shows).inner_text().startswith("Where the words look")
 
 
 def test_it_is_small():
