@@ -47,7 +47,14 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("runs/onnx"), help="folder for the graphs")
     parser.add_argument("--int8", action="store_true", help="graphs in int8 as well, for the page instead")
+    parser.add_argument("--page", type=Path, help="folder for a page that runs them in a browser")
+    parser.add_argument("--onnxruntime_web", type=Path, help="onnxruntime-web's folder `dist`, which the page needs")
     args = parser.parse_args()
+    if (args.page is None) != (args.onnxruntime_web is None):
+        sys.exit(
+            "error: `--page` needs `--onnxruntime_web node_modules/onnxruntime-web/dist`, which "
+            "`npm install onnxruntime-web` makes, and the other way round."
+        )
 
     with lasting_imports():
         from transformers.utils.logging import disable_progress_bar
@@ -59,6 +66,7 @@ def main() -> None:
             import onnxscript  # noqa: F401
 
             from recipes.exporting.folders import export
+            from recipes.exporting.page import check_page, write_page
         except ImportError as error:
             sys.exit(f'error: {error}. Exporting needs `pip install -e ".[onnx]"`.')
 
@@ -68,11 +76,15 @@ def main() -> None:
     except ValueError as error:
         sys.exit(f"error: {args.model} cannot be loaded as an AGE-VLM checkpoint: {str(error).rstrip('.')}.")
     try:
+        if args.page is not None:
+            check_page(processor, args.onnxruntime_web)
         written = export(model, processor, args.out, args.int8)
+        if args.page is not None:
+            write_page(model, processor, args.out, written, args.onnxruntime_web, args.page, args.int8)
     except ValueError as error:
         sys.exit(f"error: {args.model} cannot be exported: {str(error).rstrip('.')}.")
     except OSError as error:
-        sys.exit(f"error: {args.out} cannot be written ({error}).")
+        sys.exit(f"error: {args.page or args.out} cannot be written ({error}).")
     for name, num_bytes in written["bytes"].items():
         print(f"{args.out / name}: {num_bytes / 1e6:.1f} MB")
     for key, kind in {"differences": "float32", "differences_int8": "int8"}.items():
@@ -81,6 +93,8 @@ def main() -> None:
             print(
                 f"{kind} against PyTorch: largest difference {logits:.1e} of the largest logit, {maps:.1e} in the maps"
             )
+    if args.page is not None:
+        print(f"page: `python -m http.server --directory {args.page}`, and open http://localhost:8000")
 
 
 if __name__ == "__main__":
