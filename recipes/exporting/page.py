@@ -22,6 +22,7 @@ import numpy as np
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.image_utils import PILImageResampling
 
+from recipes.answering.phrases import FUNCTION_WORDS
 from recipes.answering.words import layer_names
 from recipes.drawing.answer_page import HERE as DRAWING
 from recipes.drawing.answer_page import base64_of
@@ -108,6 +109,7 @@ def about_page(model: PreTrainedModel, processor: ProcessorMixin, description: d
         "layers": layer_names(model),
         "colors": base64_of((255 * COLORS).round().astype(np.uint8)),
         "most": MOST,
+        "function_words": sorted(FUNCTION_WORDS),
         "context": model.config.text_config.max_position_embeddings,
         "max_new_tokens": MAX_NEW_TOKENS,
     }

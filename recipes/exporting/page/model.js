@@ -6,7 +6,14 @@ ort.env.wasm.numThreads = 1; // more need headers that a server of files does no
 ort.env.wasm.wasmPaths = { wasm: new URL("./ort-wasm-simd-threaded.wasm", import.meta.url).href };
 
 const long = (values, shape) => new ort.Tensor("int64", BigInt64Array.from(values, BigInt), shape);
-const pause = () => new Promise((resolve) => setTimeout(resolve)); // lets the page draw and hear its buttons
+const { port1, port2 } = new MessageChannel();
+
+/** Lets the page draw and hear its buttons, without a timer's wait. */
+const pause = () =>
+  new Promise((resolve) => {
+    port1.onmessage = resolve;
+    port2.postMessage(null);
+  });
 
 export class Model {
   static async load(about) {

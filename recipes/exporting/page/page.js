@@ -3,7 +3,7 @@
 import { Model } from "./model.js";
 import { pixelsOf, readPicture } from "./pictures.js";
 import { Tokenizer } from "./tokenizer.js";
-import { answerData, wordsOf } from "./words.js";
+import { answerData, phrasesOf, wordsOf } from "./words.js";
 
 const at = (id) => document.getElementById(id);
 const state = { picture: null, isStopped: false, isBusy: true };
@@ -26,6 +26,7 @@ async function getJson(file) {
 }
 
 async function setPicture(blob) {
+  if (at("file").files[0] !== blob) at("file").value = ""; // it names another picture
   try {
     state.picture = await readPicture(blob);
   } catch (error) {
@@ -69,19 +70,24 @@ async function answer({ model, tokenizer, about, picture }, question) {
   const seconds = (since) => (performance.now() - since) / 1000;
   const visual = await model.encode(pixelsOf(picture.data, about.image));
   const seen = seconds(started);
-  const read = performance.now();
   const tokens = [];
+  const times = [];
   for await (const token of model.answer(prompt, visual, () => state.isStopped)) {
     tokens.push(token);
+    times.push(seconds(started));
     at("streaming").textContent = tokenizer.decode(tokens);
   }
-  const rate = tokens.length / seconds(read);
   const all = [...prompt, ...tokens.filter((token) => !about.special_token_ids.includes(token))];
   const words = wordsOf(all, prompt.length, question, tokenizer, about.image_token_id);
   const look = await model.look(all, visual, words.map((word) => word.mask));
   const { canvas } = picture;
-  const data = await answerData(canvas.toDataURL(), [canvas.height, canvas.width], words, look, about);
-  const told = `${seconds(started).toFixed(1)} s: ${seen.toFixed(1)} s for the picture, ${tokens.length} tokens at ${rate.toFixed(0)} per second`;
+  const phrases = phrasesOf(words, about.function_words);
+  const data = await answerData(canvas.toDataURL(), [canvas.height, canvas.width], words, phrases, look, about);
+  let told = `${seconds(started).toFixed(1)} s: ${seen.toFixed(1)} s for the picture`;
+  if (tokens.length > 1) {
+    const rate = (tokens.length - 1) / (times.at(-1) - times[0]);
+    told += `, ${(times[0] - seen).toFixed(1)} s to the first token, then ${rate.toFixed(0)} tokens per second`;
+  }
   return { data, told: state.isStopped ? `Stopped after ${told}.` : `Answered in ${told}.` };
 }
 

@@ -73,6 +73,48 @@ export function wordsOf(tokens, promptLength, question, tokenizer, imageToken) {
   return words;
 }
 
+/** The longest runs of words that may name something and have only spaces in between, each once. */
+function guessPhrases(text, functionWords) {
+  const phrases = new Map();
+  let run = [];
+  let end = null;
+  const close = () => {
+    const phrase = run.join(" ");
+    if (phrase && !phrases.has(phrase.toLowerCase())) phrases.set(phrase.toLowerCase(), phrase);
+    run = [];
+  };
+  for (const { 0: word, index } of text.matchAll(/[\p{L}\p{N}_]+(?:['\u2019-][\p{L}\p{N}_]+)*/gu)) {
+    const isFunction = functionWords.includes(word.toLowerCase().replaceAll("\u2019", "'"));
+    if (isFunction || end === null || text.slice(end, index).trim()) close();
+    if (!isFunction) run.push(word);
+    end = isFunction ? null : index + word.length;
+  }
+  close();
+  return [...phrases.values()];
+}
+
+/** The phrases of a question and its answer, with the numbers of the words that they stand in. */
+export function phrasesOf(words, functionWords) {
+  const said = (part) => words.flatMap((word) => (word.part === part ? [word.text + word.space] : [])).join("");
+  const parts = { question: said("question"), answer: said("answer") };
+  return guessPhrases(`${parts.question} . ${parts.answer}`, functionWords).map((phrase) => {
+    const pattern = phrase.split(/\s+/u).map((word) => word.replace(/[.*+?^${}()|[\]\\]/g, "\\$&")).join("\\s+");
+    const isWord = "[\\p{L}\\p{N}\\p{M}_]";
+    const found = [];
+    for (const [part, text] of Object.entries(parts)) {
+      const runs = Array.from(text.matchAll(new RegExp(`(?<!${isWord})${pattern}(?!${isWord})`, "giu")));
+      let start = 0;
+      words.forEach((word, n) => {
+        if (word.part !== part) return;
+        const end = start + word.text.length;
+        if (runs.some((run) => start < run.index + run[0].length && end > run.index)) found.push(n);
+        start = end + word.space.length;
+      });
+    }
+    return { text: phrase, words: found, inside: null };
+  });
+}
+
 /** In how many cells attention over a picture is kept. */
 export function mapSize(height, width) {
   return [height, width].map((side) => Math.max(1, roundToEven((LONGEST_SIDE * side) / Math.max(height, width))));
@@ -121,7 +163,7 @@ async function deflated(bytes) {
 }
 
 /** What `showAnswers` takes: words with their maps, `look` of each word, over a picture of `[height, width]`. */
-export async function answerData(picture, size, words, look, about) {
+export async function answerData(picture, size, words, phrases, look, about) {
   const numLayers = about.layers.length;
   const cells = [about.image.height / about.patch_size, about.image.width / about.patch_size];
   const numCells = cells[0] * cells[1];
@@ -141,6 +183,6 @@ export async function answerData(picture, size, words, look, about) {
     }
     return { ...word, onNothing };
   });
-  const model = { name: "", layers: about.layers, words: told, phrases: [], cells: shown, maps: await deflated(Uint8Array.from(bytes)) };
+  const model = { name: "", layers: about.layers, words: told, phrases, cells: shown, maps: await deflated(Uint8Array.from(bytes)) };
   return { picture, colors: about.colors, most: about.most, models: [model] };
 }
