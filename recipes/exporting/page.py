@@ -80,7 +80,9 @@ def check_tokenizer(processor: ProcessorMixin) -> None:
     )
     is_plain &= words.get("type") == "ByteLevel" and words["use_regex"] and not words["add_prefix_space"]
     is_plain &= tokenizer["normalizer"] is None and (tokenizer["decoder"] or {}).get("type") == "ByteLevel"
-    is_plain &= not any(token[key] for token in tokenizer["added_tokens"] for key in ("single_word", "lstrip", "rstrip"))
+    is_plain &= not any(
+        token[key] for token in tokenizer["added_tokens"] for key in ("single_word", "lstrip", "rstrip")
+    )
     is_plain &= all(token["special"] for token in tokenizer["added_tokens"])
     if not is_plain:
         raise ValueError("its tokenizer is not GPT-2's byte-level BPE, and the page knows no other")
@@ -93,7 +95,9 @@ def check_page(processor: ProcessorMixin, runtime: Path) -> None:
     check_tokenizer(processor)
 
 
-def about_page(model: PreTrainedModel, processor: ProcessorMixin, description: dict[str, Any], int8: bool) -> dict[str, Any]:
+def about_page(
+    model: PreTrainedModel, processor: ProcessorMixin, description: dict[str, Any], int8: bool
+) -> dict[str, Any]:
     """What the page knows of a model. Raises `ValueError` if it is too large."""
     names = {"vision": VISION, "text": TEXT}
     files = {part: INT8[name] if int8 else name for part, name in names.items()}
@@ -143,7 +147,11 @@ def write_page(
     about = about_page(model, processor, description, int8)
     folder.mkdir(parents=True, exist_ok=True)
     sources = [graphs / name for name in (*about["files"].values(), "tokenizer.json")]
-    sources += [runtime / name for name in RUNTIME] + [DRAWING / "answer.js", DRAWING / "answer.css", *STATIC.iterdir()]
+    sources += [runtime / name for name in RUNTIME] + [
+        DRAWING / "answer.js",
+        DRAWING / "answer.css",
+        *STATIC.iterdir(),
+    ]
     for source in sources:
         shutil.copyfile(source, folder / source.name)
     about["examples"] = []
