@@ -250,7 +250,7 @@ def quantize_graphs(folder: Path) -> None:
                 folder / source,
                 folder / target,
                 per_channel=True,
-                weight_type=QuantType.QInt8,
+                weight_type=QuantType.QUInt8,
                 use_external_data_format=(folder / f"{source}.data").exists(),
             )
     finally:
