@@ -25,8 +25,6 @@ from recipes.answering.answers import generate, one_question, prompts
 from recipes.answering.checkpoint import load_checkpoint
 from recipes.benchmarks.int8 import saved_bytes
 from recipes.benchmarks.timing import seconds_in_turns
-from recipes.exporting.folders import export
-from recipes.exporting.running import OnnxModel
 from recipes.scenes.rows import load_scenes
 from recipes.terminal.tables import markdown
 
@@ -43,6 +41,9 @@ def exported(model: str, rounds: int, num_scenes: int) -> dict[str, Any]:
         rounds (`int`): How many times everything is timed.
         num_scenes (`int`): Pictures, each with the questions of its row, whose answers are compared.
     """
+    from recipes.exporting.folders import export
+    from recipes.exporting.running import OnnxModel
+
     with loading(model):
         eager, processor = load_checkpoint(model, dtype="float32", attn_implementation="eager")
         ours, _ = load_checkpoint(model, dtype="float32")

@@ -14,6 +14,7 @@
 """The graphs of a checkpoint in ONNX, beside the model."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from testing_utils import IMAGE, picture, tiny_model, tiny_processor
 
 from recipes import export_onnx
 from recipes.answering.answers import one_question, prompts
+from recipes.benchmarks.exported import exported as benchmark
+from recipes.benchmarks.exported import exported_table
 from recipes.exporting import checking, folders
 from recipes.exporting.checking import differences
 from recipes.exporting.folders import export
@@ -144,3 +147,23 @@ def test_what_cannot_be_exported_is_refused(tmp_path: Path, monkeypatch: pytest.
         export(model, tiny_processor(), tmp_path / "onnx")
     with pytest.raises(ValueError, match=r"holds no export\.json\. Write it with"):
         OnnxModel(tmp_path)
+
+
+def test_the_benchmark_compares_all_three(
+    exported: tuple[Any, Any, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    model, processor, folder = exported
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+
+    def copied(model: Any, processor: Any, target: Path, int8: bool) -> dict[str, Any]:
+        shutil.copytree(folder, target, dirs_exist_ok=True)
+        return json.loads((folder / "export.json").read_text())
+
+    monkeypatch.setattr(folders, "export", copied)
+    result = benchmark(str(tmp_path), rounds=1, num_scenes=1)
+    names = ["PyTorch", "ONNX", "ONNX, int8"]
+    for key in ("megabytes", "seconds_to_first_token", "tokens_per_second"):
+        assert list(result[key]) == names and min(result[key].values()) > 0
+    assert result["same_answers"]["ONNX"] == 1 and result["questions"] > 0
+    assert exported_table(result).splitlines()[0] == "| on one core | PyTorch | ONNX | ONNX, int8 |"
