@@ -25,7 +25,7 @@ command ends with an error. `--int8` writes them in int8 as well (the weights of
 how much these differ.
 
 `--page` writes a page: a picture, a question, the answer word by word, and where its words look. It needs onnxruntime-web, which
-`npm install onnxruntime-web` puts into node_modules/, and any server of files: `python -m http.server --directory runs/onnx_page`.
+`npm install onnxruntime-web` puts into node_modules/, and any server of files: `python -m http.server --bind localhost --directory runs/onnx_page`.
 
 Needs `pip install -e ".[onnx]"`.
 """
@@ -84,7 +84,7 @@ def main() -> None:
     except ValueError as error:
         sys.exit(f"error: {args.model} cannot be exported: {str(error).rstrip('.')}.")
     except OSError as error:
-        sys.exit(f"error: {args.page or args.out} cannot be written ({error}).")
+        sys.exit(f"error: {error.filename or args.out} cannot be written ({error}).")
     for name, num_bytes in written["bytes"].items():
         print(f"{args.out / name}: {num_bytes / 1e6:.1f} MB")
     for key, kind in {"differences": "float32", "differences_int8": "int8"}.items():
@@ -94,7 +94,9 @@ def main() -> None:
                 f"{kind} against PyTorch: largest difference {logits:.1e} of the largest logit, {maps:.1e} in the maps"
             )
     if args.page is not None:
-        print(f"page: `python -m http.server --directory {args.page}`, and open http://localhost:8000")
+        print(
+            f"page: `python -m http.server --bind localhost --directory {args.page}`, and open http://localhost:8000"
+        )
 
 
 if __name__ == "__main__":

@@ -37,7 +37,9 @@ async function setPicture(blob) {
   const preview = at("preview");
   const scale = Math.min(1, 480 / Math.max(canvas.width, canvas.height));
   [preview.width, preview.height] = [canvas.width, canvas.height].map((side) => Math.max(1, Math.round(side * scale)));
-  preview.getContext("2d").drawImage(canvas, 0, 0, preview.width, preview.height);
+  const context = preview.getContext("2d");
+  context.imageSmoothingQuality = "high";
+  context.drawImage(canvas, 0, 0, preview.width, preview.height);
   preview.hidden = false;
   if (!state.isBusy) say("");
 }
@@ -82,7 +84,7 @@ async function answer({ model, tokenizer, about, picture }, question) {
   const look = await model.look(all, visual, words.map((word) => word.mask));
   const { canvas } = picture;
   const phrases = phrasesOf(words, about.function_words);
-  const data = await answerData(canvas.toDataURL(), [canvas.height, canvas.width], words, phrases, look, about);
+  const data = await answerData(at("preview").toDataURL(), [canvas.height, canvas.width], words, phrases, look, about);
   let told = `${seconds(started).toFixed(1)} s: ${seen.toFixed(1)} s for the picture`;
   if (tokens.length > 1) {
     const rate = (tokens.length - 1) / (times.at(-1) - times[0]);

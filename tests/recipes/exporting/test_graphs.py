@@ -29,9 +29,10 @@ from recipes import export_onnx
 from recipes.answering.answers import one_question, prompts
 from recipes.benchmarks.exported import exported as benchmark
 from recipes.benchmarks.exported import exported_table
-from recipes.exporting import checking, folders
+from recipes.exporting import checking, folders, graphs
 from recipes.exporting.checking import differences
 from recipes.exporting.folders import export
+from recipes.exporting.graphs import file_bytes, write_graph
 from recipes.exporting.running import OnnxModel
 
 
@@ -127,6 +128,20 @@ def test_the_check_covers_rows_pictures_and_padding():
         assert batch["attention_mask"].sum(dim=1).tolist() == [6 - row for row in range(len(num_images))]
         seen |= {(len(num_images), count) for count in num_images}
     assert {(1, 0), (1, 1), (1, 2), (3, 0), (3, 1), (3, 2), (2, 0)} == seen
+
+
+def test_a_large_graph_keeps_its_weights_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As ONNX wants it from 2 GiB on, and in int8 too."""
+    monkeypatch.setattr(graphs, "MOST_IN_ONE_FILE", 10_000)
+    for name in (graphs.VISION, graphs.TEXT):
+        linear = torch.nn.Linear(64, 64)
+        write_graph(linear, (torch.ones(2, 64),), ({0: torch.export.Dim.DYNAMIC},), ["x"], ["y"], tmp_path / name)
+    graphs.quantize_graphs(tmp_path)
+    x = torch.randn(3, 64)
+    for name, tolerance in ((graphs.TEXT, 1e-5), (graphs.INT8[graphs.TEXT], 0.1)):
+        assert (tmp_path / f"{name}.data").stat().st_size < file_bytes(tmp_path)[name]
+        (found,) = onnxruntime.InferenceSession(tmp_path / name).run(None, {"x": x.numpy()})
+        assert (linear(x) - torch.from_numpy(found)).abs().max() < tolerance
 
 
 def test_what_cannot_be_exported_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):
