@@ -73,7 +73,8 @@ def export(model: PreTrainedModel, processor: ProcessorMixin, folder: Path, int8
     }
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / DESCRIPTION
-    file.unlink(missing_ok=True)
+    for old in (file, *folder.glob("*.onnx"), *folder.glob("*.onnx.data")):  # of another model, perhaps
+        old.unlink(missing_ok=True)
     export_graphs(model, description, folder)
     processor.save_pretrained(folder)
     if int8:

@@ -56,28 +56,31 @@ class OnnxModel:
         self.past_names = tensor_names("past", self.description["self_attention_layers"])
 
     def encode(self, pixel_values: np.ndarray) -> list[np.ndarray]:
-        """The visual keys and values of rows of pictures, `(batch_size, num_images, num_channels, height, width)`."""
+        """
+        The visual keys and values of rows of pictures, `(batch_size, num_images, num_channels, height, width)`; without
+        pictures those of a token that nothing sees.
+        """
         batch_size, num_images = pixel_values.shape[:2]
         if num_images == 0:
-            return self._nothing(self.visual_names, batch_size)
+            return self._zeros(self.visual_names, batch_size, 1)
         found = self.vision.run(self.visual_names, {"pixel_values": pixel_values.reshape(-1, *pixel_values.shape[2:])})
         # (batch_size * num_images, heads, cells, head_dim) -> all pictures of a row one after another
         rows = [tensor.reshape(batch_size, num_images, *tensor.shape[1:]).swapaxes(1, 2) for tensor in found]
         return [tensor.reshape(*tensor.shape[:2], -1, tensor.shape[-1]) for tensor in rows]
 
     def visible_from(self, input_ids: np.ndarray, num_images: int) -> np.ndarray:
-        """From which token on each visual token is seen: `(batch_size, num_images * num_image_tokens)`."""
+        """From which token on each visual token is seen: `(batch_size, num_images * num_image_tokens)`, or `(batch_size, 1)`."""
+        if num_images == 0:
+            return np.full((len(input_ids), 1), NEVER)
         places = np.full((len(input_ids), num_images), NEVER)
         for row, tokens in enumerate(input_ids):
             (found,) = np.nonzero(tokens == self.description["image_token_id"])
             places[row, : len(found)] = found
         return places.repeat(self.description["num_image_tokens"], axis=1)
 
-    def _nothing(self, names: list[str], batch_size: int) -> list[np.ndarray]:
-        shapes = self.description["text"]["inputs"]
-        return [
-            np.zeros((batch_size, shapes[name]["shape"][1], 0, shapes[name]["shape"][3]), np.float32) for name in names
-        ]
+    def _zeros(self, names: list[str], batch_size: int, length: int) -> list[np.ndarray]:
+        shapes = [self.description["text"]["inputs"][name]["shape"] for name in names]
+        return [np.zeros((batch_size, heads, length, head_dim), np.float32) for _, heads, _, head_dim in shapes]
 
     def __call__(
         self,
@@ -90,7 +93,7 @@ class OnnxModel:
     ) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
         """The logits of what follows, `(batch_size, vocab_size)`; the grounding maps; and the text's keys and values."""
         if past is None:
-            past = self._nothing(self.past_names, len(input_ids))
+            past = self._zeros(self.past_names, len(input_ids), 0)
         if query_masks is None:
             query_masks = np.zeros((len(input_ids), 0, input_ids.shape[1]), bool)
         inputs = {

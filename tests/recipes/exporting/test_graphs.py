@@ -19,6 +19,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnxruntime
 import pytest
@@ -79,6 +80,18 @@ def test_the_folder_says_what_the_graphs_are(exported: tuple[Any, Any, Path]):
     }
 
 
+def test_a_text_without_pictures_has_a_visual_token_that_nothing_sees(exported: tuple[Any, Any, Path]):
+    """As `export.json` says: whatever that token is, it changes nothing."""
+    _, _, folder = exported
+    onnx_model, tokens, mask = OnnxModel(folder), np.array([[7, 8, 9]]), np.ones((1, 3), np.int64)
+    visual, hidden = onnx_model.encode(np.zeros((1, 0, 3, 96, 96), np.float32)), onnx_model.visible_from(tokens, 0)
+    assert {tensor.shape[2] for tensor in visual} == {1} and hidden.shape == (1, 1)
+    logits, _, _ = onnx_model(tokens, mask, visual, hidden)
+    others = [tensor + 5 for tensor in visual]
+    assert np.array_equal(onnx_model(tokens, mask, others, hidden)[0], logits)
+    assert not np.allclose(onnx_model(tokens, mask, others, np.zeros((1, 1), np.int64))[0], logits)
+
+
 def test_an_answer_is_the_models(exported: tuple[Any, Any, Path]):
     model, processor, folder = exported
     inputs = prompts(processor, [one_question("Is there a cup?", picture())])
@@ -99,7 +112,9 @@ def test_int8_is_smaller_and_near(exported: tuple[Any, Any, Path]):
     assert 1e-4 < written["differences_int8"]["logits"] < 0.5 and written["differences_int8"]["maps"] < 0.5
 
 
-def test_another_models_graphs_are_found_out(exported: tuple[Any, Any, Path], monkeypatch: pytest.MonkeyPatch):
+def test_another_models_graphs_are_found_out(
+    exported: tuple[Any, Any, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """Whatever is wrong in a graph: the check sees a changed weight of either, and then there is no export.json."""
     model, processor, folder = exported
     written = json.loads((folder / "export.json").read_text())
@@ -111,13 +126,16 @@ def test_another_models_graphs_are_found_out(exported: tuple[Any, Any, Path], mo
         weight.data.copy_(kept)
     assert max(differences(model, written, folder).values()) < 1e-5
 
+    target = tmp_path / "onnx"
+    shutil.copytree(folder, target)
     monkeypatch.setattr(folders, "TOLERANCE", 0.0)
-    monkeypatch.setattr(folders, "export_graphs", lambda *arguments: None)
-    text = (folder / "export.json").read_text()
+    monkeypatch.setattr(
+        folders, "export_graphs", lambda *_: [shutil.copy(folder / name, target) for name in graphs.INT8]
+    )
     with pytest.raises(ValueError, match="something else than the model: they differ by .*e-0"):
-        export(model, processor, folder)
-    assert not (folder / "export.json").exists()
-    (folder / "export.json").write_text(text)
+        export(model, processor, target)
+    assert {file.name for file in target.iterdir() if file.suffix == ".onnx"} == set(graphs.INT8)
+    assert not (target / "export.json").exists()
 
 
 def test_the_check_covers_rows_pictures_and_padding():
