@@ -9,13 +9,18 @@ NEWEST := .venv-newest
 WEB := .cache/onnxruntime-web
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo ask scenes-model claim test test-newest lock test-slow test-eval test-upstream fuzz mutants style check
+.PHONY: demo ask app scenes-model claim test test-newest lock test-slow test-eval test-app test-upstream fuzz mutants notebooks style check
 
 demo: $(INSTALLED)
 	$(BIN)/python recipes/demo.py $(ARGS)
 
 ask: $(INSTALLED)
 	$(BIN)/python recipes/ask.py --image "$(IMAGE)" --question "$(Q)" $(ARGS)
+
+# A picture, a question, and where the words look, in a browser. Brings Gradio.
+app: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[app]"
+	$(BIN)/python recipes/app.py $(ARGS)
 
 # The checkpoint that `make ask` uses, and its twin without guidance: about two hours on two CPU cores.
 scenes-model: $(INSTALLED)
@@ -49,6 +54,11 @@ test-eval: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[eval]"
 	$(BIN)/python -m pytest -q tests/recipes/evaluation $(ARGS)
 
+# Installs Gradio and runs the app's tests, in Chromium where there is one. `make test` skips those that need it.
+test-app: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[app]"
+	$(BIN)/python -m pytest -q tests/recipes/space $(ARGS)
+
 # transformers' own common test suites, in the installed version. Its source distribution lacks the generation and export
 # suites: CHECKOUT=path/to/a/checkout takes them all from there.
 test-upstream: $(INSTALLED)
@@ -59,6 +69,10 @@ test-upstream: $(INSTALLED)
 fuzz: SECONDS := 300
 fuzz: $(INSTALLED)
 	PYTHONPATH=.:tests $(BIN)/python -m fuzz --seconds $(SECONDS) $(SEED:%=--seed %) $(KIND:%=--kind %) $(INPUT:%=--input %) $(ARGS)
+
+# Runs the notebooks and keeps their outputs.
+notebooks: $(INSTALLED)
+	$(BIN)/python notebooks/run.py $(ARGS)
 
 # Plants one bug at a time and shows that the tests turn red.
 mutants: $(INSTALLED)

@@ -15,7 +15,7 @@
 Writes the tables of numbers in README.md and docs/ anew, from committed data.
 
     python docs/write_tables.py         # all of them
-    python docs/write_tables.py demo    # one of them, after `cp runs/demo/metrics.json runs/demo/benefit.png docs/demo/`
+    python docs/write_tables.py demo    # one of them, after `cp runs/demo/metrics.json docs/demo/`
 
 A table stands below the line `<!-- made by: python docs/write_tables.py NAME -->`.
 """

@@ -59,7 +59,7 @@ def main() -> None:
     tasks = tasks_of(args.out, args.text, scale, runs)
     for number in (3, 4):  # whose rows are drawn while stages 1 and 2 run
         tasks[f"the rows of stage {number}"] = Task(rows_of, (number, scale))
-    tasks |= {f"{variant} judged": Task(evaluate, (args.out, variant, num_images), variant) for variant in variants}
+    tasks |= {f"{variant} judged": Task(evaluate, (args.out / variant, num_images), variant) for variant in variants}
     done = dict(run_tasks(tasks, processes=2))
     judged = {variant: done[f"{variant} judged"] for variant in variants}
     metrics = {variant: summarize(j) for variant, j in judged.items()}

@@ -17,11 +17,14 @@ the checkpoint loads back where nothing of this project is installed.
 
     python recipes/push.py --checkpoint runs/demo/age-vlm-lm --repo_id me/age-vlm [--private] [--revision BRANCH]
 
+With `--space` the app of recipes/app.py goes up as well, as a Space that asks the checkpoint, and beside it `--beside`.
+
 The token is the one that `hf auth login` stored, or `HF_TOKEN`. A checkpoint of any stage will do, also a
 `checkpoint-N` folder; the optimizer and the like stay here.
 """
 
 import argparse
+import importlib.util
 import sys
 import warnings
 from pathlib import Path
@@ -38,12 +41,25 @@ def main() -> None:
     parser.add_argument(
         "--evaluation", type=Path, help="folder that evaluate.py wrote, to show its results on the Hub"
     )
+    parser.add_argument(
+        "--space", metavar="OWNER/NAME", help="a Space to put the app up as, for whoever has no Python"
+    )
+    parser.add_argument(
+        "--beside", metavar="OWNER/NAME", help="another checkpoint on the Hub for the app to ask beside this"
+    )
     parser.add_argument("--model_card", type=Path, help="template of the model card; default: model_card.md")
     args = parser.parse_args()
+    if args.beside is not None and args.space is None:
+        sys.exit("error: `--beside` is for the app: say with `--space` where to put it.")
+    if args.space is not None and importlib.util.find_spec("gradio") is None:
+        sys.exit(
+            'error: the Space names the version of Gradio that is here, and there is none: `pip install -e ".[app]"`.'
+        )
 
     from huggingface_hub.utils import httpx
 
     from recipes.publishing.checkpoint import push
+    from recipes.publishing.space import push_space
     from recipes.training.record import MODEL_CARD, read_record
     from trainers.model_card import llama_license
 
@@ -62,11 +78,17 @@ def main() -> None:
         )
     except (ValueError, OSError, httpx.HTTPError) as error:  # the last two: the Hub says no, or cannot be reached
         sys.exit(f"Not pushed: {error}")
+    print(f"{commit.commit_url}\n{commit.oid}")
+    if args.space is not None:
+        models = [args.repo_id] if args.beside is None else [args.repo_id, args.beside]
+        try:
+            print(push_space(args.space, models, args.private).commit_url)
+        except (ValueError, OSError, httpx.HTTPError) as error:
+            sys.exit(f"The app was not pushed: {error}")
     record = read_record(args.checkpoint)
     text = next((run["text"] for run in record if run.get("text")), None)
     if llama_license(text) and not args.repo_id.split("/")[-1].lower().startswith("llama"):
         warnings.warn(f"The license of {text} asks that the model's name begin with 'Llama'; {args.repo_id} does not.")
-    print(f"{commit.commit_url}\n{commit.oid}")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ import yaml
 
 TOKEN = "hf_" + "a" * 34
 LFS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.pkl", "*.parquet")
-REPO = r"/api/(?:models|datasets)/(?P<repo>[^/]+/[^/]+)"
+REPO = r"/api/(?:models|datasets|spaces)/(?P<repo>[^/]+/[^/]+)"
 
 
 @dataclass

@@ -67,7 +67,14 @@ def ask(
 ) -> tuple[str, dict[str, torch.Tensor], int]:
     """The greedy answer; the model's inputs with the answer's words after the prompt; and the prompt's length in tokens."""
     inputs = prompts(processor, [one_question(question, image)]).to(model.device, dtype=model.dtype)
-    prompt, new = inputs["input_ids"], generate(model, inputs, max_new_tokens=max_new_tokens)
+    return with_answer(processor, inputs, generate(model, inputs, max_new_tokens=max_new_tokens))
+
+
+def with_answer(
+    processor: ProcessorMixin, inputs: BatchFeature, new: torch.LongTensor
+) -> tuple[str, dict[str, torch.Tensor], int]:
+    """As [`ask`], for the tokens `(1, num_new_tokens)` that were written after a prompt."""
+    prompt = inputs["input_ids"]
     words = new[~torch.isin(new, new.new_tensor(processor.tokenizer.all_special_ids))]  # without the end of turn
     input_ids = torch.cat([prompt, words[None]], dim=1)
     inputs = {**inputs, "input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}

@@ -15,6 +15,7 @@
 
 import base64
 import hashlib
+import html
 import json
 import zlib
 from collections.abc import Sequence
@@ -101,4 +102,12 @@ def answer_page(picture: PIL.Image.Image, answers: Sequence[LookingAnswer]) -> s
         data=data,
         script=script,
         hash=base64_of(hashlib.sha256(script.encode()).digest()),
+    )
+
+
+def framed(page: str) -> str:
+    """A page within another, of which it can reach nothing."""
+    return (
+        '<iframe title="Where the words look" sandbox="allow-scripts" style="width: 100%; height: 60rem; border: 0" '
+        f'srcdoc="{html.escape(page)}"></iframe>'
     )

@@ -80,10 +80,10 @@ def draw_attention(axes: plt.Axes, picture: PIL.Image.Image, attention: np.ndarr
     axes.set_axis_off()
 
 
-def draw_legend(figure: plt.Figure) -> None:
-    """Below all else in a figure, what the colors of attention mean."""
+def draw_legend(figure: plt.Figure, center: float = 0.5) -> None:
+    """Below all else in a figure, what the colors of attention mean; `center` is a share of the figure's width."""
     width, height = figure.get_size_inches()
-    axes = figure.add_axes((0.5 - 1.8 / width, -0.3 / height, 3.6 / width, 0.12 / height))
+    axes = figure.add_axes((center - 1.8 / width, -0.3 / height, 3.6 / width, 0.12 / height))
     axes.imshow(np.full((1, 256, 3), 0.5), extent=(0, 1, 0, 1), aspect="auto")
     axes.imshow(COLORS[None], extent=(0, 1, 0, 1), aspect="auto")
     doublings = int(math.log2(MOST))

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from recipes.drawing import plt
-from recipes.drawing.attention import draw_sheet_line
+from recipes.drawing.attention import draw_legend, draw_sheet_line
 
 
 COLORS = ("#9aa0a6", "#d9480f")  # without guidance, with it
@@ -64,5 +64,6 @@ def save_benefit(path: Path, rows: list[dict[str, Any]], columns: list[str], mea
     ax.spines[["top", "right", "left"]].set_visible(False)
     ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.04), ncols=3, frameon=False)
     figure.tight_layout()
+    draw_legend(figure, center=0.32)
     figure.savefig(path, dpi=110, bbox_inches="tight")
     plt.close(figure)

@@ -25,7 +25,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, ProcessorMixin
 
 from recipes.answering.answers import answer, generate
-from recipes.answering.attention import grounding_maps, query
+from recipes.answering.rows import grounding_maps, query
 from recipes.evaluation.captions import CaptionCounts, count_named
 from recipes.evaluation.metrics import area_under_curve, score_pope
 from recipes.evaluation.records import mark

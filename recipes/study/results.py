@@ -26,17 +26,16 @@ from recipes.evaluation.rules import says_no
 from recipes.scenes.classes import POPE_KINDS
 from recipes.scenes.evaluation import Judged, evaluate_all, judge
 from recipes.scenes.questions import load_questions
-from recipes.study.plans import IMAGE_SIZE
 from recipes.terminal import progress
 
 
-def evaluate(out: Path, variant: str, num_images: int) -> list[Judged]:
-    """The answers of a variant about test scenes, and where its words look."""
-    questions = load_questions("test", num_images=num_images, image_size=IMAGE_SIZE)
-    with loading(str(out / variant)):
-        model, processor = load_checkpoint(str(out / variant))
+def evaluate(checkpoint: Path, num_images: int) -> list[Judged]:
+    """The answers of a checkpoint about test scenes, as large as it reads them, and where its words look."""
+    with loading(str(checkpoint)):
+        model, processor = load_checkpoint(str(checkpoint))
+    questions = load_questions("test", num_images=num_images, image_size=model.config.vision_config.image_size)
     form = "{desc} |{bar:20}| {n_fmt}/{total_fmt} questions"
-    with tqdm(total=len(questions), desc=f"{variant:<26}", bar_format=form, position=progress.line) as bar:
+    with tqdm(total=len(questions), desc=f"{checkpoint.name:<26}", bar_format=form, position=progress.line) as bar:
         return judge(model, processor, questions, progress=lambda done: bar.update(done - bar.n))
 
 
@@ -102,16 +101,15 @@ def sheet_rows(judged: dict[str, list[Judged]], names: dict[str, str], num_rows:
                 i for i, j in enumerate(first) if j.question["kind"] == kind and j.question["mask"] and i not in chosen
             )
         )
-    return [
-        {
-            "image": first[i].question["image"],
-            "question": f"{first[i].question['question']} Words: {first[i].question['phrases'][0]['text']}",
-            "truth": first[i].question["answer"],
-            **{
-                names[v]: (j[i].prediction, j[i].attention[1].mean(0), j[i].sink[1].mean().item())
-                for v, j in judged.items()
-                if v in names
-            },
-        }
-        for i in chosen
-    ]
+    return [sheet_row(judged, names, n) for n in chosen]
+
+
+def sheet_row(judged: dict[str, list[Judged]], names: dict[str, str], number: int) -> dict[str, Any]:
+    """A question as `save_attention_sheet` takes it, of the variants that have names: where its first phrase looks."""
+    question = next(iter(judged.values()))[number].question
+    row = {"image": question["image"], "truth": question["answer"]}
+    row["question"] = f"{question['question']} Words: {question['phrases'][0]['text']}"
+    for variant, name in names.items():
+        one = judged[variant][number]
+        row[name] = (one.prediction, one.attention[1].mean(0), one.sink[1].mean().item())
+    return row

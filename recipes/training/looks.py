@@ -25,7 +25,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 
 from modeling_agevlm.image_reading_agevlm import read_image
-from recipes.answering.attention import looking_inputs, split_sink
+from recipes.answering.attention import split_sink
+from recipes.answering.rows import looking_inputs
 from recipes.drawing.attention import save_attention_lines
 from trainers import DataCollatorForGuidedVisionLanguageModeling, GuidedSFTTrainer
 from trainers.data_collator import BrokenRowError, as_parts, message_text

@@ -21,7 +21,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from recipes.answering.attention import grounding_maps
+from recipes.answering.rows import grounding_maps
 from recipes.scenes import BACKBONES
 from recipes.scenes.rows import load_scenes
 from recipes.training.arguments import PartsArguments

@@ -6,7 +6,7 @@ import { Tokenizer } from "./tokenizer.js";
 import { answerData, phrasesOf, wordsOf } from "./words.js";
 
 const at = (id) => document.getElementById(id);
-const state = { picture: null, isStopped: false, isBusy: true };
+const state = { picture: null, loading: Promise.resolve(), isStopped: false, isBusy: true };
 
 function say(text, isError = false) {
   at("status").textContent = text;
@@ -25,15 +25,22 @@ async function getJson(file) {
   return response.json();
 }
 
-async function setPicture(blob) {
-  if (at("file").files[0] !== blob) at("file").value = ""; // it names another picture
+/** Takes a picture, also one that is yet to come, behind those before it; whoever asks meanwhile waits for it. */
+function setPicture(coming) {
+  state.loading = state.loading.then(() => showPicture(coming));
+}
+
+async function showPicture(coming) {
+  let read;
   try {
-    state.picture = await readPicture(blob);
+    const blob = await coming;
+    if (at("file").files[0] !== blob) at("file").value = ""; // it names another picture
+    read = await readPicture(blob);
   } catch (error) {
     say(error.message, true);
     return;
   }
-  const { canvas } = state.picture;
+  const { canvas } = read;
   const preview = at("preview");
   const scale = Math.min(1, 480 / Math.max(canvas.width, canvas.height));
   [preview.width, preview.height] = [canvas.width, canvas.height].map((side) => Math.max(1, Math.round(side * scale)));
@@ -41,6 +48,7 @@ async function setPicture(blob) {
   context.imageSmoothingQuality = "high";
   context.drawImage(canvas, 0, 0, preview.width, preview.height);
   preview.hidden = false;
+  state.picture = { ...read, shown: preview.toDataURL() };
   if (!state.isBusy) say("");
 }
 
@@ -51,9 +59,9 @@ function makeExamples(examples) {
     const image = document.createElement("img");
     Object.assign(image, { src: example.file, alt: `Example ${n + 1}: ${example.question}`, width: 96, height: 96 });
     button.append(image);
-    button.addEventListener("click", async () => {
+    button.addEventListener("click", () => {
       at("question").value = example.question;
-      await setPicture(await (await fetch(example.file)).blob());
+      setPicture(fetch(example.file).then((response) => response.blob()));
     });
     at("examples").append(button);
   }
@@ -84,7 +92,7 @@ async function answer({ model, tokenizer, about, picture }, question) {
   const look = await model.look(all, visual, words.map((word) => word.mask));
   const { canvas } = picture;
   const phrases = phrasesOf(words, about.function_words);
-  const data = await answerData(at("preview").toDataURL(), [canvas.height, canvas.width], words, phrases, look, about);
+  const data = await answerData(picture.shown, [canvas.height, canvas.width], words, phrases, look, about);
   let told = `${seconds(started).toFixed(1)} s: ${seen.toFixed(1)} s for the picture`;
   if (tokens.length > 1) {
     const rate = (tokens.length - 1) / (times.at(-1) - times[0]);
@@ -101,6 +109,7 @@ async function ask() {
   at("answers").replaceChildren();
   at("streaming").textContent = "";
   try {
+    await state.loading;
     await new Promise(requestAnimationFrame);
     const { data, told } = await answer(state, at("question").value.trim());
     await showAnswers(at("answers"), data);

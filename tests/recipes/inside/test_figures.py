@@ -36,7 +36,7 @@ from testing_utils import (
 from tiny_vlms import tiny_idefics3, tiny_llava
 
 from recipes import figures as command
-from recipes.answering.attention import grounding_maps, query
+from recipes.answering.rows import grounding_maps, query
 from recipes.drawing.attention import colored, in_numbers
 from recipes.inside import figures
 from recipes.inside.hallucination import Case, score, tell
