@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 LOCK := requirements.lock
 NEWEST := .venv-newest
+WEB := .cache/onnxruntime-web
 export HF_HUB_OFFLINE ?= 1
 
 .PHONY: demo ask app scenes-model claim test test-newest lock test-slow test-eval test-app test-upstream fuzz mutants notebooks style check
@@ -30,7 +31,7 @@ claim: $(INSTALLED)
 	$(BIN)/python recipes/claim.py $(ARGS)
 
 # Two workers of one thread each (OMP_NUM_THREADS=2 gives each two), which get the files whole and in the order of conftest.py.
-test: $(INSTALLED)
+test: $(INSTALLED) $(WEB)/node_modules/onnxruntime-web/package.json
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(ARGS)
 
 # The same tests with the newest versions that pyproject.toml allows, in an environment of its own.
@@ -85,6 +86,11 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mlinter modeling_agevlm
+
+# What runs models in a browser. Without it, or npm, or a network, its tests are skipped.
+$(WEB)/node_modules/onnxruntime-web/package.json:
+	npm install --silent --no-audit --no-fund --fetch-retries=0 --fetch-timeout=60000 --prefix $(WEB) onnxruntime-web@1.30.0 \
+		|| echo "There is no onnxruntime-web: the tests that need it are skipped."
 
 $(INSTALLED): pyproject.toml $(LOCK)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "AGE-VLM needs Python 3.11 or newer; set PYTHON=...")'

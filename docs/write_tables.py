@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 
 from recipes import scale_plan
 from recipes.benchmarks import scale
+from recipes.benchmarks.exported import exported_table
 from recipes.benchmarks.timing import rows_table
 from recipes.scenes import TRAINED_MODEL, UNGUIDED_MODEL
 from recipes.scenes.classes import POPE_KINDS
@@ -296,6 +297,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "scenes_model": scenes_model,
     "claim": claim,
     "open_points": open_points,
+    "onnx": lambda: exported_table(json.loads((DOCS / "onnx.json").read_text())),
     "speed_targets": speed_targets,
     **{path.stem: functools.partial(speed, path.stem) for path in sorted((DOCS / "speed").glob("*.json"))},
     "scale_time": lambda: scale_tables()["Time"],

@@ -15,12 +15,16 @@
 Measures side by side, in one run: what is compared takes turns, so that whatever else the machine does meets all alike.
 
     python recipes/benchmark.py int8 --model runs/init
+    python recipes/benchmark.py onnx
     python recipes/benchmark.py masks [--florence FLORENCE --sam SAM]
     python recipes/benchmark.py records
     python recipes/benchmark.py startup
 
 `int8` compares a checkpoint with itself under torchao's weight-only int8: size, speed, and how far the logits move on
 questions about scenes and their right answers. Needs `pip install torchao`.
+
+`onnx` compares a checkpoint in PyTorch with its graphs in ONNX, in float32 and in int8, on one core: size, speed, answers. Needs
+`pip install -e ".[onnx]"`.
 
 `masks` says where `recipes/masks.py` spends its time. Without checkpoints it takes the architectures of Florence-2-base and
 SAM-ViT-B with random weights and a quarter of their depth.
@@ -35,6 +39,8 @@ import json
 import tempfile
 from pathlib import Path
 
+from recipes.scenes import TRAINED_MODEL
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -43,6 +49,10 @@ def main() -> None:
     command.add_argument("--model", required=True, help="checkpoint folder or Hub id")
     command.add_argument("--rounds", type=int, default=7, help="how many times everything is timed")
     command.add_argument("--num_scenes", type=int, default=20, help="scenes to compare the logits on")
+    command = commands.add_parser("onnx", help="ONNX against PyTorch, on one core")
+    command.add_argument("--model", default=str(TRAINED_MODEL), help="checkpoint folder or Hub id")
+    command.add_argument("--rounds", type=int, default=7, help="how many times everything is timed")
+    command.add_argument("--num_scenes", type=int, default=40, help="scenes to compare the answers on")
     command = commands.add_parser("masks", help="where recipes/masks.py spends its time")
     command.add_argument("--florence", help="checkpoint folder or Hub id")
     command.add_argument("--sam", help="checkpoint folder or Hub id")
@@ -62,6 +72,10 @@ def main() -> None:
         from recipes.benchmarks.int8 import int8, int8_table
 
         result, table = int8(args.model, args.rounds, args.num_scenes), int8_table
+    elif args.command == "onnx":
+        from recipes.benchmarks.exported import exported, exported_table
+
+        result, table = exported(args.model, args.rounds, args.num_scenes), exported_table
     elif args.command == "masks":
         from recipes.benchmarks.masks import masks, masks_table, save_reduced
 

@@ -282,7 +282,9 @@ def test_exported_prefill_is_the_forward(model: AgeVlmForConditionalGeneration):
     assert_close(found.logits, expected.logits)
 
 
-def test_exported_prefill_takes_any_number_of_rows_and_tokens(model: AgeVlmForConditionalGeneration):
+@pytest.mark.parametrize("attention_sink", [False, True])
+def test_exported_prefill_takes_any_number_of_rows_and_tokens(attention_sink: bool):
+    model = tiny_model(text_config={"attention_sink": attention_sink})
     rows, tokens = torch.export.Dim("rows", max=64), torch.export.Dim("tokens", max=256)
     shapes = {"input_ids": {0: rows, 1: tokens}, "attention_mask": {0: rows, 1: tokens}, "pixel_values": {0: rows}}
     program = torch.export.export(

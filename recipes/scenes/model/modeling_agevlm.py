@@ -321,7 +321,7 @@ class AgeVlmCrossAttention(nn.Module):
             inputs.cross_attention_states, inputs.visible_from, cache
         )
         if self.sink_key is not None:
-            sink_key = self.sink_key.to(key_states.dtype).expand(len(key_states), -1, -1, -1)
+            sink_key = self.sink_key.to(key_states.dtype).expand(key_states.shape[0], -1, -1, -1)
             key_states = torch.cat([key_states, sink_key], dim=2)
             value_states = nn.functional.pad(value_states, (0, 0, 0, 1))
         states = query_states, key_states, value_states
