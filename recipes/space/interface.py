@@ -33,15 +33,6 @@ HEAD = """# Ask a picture, and see where the words look
 The answer comes word by word. Then point at a word of the question or of the answer, click it, or drag over several."""
 
 
-class Picture(gr.Image):
-    """Hands on the file as it came: Gradio would decode it in a way of its own, and fail without a word where it cannot."""
-
-    is_template = True  # shown as what it inherits from
-
-    def preprocess(self, payload: Any) -> str | None:
-        return None if payload is None else payload.path
-
-
 class Asking:
     """
     Answers whoever looks at the app; of each visitor one question at a time.
@@ -142,7 +133,9 @@ def build(names: Sequence[str], examples: Sequence[tuple[str, str]], max_new_tok
             with gr.Column():
                 webcam = gr.WebcamOptions(mirror=False)  # or left would be right
                 sources = ["upload", "webcam", "clipboard"]
-                image = Picture(type="filepath", sources=sources, webcam_options=webcam, label="Picture")
+                image = gr.Image(type="filepath", sources=sources, webcam_options=webcam, label="Picture")
+                # The file as it came: Gradio would decode it in a way of its own, and fail without a word where it cannot.
+                image.preprocess = lambda file: None if file is None else file.path
                 question = gr.Textbox(label="Question", max_length=LONGEST_QUESTION)
                 one = len(labels) == 1
                 name = gr.Dropdown(labels, value=labels[0], label="Model", visible=not one)

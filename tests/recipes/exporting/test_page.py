@@ -283,7 +283,7 @@ def maps_of(data: dict[str, Any]) -> np.ndarray:
 
 def expected_look(checkpoint: tuple[Any, Any], image: PIL.Image.Image, question: str) -> tuple[str, LookingAnswer]:
     text, inputs, length = ask(*checkpoint, image, question, max_new_tokens=64)
-    return text, look_of_words(*checkpoint, inputs, length, question, (image.height, image.width))
+    return text, look_of_words(*checkpoint, inputs, length, image, question)
 
 
 @pytest.mark.parametrize(
