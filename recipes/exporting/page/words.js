@@ -1,6 +1,9 @@
 // From the tokens of a question and its answer to words, and to where they look, as recipes/answering/words.py does.
 
-const ALNUM = /[\p{L}\p{N}]/u;
+const LETTER = "[\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}]"; // what Python's `regex` calls \w
+const LETTERS = new RegExp(`${LETTER}(.*${LETTER})?`, "u");
+const SINGLES = new RegExp(`${LETTER}+(?:['\u2019-]${LETTER}+)*`, "gu");
+const CUT = new RegExp(`^${LETTER}(?![\\p{M}\\p{Script=Hangul}])${LETTER}$`, "u");
 const INSIDE = /[\p{L}\p{N}\p{M}_\u200c\u200d]/u;
 const UNSPACED = /[\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Hangul}\p{Script=Thai}\p{Script=Lao}\p{Script=Khmer}\p{Script=Myanmar}]/u;
 const LONGEST_SIDE = 24; // cells of a map that is drawn
@@ -14,7 +17,7 @@ export function splitWords(text) {
     let before = null;
     for (const character of found[0]) {
       const isEdge = before && !(INSIDE.test(before) && INSIDE.test(character) && !UNSPACED.test(before + character));
-      if (isEdge && ALNUM.test(before) && ALNUM.test(character)) {
+      if (isEdge && CUT.test(before + character)) {
         spans.push([start, place]);
         start = place;
       }
@@ -63,7 +66,7 @@ export function wordsOf(tokens, promptLength, question, tokenizer, imageToken) {
     const places = splitWords(text.slice(begin, end)).map((span) => span.map((place) => begin + place));
     places.forEach(([start, stop], n) => {
       const word = text.slice(start, stop);
-      const letters = /[\p{L}\p{N}_](.*[\p{L}\p{N}_])?/su.exec(word); // punctuation looks for itself
+      const letters = LETTERS.exec(word); // punctuation looks for itself
       const left = start + (letters?.index ?? 0);
       const right = letters ? left + letters[0].length : stop;
       const space = n + 1 < places.length ? text.slice(stop, places[n + 1][0]) : "";
@@ -83,7 +86,7 @@ function guessPhrases(text, functionWords) {
     if (phrase && !phrases.has(phrase.toLowerCase())) phrases.set(phrase.toLowerCase(), phrase);
     run = [];
   };
-  for (const { 0: word, index } of text.matchAll(/[\p{L}\p{N}_]+(?:['\u2019-][\p{L}\p{N}_]+)*/gu)) {
+  for (const { 0: word, index } of text.matchAll(SINGLES)) {
     const isFunction = functionWords.includes(word.toLowerCase().replaceAll("\u2019", "'"));
     if (isFunction || end === null || text.slice(end, index).trim()) close();
     if (!isFunction) run.push(word);
@@ -126,7 +129,7 @@ function roundToEven(value) {
   return value % 1 === 0.5 && rounded % 2 ? rounded - 1 : rounded;
 }
 
-/** How much of each cell's value each of `length` places gets, between the middles of the cells, as long as the picture. */
+/** How near each of `length` places is to each cell, between the middles of the cells. */
 function sharesOf(cells, length) {
   const shares = Array.from({ length: cells }, () => new Float64Array(length));
   for (let n = 0; n < length; n++) {
@@ -136,7 +139,7 @@ function sharesOf(cells, length) {
     shares[left][n] += 1 - (place - left);
     if (right > left) shares[right][n] += place - left;
   }
-  return shares.map((row) => row.map((share) => (share * cells) / length));
+  return shares;
 }
 
 /** A map over the cells, brought to `size` as one looks at it. */
@@ -153,7 +156,9 @@ export function smooth(map, [rows, columns], [height, width]) {
       for (let x = 0; x < width; x++) found[y * width + x] += down[row][y] * line[x];
     }
   }
-  return found;
+  const sum = (values) => values.reduce((total, value) => total + value, 0);
+  const scale = sum(map) / (sum(found) || 1); // near its edges, the picture has less of a cell than the others
+  return found.map((value) => value * scale);
 }
 
 async function deflated(bytes) {
