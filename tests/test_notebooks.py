@@ -16,6 +16,7 @@
 import importlib.util
 import json
 import os
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,11 @@ SLOW = {"tune_on_your_pictures": pytest.mark.slow}
 def outputs(notebook: Path) -> list[list[dict[str, Any]]]:
     """Of each code cell."""
     return [cell["outputs"] for cell in json.loads(notebook.read_text())["cells"] if cell["cell_type"] == "code"]
+
+
+def kinds(notebook: Path) -> list[list[str]]:
+    """Of each code cell's outputs, in order; what is printed may come in one piece or in several."""
+    return [[kind for kind, _ in groupby(output["output_type"] for output in cell)] for cell in outputs(notebook)]
 
 
 def said(notebook: Path) -> str:
@@ -54,11 +60,7 @@ def test_notebook(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     }
     for notebook in (kept, tmp_path / kept.name):
         assert first[name] in said(notebook)
-    # What a cell prints may come in one piece or in several.
-    kinds = [
-        [{output["output_type"] for output in cell} for cell in outputs(file)] for file in (kept, tmp_path / kept.name)
-    ]
-    assert kinds[0] == kinds[1]
+    assert kinds(kept) == kinds(tmp_path / kept.name)
 
 
 @pytest.mark.parametrize("notebook", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
