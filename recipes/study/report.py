@@ -35,6 +35,7 @@ from recipes.study.settings import (
     LONG_MODELS,
     MODELS,
     PAIRS,
+    SMOLLM2_MODELS,
     Setting,
 )
 from recipes.terminal.tables import markdown
@@ -168,6 +169,11 @@ def report(folder: Path) -> None:
         rows.append(["first step at 0.75", *(str(reached(found[0]["curve"]) or "never") for found in long.values())])
         plot_curves(folder / "long.png", long)
         sections += [markdown(["", *long], rows), "![the same for the long runs](long.png)"]
+    smollm2 = {name: found for name, setting in SMOLLM2_MODELS.items() if (found := of_seeds(results, setting))}
+    if smollm2:
+        sections += ["## Around a real LLM", "SmolLM2-135M-Instruct, one seed."]
+        rows = [[title, *(value(found[0], key) for found in smollm2.values())] for key, title in COLUMNS.items()]
+        sections.append(markdown(["", *smollm2], rows))
     ablations = {name: found for name, setting in ABLATIONS.items() if (found := results.get(setting.folder(4)))}
     if ablations:
         sections += [
@@ -255,7 +261,7 @@ def matched_rows(
 def write_csv(path: Path, results: dict[str, dict[str, Any]]) -> None:
     """One row for every model: its name, its last stage's folder, its setting and what it scored."""
     settings = [*ABLATIONS.items(), *((f"one head: {name}", setting) for name, setting in HEAD_ABLATIONS.items())]
-    settings += [*LONG_MODELS.items(), *MODELS.items(), *HEADS.items()]
+    settings += [*SMOLLM2_MODELS.items(), *LONG_MODELS.items(), *MODELS.items(), *HEADS.items()]
     names = {replace(setting, seed=seed).folder(4): name for name, setting in settings for seed in range(len(results))}
     metrics = list(dict.fromkeys(name for result in results.values() for name in result["metrics"]))
     columns = [field.name for field in fields(Setting)]

@@ -33,7 +33,7 @@ from recipes.scenes import BACKBONES
 from recipes.scenes.classes import POPE_KINDS
 from recipes.scenes.evaluation import evaluate_all, judge, summarize
 from recipes.study import settings
-from recipes.study.plans import IMAGE_SIZE
+from recipes.study.plans import IMAGE_SIZE, llm_checkpoint
 from recipes.study.report import report
 from recipes.study.rows import dialogs, reshaped, test_questions, training_rows
 from recipes.study.settings import (
@@ -42,6 +42,7 @@ from recipes.study.settings import (
     HEADS,
     LONG_MODELS,
     MODELS,
+    SMOLLM2_MODELS,
     Setting,
 )
 from recipes.study.side_by_side import Task, run_tasks
@@ -136,7 +137,7 @@ def train(out: Path, setting: Setting, number: int) -> None:
         model_name_or_path=previous and str(previous),
         variant=setting.variant(number),
         vision=str(BACKBONES / "convnext"),
-        text=str(BACKBONES / "llama"),
+        text=llm_checkpoint(setting.text),
         image_size=setting.first_image_size,
         do_pad=setting.pictures == "padded",
         cross_attention_layers=list(setting.cross_attention_layers),
@@ -149,7 +150,7 @@ def train(out: Path, setting: Setting, number: int) -> None:
         output_dir=str(folder),
         per_device_train_batch_size=settings.BATCH_SIZE,
         max_steps=settings.STEPS[number] * length,
-        learning_rate=settings.LEARNING_RATE[number],
+        learning_rate=settings.LEARNING_RATE[setting.text][number],
         train_sampling_strategy="group_by_length",  # a quarter of a mixed batch would be padding
         guidance_weight=setting.weight,
         guidance_layers=setting.guidance_layers and list(setting.guidance_layers),
@@ -231,6 +232,8 @@ def planned(only: str | None, seeds: int) -> list[tuple[str, Setting]]:
         models += ABLATIONS.items()
     if only in (None, "long"):
         models += LONG_MODELS.items()
+    if only in (None, "smollm2"):
+        models += SMOLLM2_MODELS.items()
     return models
 
 

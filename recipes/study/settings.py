@@ -18,11 +18,14 @@ import json
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from recipes.study.plans import IMAGE_SIZE
+from recipes.study.plans import IMAGE_SIZE, LLM_LAYERS
 from trainers import Variant
 
 
-LEARNING_RATE = {1: 3e-3, 2: 3e-3, 3: 2e-3, 4: 5e-4}
+LEARNING_RATE = {
+    "llama": {1: 3e-3, 2: 3e-3, 3: 2e-3, 4: 5e-4},
+    "smollm2": {1: 1e-3, 2: 1e-3, 3: 1e-3, 4: 1e-4},  # it has learned to write already
+}
 STEPS = {1: 100, 2: 100, 3: 1500, 4: 2000}
 SHARES = {"existence": 0.7, "caption": 0.15, "instruction": 0.15}  # of the rows of stage 4
 LONG = 4  # times the steps of stage 4
@@ -70,13 +73,19 @@ class Setting:
     """Square scenes, or scenes of 8 to 5 that are stretched, or padded with or without masking the padded cells."""
     length: int = 1
     """Stage 4 has so many times its steps."""
+    text: Literal["llama", "smollm2"] = "llama"
+    """The LLM: that of the scenes, or SmolLM2-135M-Instruct."""
 
     def choices(self, number: int) -> dict[str, Any]:
         """What of the setting stage `number` and those before it depend on."""
         names = ["seed", "cross_attention_layers", "mlp_width", "first_image_size", "pictures"]
         names += ["stage2"] * (number >= 2) + ["language_model", "length"] * (number == 4)
         guided = [stage for stage in self.guided if stage <= number]
-        later = ["attention_sink", "positions"]  # what was not there at first counts where it is not as it was then
+        later = [
+            "attention_sink",
+            "positions",
+            "text",
+        ]  # what was not there at first counts where it is not as it was then
         if guided:
             names += ["normalization", "level", "downsampling", "weight", "masked_share", "masks"]
             later += ["guidance_layers", "guidance_heads", "denied"] + ["fades"] * (number == 4)
@@ -109,6 +118,11 @@ HEADS = {
     "no guidance, sink": replace(LM, guided=(), attention_sink=True),
     "one head, sink": replace(HEAD, attention_sink=True, denied=False),
     "one head, denied words to the sink": replace(HEAD, attention_sink=True),
+    "the same, weight 0.3": replace(HEAD, attention_sink=True, weight=0.3),
+    "the same, another head": replace(HEAD, attention_sink=True, guidance_heads=(3,)),
+    "the same, weight 0.3, two heads of one key head": replace(
+        HEAD, attention_sink=True, weight=0.3, guidance_heads=(0, 1)
+    ),
 }
 BASELINE = "no guidance"
 SUNK = HEADS["one head, denied words to the sink"]
@@ -174,5 +188,13 @@ PAIRS = (("age-vlm", "ca-baseline-frozen"), ("age-vlm-lm", "ca-baseline"), ("age
 LONG_MODELS = {
     "age-vlm-lm, long": replace(LM, length=LONG),
     "ca-baseline, long": replace(LM, guided=(), length=LONG),
-    "one head, denied words to the sink, long": replace(SUNK, length=LONG),
+    "one head, denied words to the sink, weight 0.3, long": replace(SUNK, weight=0.3, length=LONG),
+}
+AROUND_SMOLLM2 = {"text": "smollm2", "cross_attention_layers": tuple(LLM_LAYERS["smollm2"])}
+SMOLLM2_MODELS = {
+    "SmolLM2, no guidance": replace(LM, guided=(), **AROUND_SMOLLM2),
+    "SmolLM2, all heads (the paper's)": replace(LM, **AROUND_SMOLLM2),
+    "SmolLM2, one head, denied words to the sink, weight 0.3": replace(
+        SUNK, weight=0.3, guidance_layers=tuple(LLM_LAYERS["smollm2"][:1]), **AROUND_SMOLLM2
+    ),
 }
