@@ -17,7 +17,7 @@ What the paper's training costs in time, memory and data on GPUs, as Markdown ta
     python recipes/scale_plan.py [--seconds 3=1.9 4=3.1] [--gpus 8 64] [--pictures_per_second 107]
 
 Operations, states and gradients are computed from the sizes of the model. The seconds of a step are those of an H100 or
-H200 at an assumed share of its peak; `--seconds` takes measured ones instead (`recipes/benchmark_model.py stages --size paper`).
+H200 at the share of its peak that was measured; `--seconds` takes measured ones instead (`recipes/benchmark_model.py stages --size paper`).
 """
 
 import argparse

@@ -36,6 +36,7 @@ import yaml
 from pages import FENCED, PAGES, ROOT, blocks, prose
 
 from modeling_agevlm.configuration_agevlm import default_cross_attention_layers
+from recipes.benchmarks import scale
 from recipes.benchmarks.scale import make_config, parameters
 from recipes.study import report, settings
 from trainers import get_stage
@@ -306,6 +307,17 @@ def test_findings_are_those_of_the_study():
     assert f"CHAIR i is {of(everything, 'chair_i')} against {of(none, 'chair_i')} without guidance" in readme
     assert f"and the sink it is {of(sunk, 'chair_i')}, and {of(sunk, 'chair_recall')} of the objects" in readme
     assert f"are named against {of(none, 'chair_recall')}" in readme
+    same = [models[name] for name in ("the same, weight 0.3", "the same, another head")]
+    assert f"({span(result['metrics']['chair_i'] for found in same for result in found.values())})" in readme
+    by_rows = []
+    for table in (settings.HEAD_ABLATIONS, settings.ABLATIONS):
+        names = (next(iter(table)), *(f"{n} % of the rows have masks" for n in (30, 10, 3)))
+        pope = [f"{results[table[name].folder(4)]['metrics']['pope_accuracy']:.3f}" for name in names]
+        by_rows.append(f"{', '.join(pope[:3])} and {pope[3]}")
+    assert (
+        "30%, 10% and 3% of them POPE is {} (one seed; all heads with all of the weight: {})".format(*by_rows)
+        in readme
+    )
     assert f"its attention on nothing is {of(sunk, 'absence_auc')}" in readme
 
     long, base = (results[setting.folder(4)] for setting in list(settings.LONG_MODELS.values())[:2])
@@ -357,6 +369,32 @@ def test_speed_in_short_is_what_was_measured(write_tables: ModuleType):
     assert f"with 576 visual tokens, {min(times):.2f} to {max(times):.2f} of a LLaVA-style one" in page
     assert f"{values('prefill, batch 16, LLM part / LLaVA', 'architectures768')[0]:.2f} of its at batch 16" in page
     assert f"decoding reaches {values('compiled: AGE-VLM / LLaMA', 'decode')[0]:.2f} of" in page
+    by_row = {row["what"]: row for row in write_tables.measured("stages_gpu")["rows"]}
+    short, long = (by_row[f"{n} tokens: utilization, stage {k}"] for n, k in ((64, "3"), (512, "4, LLM trained")))
+    seconds = [row["sides"].split(" in ")[1].split(" s")[0] for row in (short, long)]
+    stage4 = "512 tokens: stage 4, tower checkpointed"
+    whole, again = by_row[f"{stage4} / not, memory"]["sides"].split()[2::-2]
+    assert f"takes {1000 * float(seconds[0]):.0f} ms a step with captions" in page
+    assert f"trained {1000 * float(seconds[1]):.0f} ms with 512" in page
+    assert f"{float(whole):.1f} GB, or {float(again):.1f} GB" in page
+    assert f"for {by_row[f'{stage4} / not, time']['value']:.2f} of the time" in page
+    assert [round(row["value"], 2) for row in (short, long)] == list(scale.UTILIZATION.values())
+    guided = [row for row in write_tables.measured("train_gpu")["rows"] if ": sum" in row["what"]]
+    guided = [row for row in guided if row["what"].endswith(("unguided, time", "unguided, memory"))]
+    times, memory = ([row for row in guided if row["what"].endswith(end)] for end in ("time", "memory"))
+    assert f"at most {max(row['value'] for row in memory):.3f} of the unguided step's" in page
+    eager = values("eager weights, K=1 / unguided, memory", "train_gpu")
+    assert f"that return their attention take {max(eager):.3f}" in page
+    low, high = min(row["low"] for row in times), max(row["high"] for row in times)
+    assert f"{low:.2f} to {high:.2f} of the time from round to round" in page
+    assert "with medians of {:.3f} to {:.3f}".format(*(f(row["value"] for row in times) for f in (min, max))) in page
+    for words, rows in {
+        "with them it takes {:.2f} of its time": ["prefill, batch 1, LLM part, CUDA graph / LLaVA"],
+        "with 16 rows {:.2f}.": ["prefill, batch 16, LLM part, CUDA graph / LLaVA"],
+        "takes {:.2f} (stage 3) and {:.2f} (stage 4) of its time": ["step / LLaVA, time"],
+        "and {:.2f} and {:.2f} of its memory": ["step / LLaVA, memory"],
+    }.items():
+        assert words.format(*(value for row in rows for value in values(row, "architectures_gpu"))) in page, words
     weight = 128256 * 576 * 4  # bytes, of `small`'s head
     logits = 2 * 512 * 128256 * 4
     assert f"are {2 * weight / 1e9:.2f} GB together, two rows of logits {logits / 1e9:.2f} GB" in page

@@ -25,7 +25,7 @@ from trainers import Stage, apply_stage, get_stage
 
 
 PEAK = 989e12  # bf16 operations per second of an H100 or H200 without sparsity
-UTILIZATION = {64: 0.28, 512: 0.40}  # assumed share of the peak by text length
+UTILIZATION = {64: 0.18, 512: 0.31}  # share of the peak by text length, measured: docs/speed/stages_gpu.json
 ROWS_PER_GPU = 16  # appendix C
 PICTURE_BYTES = 110e3  # assumed: a JPEG of 640 x 480
 MASK_ROWS_PER_SECOND = 3.0  # assumed, of Florence-2 and SAM on one GPU
@@ -84,7 +84,7 @@ def state_bytes(all_parameters: int, trained: int, config: str, gpus: int) -> fl
 
 
 def step_seconds(config: AgeVlmConfig, stage: Stage, text_tokens: int) -> float:
-    """Of `ROWS_PER_GPU` rows on one GPU, at the assumed share of its peak."""
+    """Of `ROWS_PER_GPU` rows on one GPU, at the measured share of its peak."""
     return ROWS_PER_GPU * row_flops(config, stage, text_tokens) / (PEAK * UTILIZATION[text_tokens])
 
 
