@@ -19,8 +19,10 @@ import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import groupby
+from typing import Any
 
 import torch
+from torch import nn
 from transformers.utils.versions import require_version
 
 
@@ -31,6 +33,8 @@ from transformers.image_utils import ImageInput, make_flat_list_of_images, make_
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase, TextInput
 from transformers.utils import auto_docstring
+
+from .grounding_agevlm import GroundingReadout, find_regions
 
 
 # Goes before an LLM's own chat template, which knows only words: a message's list of parts becomes its words with one
@@ -158,7 +162,14 @@ def beginning_of_text(tokenizer: PreTrainedTokenizerBase) -> str:
 class AgeVlmProcessor(ProcessorMixin):
     _auto_class = "AutoProcessor"
 
-    def __init__(self, image_processor, tokenizer, chat_template: str | None = None, image_token: str = "<|image|>"):
+    def __init__(
+        self,
+        image_processor,
+        tokenizer,
+        chat_template: str | None = None,
+        image_token: str = "<|image|>",
+        grounding_readout: dict[str, float] | None = None,
+    ):
         r"""
         image_token (`str`, *optional*, defaults to `"<|image|>"`):
             The placeholder in the text, one per image. It has to be one token of the tokenizer.
@@ -166,7 +177,11 @@ class AgeVlmProcessor(ProcessorMixin):
             A Jinja template that puts one placeholder per image, or several by name, of which `"default"` is taken.
             Defaults to the tokenizer's own, extended by that. It writes the whole text: where it leaves the beginning
             of the text to the tokenizer, that is added to it.
+        grounding_readout (`dict[str, float]`, *optional*):
+            How regions are read from the attention, see [`GroundingReadout`]; only what differs from its defaults.
         """
+        self.grounding_readout = grounding_readout
+        GroundingReadout(**grounding_readout or {})  # refuses what it cannot be
         self.image_token = image_token
         self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
         if self.image_token_id is None or self.image_token_id == tokenizer.unk_token_id:
@@ -184,10 +199,17 @@ class AgeVlmProcessor(ProcessorMixin):
                     "`chat_template`."
                 )
             chat_template = IMAGES_TO_PLACEHOLDERS.replace("<|image|>", image_token) + template
-        chat_template = default_template(chat_template)
+        default_template(chat_template)  # refuses templates of which none is the default
+        has_names = isinstance(chat_template, dict)
+        templates = chat_template if has_names else {"default": chat_template}
         beginning = beginning_of_text(tokenizer)
-        if beginning and beginning not in chat_template and "bos_token" not in chat_template:
-            chat_template = "{{- bos_token }}" + chat_template
+        templates = {
+            name: template
+            if not beginning or beginning in template or "bos_token" in template
+            else "{{- bos_token }}" + template
+            for name, template in templates.items()
+        }
+        chat_template = templates if has_names else templates["default"]
         # `generate` goes on behind a row's last token, and LLaMA's tokenizers say "right". Only what was passed is saved.
         tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"
         # Where LLaMA-2's tokenizers put spaces, which they lose when they are saved (transformers 5.24).
@@ -391,6 +413,22 @@ class AgeVlmProcessor(ProcessorMixin):
         Raises:
             ValueError: If there are no `grounding_maps`, or the sizes do not fit them.
         """
+        maps, rows = self._cells_of_pictures(outputs, target_sizes, layers)
+        return [
+            [
+                self.image_processor.cells_to_pixels(cells, *size, smooth=smooth)
+                for cells, size in zip(row_maps, sizes, strict=False)
+            ]
+            for row_maps, sizes in zip(maps, rows, strict=True)
+        ]
+
+    def _cells_of_pictures(
+        self,
+        outputs,
+        target_sizes: list[tuple[int, int]] | list[list[tuple[int, int]]],
+        layers: list[int] | None = None,
+    ) -> tuple[torch.FloatTensor, list[list[tuple[int, int]]]]:
+        """The mean of the `grounding_maps` as `(batch_size, num_images, num_regions, h, w)`, and each row's sizes."""
         if outputs.grounding_maps is None:
             raise ValueError("The outputs have no `grounding_maps`. Call the model with `query_masks`.")
         # Layers may lie on several devices.
@@ -407,13 +445,79 @@ class AgeVlmProcessor(ProcessorMixin):
                 f"`target_sizes` has sizes for {list(map(len, rows))} pictures per row, but the outputs are of "
                 f"{maps.shape[0]} rows with up to {maps.shape[1]} pictures."
             )
-        return [
-            [
-                self.image_processor.cells_to_pixels(cells, *size, smooth=smooth)
-                for cells, size in zip(row_maps, sizes, strict=False)
-            ]
-            for row_maps, sizes in zip(maps, rows, strict=True)
-        ]
+        return maps, rows
+
+    def post_process_grounded_object_detection(
+        self,
+        outputs,
+        target_sizes: list[tuple[int, int]] | list[list[tuple[int, int]]],
+        text_labels: list[list[str]] | None = None,
+        threshold: float = 0.25,
+        return_masks: bool = True,
+    ) -> list[dict[str, Any]]:
+        r"""
+        Brings the model's `grounding_maps` into boxes, points and masks of the pictures: what the words of each query look
+        at. Several regions that are apart are one result each; a query whose words look nowhere has none.
+
+        Args:
+            outputs ([`AgeVlmCausalLMOutputWithPast`]):
+                What the model returned when it was called with `query_masks`.
+            target_sizes (`list[tuple[int, int]]` or `list[list[tuple[int, int]]]`):
+                As in [`~AgeVlmProcessor.post_process_grounding`].
+            text_labels (`list[list[str]]`, *optional*):
+                For each row what each query is called.
+            threshold (`float`, *optional*, defaults to 0.25):
+                The lowest score. `grounding_readout` makes it of how much of the attention lies in the region.
+            return_masks (`bool`, *optional*, defaults to `True`):
+                Whether there are `masks`, which take a byte of memory for each pixel and result.
+
+        Returns:
+            `list[dict]`: For each picture, those of a row one after another, the results by query, the best first:
+            `scores` of shape `(num_results,)` in [0, 1]; `labels`, the number of each one's query; `text_labels`, its
+            name; `boxes` of shape `(num_results, 4)`, left, top, right and bottom in pixels; `points` of shape
+            `(num_results, 2)`, across and down, where the attention has its maximum; boolean `masks` of shape
+            `(num_results, height, width)`. For soft masks see [`~AgeVlmProcessor.post_process_grounding`]`(..., smooth=True)`.
+
+        Raises:
+            ValueError: If there are no `grounding_maps`, or the sizes or labels do not fit them.
+        """
+        cells, rows = self._cells_of_pictures(outputs, target_sizes)
+        if text_labels is not None and [len(names) for names in text_labels] != [cells.shape[2]] * len(cells):
+            raise ValueError(
+                f"`text_labels` names {[len(names) for names in text_labels]} queries per row, but the outputs are of "
+                f"{len(cells)} rows with {cells.shape[2]}."
+            )
+        readout, found = GroundingReadout(**self.grounding_readout or {}), []
+        for row, (row_cells, sizes) in enumerate(zip(cells, rows, strict=True)):
+            for picture_cells, (height, width) in zip(row_cells, sizes, strict=False):
+                # finer than a cell, for the attention goes over smoothly from one to the next
+                grid = min(height, 8 * cells.shape[-2]), min(width, 8 * cells.shape[-1])
+                attention = self.image_processor.cells_to_pixels(picture_cells, height, width, True, grid)
+                regions = [
+                    (readout.score(region.excess), label, region)
+                    for label, of_query in enumerate(attention)
+                    for region in find_regions(of_query, readout.threshold)
+                ]
+                regions = [entry for entry in regions if entry[0] >= threshold]
+                scale = torch.tensor([width / grid[1], height / grid[0]])
+                boxes = torch.tensor([region.box for *_, region in regions], dtype=torch.float32).reshape(-1, 4)
+                points = torch.tensor([region.point for *_, region in regions], dtype=torch.float32).reshape(-1, 2)
+                result = {
+                    "scores": torch.tensor([score for score, *_ in regions]),
+                    "labels": torch.tensor([label for _, label, _ in regions], dtype=torch.long),
+                    "boxes": boxes * scale.repeat(2),
+                    "points": (points + 0.5) * scale,
+                }
+                if text_labels is not None:
+                    result["text_labels"] = [text_labels[row][label] for _, label, _ in regions]
+                if return_masks:
+                    masks = torch.zeros(len(regions), *grid)
+                    for n, (*_, region) in enumerate(regions):
+                        masks[n] = region.mask
+                    masks = nn.functional.interpolate(masks[:, None], size=(height, width), mode="nearest-exact")
+                    result["masks"] = masks[:, 0] > 0
+                found.append(result)
+        return found
 
 
 __all__ = ["AgeVlmProcessor"]

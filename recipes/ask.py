@@ -28,11 +28,16 @@ the sink.
 With `--html` there is a page as well, one file that needs nothing else: point at a word of the question or of the answer, or
 drag over several, to see where they look. `--beside` sets another checkpoint's answer beside it there.
 
+With `--json` all that is printed is one JSON object: the `answer` and its `phrases`, each with its `span` in the answer, and the
+`box` (left, top, right, bottom), the `point` and the `score` of what it looks at, null where its words look at nothing in
+particular.
+
 Without `--phrases` the phrases are guessed: the longest runs of words between punctuation marks and function words (a
 fixed list). That needs no parser, but verbs and adverbs come along ("man riding").
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -55,6 +60,7 @@ def main() -> None:
     )
     parser.add_argument("--html", type=Path, help="HTML file for a page whose words can be pointed at")
     parser.add_argument("--beside", help="another checkpoint, to be shown beside the first on that page")
+    parser.add_argument("--json", action="store_true", help="print the answer and its phrases' boxes as JSON")
     parser.add_argument("--max_new_tokens", type=int, default=64, help="longest answer in tokens")
     args = parser.parse_args()
     if args.out.suffix != ".png":
@@ -75,6 +81,7 @@ def main() -> None:
         from recipes.answering.answers import ask
         from recipes.answering.attention import first_picture
         from recipes.answering.checkpoint import load_checkpoint, short_names
+        from recipes.answering.grounded import ground_answer
         from recipes.answering.phrases import find_queries, guess_phrases
         from recipes.answering.words import look_of_words
         from recipes.drawing.answer_page import answer_page
@@ -99,7 +106,8 @@ def main() -> None:
         asked = [ask(*checkpoint, picture, args.question, args.max_new_tokens) for checkpoint in checkpoints]
         titles = [""] if args.beside is None else short_names(names)
         for title, (answer, *_) in zip(titles, asked, strict=True):
-            print(f"{title}: {answer}" if title else answer)
+            if not args.json:
+                print(f"{title}: {answer}" if title else answer)
         if args.html is not None:
             given = None if args.phrases is None else dict.fromkeys(args.phrases)
             page = answer_page(
@@ -123,7 +131,8 @@ def main() -> None:
     arrays = dict(zip(masks, maps, strict=True)) | {f"cells of {name}": cells[n] for n, name in enumerate(masks)}
     if model.config.text_config.attention_sink:
         arrays |= {f"nothing of {name}": sink[n] for n, name in enumerate(masks)}
-        print("\n".join(f"{name}: {share:.0%} on nothing" for name, share in on_nothing.items()))
+        if not args.json:
+            print("\n".join(f"{name}: {share:.0%} on nothing" for name, share in on_nothing.items()))
     titles = {"question": f"question: {args.question}", "answer": f"answer: {answer}"}
     try:
         args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -137,7 +146,11 @@ def main() -> None:
     except OSError as error:
         sys.exit(f"error: {error.filename or args.out} cannot be written ({error.strerror or error}).")
     written = [args.out, args.out.with_suffix(".npz"), *([] if args.html is None else [args.html])]
-    print(f"where it looked: {', '.join(map(str, written))}")
+    if args.json:
+        phrases = ground_answer(model, processor, inputs, prompt_length, sizes)
+        print(json.dumps({"answer": answer, "phrases": phrases, "files": list(map(str, written))}))
+    else:
+        print(f"where it looked: {', '.join(map(str, written))}")
 
 
 if __name__ == "__main__":

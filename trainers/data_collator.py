@@ -32,7 +32,7 @@ from transformers.utils import logging
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from modeling_agevlm.image_reading_agevlm import read_image
-from modeling_agevlm.processing_agevlm import find_words
+from modeling_agevlm.processing_agevlm import default_template, find_words
 
 from .rows import as_row
 from .run_lengths import decode_rle, mask_size
@@ -363,7 +363,7 @@ class DataCollatorForGuidedVisionLanguageModeling:
         """The chat text."""
         texts, _ = render_jinja_template(
             conversations=[messages],
-            chat_template=self.processor.chat_template,
+            chat_template=default_template(self.processor.chat_template),
             add_generation_prompt=add_generation_prompt,
             **self.processor.tokenizer.special_tokens_map,
         )

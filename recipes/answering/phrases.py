@@ -39,18 +39,24 @@ FUNCTION_WORDS = frozenset(
 )
 
 
-def guess_phrases(text: str) -> list[str]:
-    """The longest runs of words that may name something and have only spaces in between, each once."""
-    phrases, end = [], None
+def phrase_spans(text: str) -> list[tuple[int, int]]:
+    """Where the longest runs of words stand that may name something and have only spaces in between."""
+    spans, is_open = [], False
     for word in regex.finditer(r"\w+(?:['\u2019-]\w+)*", text):
         if word[0].lower().replace("\u2019", "'") in FUNCTION_WORDS:
-            end = None
+            is_open = False
             continue
-        if end is not None and text[end : word.start()].isspace():
-            phrases[-1] += f" {word[0]}"
+        if is_open and text[spans[-1][1] : word.start()].isspace():
+            spans[-1] = spans[-1][0], word.end()
         else:
-            phrases.append(word[0])
-        end = word.end()
+            spans.append(word.span())
+        is_open = True
+    return spans
+
+
+def guess_phrases(text: str) -> list[str]:
+    """What stands at the [`phrase_spans`], each once, with single spaces."""
+    phrases = (" ".join(text[start:end].split()) for start, end in phrase_spans(text))
     return list({phrase.lower(): phrase for phrase in phrases}.values())
 
 

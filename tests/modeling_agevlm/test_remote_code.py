@@ -32,6 +32,7 @@ from trainers.hub import CODE
 CODE_FILES = [
     "configuration_agevlm.py",
     "image_processing_agevlm.py",
+    "grounding_agevlm.py",
     "image_reading_agevlm.py",
     "modeling_agevlm.py",
     "processing_agevlm.py",

@@ -47,6 +47,7 @@ from recipes import ask
 from recipes.answering import phrases
 from recipes.answering.answers import one_question, prompts
 from recipes.answering.attention import look_of_phrases
+from recipes.answering.grounded import ground_answer
 from recipes.drawing.attention import (
     COLORS,
     colored,
@@ -404,6 +405,12 @@ def test_guessed_phrases(text: str, expected: list[str]):
     assert [phrase.lower() for phrase in phrases.guess_phrases(text)] == [phrase.lower() for phrase in expected]
 
 
+def test_places_of_phrases():
+    text = "A red\n cup, and the cup: a red cup."
+    found = [text[start:end] for start, end in phrases.phrase_spans(text)]
+    assert found == ["red\n cup", "cup", "red cup"] and phrases.guess_phrases(text) == ["red cup", "cup"]
+
+
 def test_question_and_answer_are_kept_apart(processor: AgeVlmProcessor):
     """Also where the answer repeats the question."""
     prompt = tokens(processor, "<|image|>A red cup?<|eot_id|>")
@@ -455,6 +462,52 @@ def test_ask_writes_a_drawing_and_arrays(run, capsys: pytest.CaptureFixture):
         assert array.shape == ((2, 3, 3) if name.startswith("cells of ") else (50, 80))
         assert array.sum(axis=(-2, -1)) == up_to_rounding(np.ones(array.shape[:-2]), 50 * 80)
     assert PIL.Image.open("out/ask.png").width > 1000
+
+
+def test_ask_prints_json(run, capsys: pytest.CaptureFixture):
+    """Nothing else; what the words look at is that of the processor."""
+    run(json=[], max_new_tokens=6)
+    answered = json.loads(capsys.readouterr().out)
+    assert answered.keys() == {"answer", "phrases", "files"} and answered["files"] == ["out/ask.png", "out/ask.npz"]
+    for phrase in answered["phrases"]:
+        assert phrase["text"] == answered["answer"][slice(*phrase["span"])]
+        known = [phrase[name] is not None for name in ("image", "box", "point", "score")]
+        assert all(known) or not any(known)
+
+
+def test_phrases_of_an_answer_look_by_themselves():
+    """Each time that a phrase is written, with its own box; spans count from the answer's first letter."""
+    model, processor, said = tiny_model(), tiny_processor(), " A red cup, and a cup."
+    processor.grounding_readout = {"intercept": 5.0}  # random weights look at nothing much
+    prompt = processor.apply_chat_template(
+        [{"role": "user", "content": [{"type": "image", "image": picture(50, 80)}, {"type": "text", "text": "cup?"}]}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+    length = prompt["input_ids"].shape[1]
+    input_ids = torch.cat([prompt["input_ids"], tokens(processor, said)], dim=1)
+    inputs = {**prompt, "input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
+    red, cup = ground_answer(model, processor, inputs, length, [(50, 80)])
+    assert (red["text"], red["span"], cup["text"], cup["span"]) == ("red cup", [2, 9], "cup", [17, 20])
+    words = [processor.tokenizer.decode(token) for token in input_ids[0]]
+    masks = torch.zeros(1, 2, len(words), dtype=torch.bool)
+    last = len(words) - 1 - words[::-1].index(" cup")
+    masks[0, 0, [words.index(" red", length), words.index(" cup", length)]] = masks[0, 1, last] = True
+    outputs = model(**inputs, query_masks=masks)
+    (result,) = processor.post_process_grounded_object_detection(outputs, [(50, 80)])
+    for label, entry in enumerate((red, cup)):
+        scores = result["scores"].masked_fill(result["labels"] != label, -1)
+        best = scores.argmax()
+        assert entry["score"] == pytest.approx(scores[best].item(), abs=1e-4) and entry["image"] == 0
+        assert entry["box"] == pytest.approx(result["boxes"][best].tolist(), abs=0.051)
+        assert entry["point"] == pytest.approx(result["points"][best].tolist(), abs=0.051)
+    assert ground_answer(model, processor, prompt, length, [(50, 80)]) == []
+    processor.grounding_readout = {"intercept": -50.0}
+    nothing = ground_answer(model, processor, inputs, length, [(50, 80)])
+    assert [(entry["text"], entry["span"]) for entry in nothing] == [("red cup", [2, 9]), ("cup", [17, 20])]
+    assert {entry[name] for entry in nothing for name in ("image", "box", "point", "score")} == {None}
 
 
 SINK = {"text_config": {"attention_sink": True, "guidance_layers": [3], "guidance_heads": [2]}}

@@ -320,6 +320,20 @@ def test_named_templates_without_a_default_are_refused():
         AgeVlmProcessor(AgeVlmImageProcessor(), tokenizer)
 
 
+def test_named_templates_are_kept(tmp_path: Path):
+    """Each writes the beginning of the text, and the default is the one that is meant."""
+    tokenizer = tokenizer_of("several templates")
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<|image|>"]})
+    tokenizer.chat_template = None
+    templates = {"default": "A {{ messages[0]['content'] }}", "loud": "{{ bos_token }}B {{ messages[0]['content'] }}"}
+    AgeVlmProcessor(AgeVlmImageProcessor(), tokenizer, chat_template=templates).save_pretrained(tmp_path)
+    again = AgeVlmProcessor.from_pretrained(tmp_path)
+    assert again.chat_template == templates | {"default": "{{- bos_token }}" + templates["default"]}
+    chat = [{"role": "user", "content": "cup"}]
+    assert again.apply_chat_template(chat) == "<s>A cup"
+    assert again.apply_chat_template(chat, chat_template="loud") == "<s>B cup"
+
+
 @pytest.mark.parametrize(
     ("template", "sentence"),
     [

@@ -1,0 +1,49 @@
+# Copyright 2026 The AGE-VLM authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Tables of how good regions are."""
+
+from typing import Any
+
+from recipes.terminal.tables import markdown
+
+
+COLUMNS = {
+    "pointing": "point on the object",
+    "iou": "IoU of boxes",
+    "acc_50": "boxes with IoU >= 0.5",
+    "mask_iou": "IoU of masks",
+    "absence_auc": "absence by the best score, AUC",
+}
+
+
+def with_interval(entry: dict[str, float] | None) -> str:
+    return "" if entry is None else f"{entry['value']:.3f} [{entry['low']:.3f}, {entry['high']:.3f}]"
+
+
+def readout_tables(result: dict[str, Any]) -> dict[str, str]:
+    """By name: how good the regions are, with 95 % intervals over the pictures; and how far their scores can be believed."""
+    measured = result["measured"]
+    rows = [[name, *(with_interval(found.get(key)) for key in COLUMNS)] for name, found in measured.items()]
+    scored = {name: found for name, found in measured.items() if "reliability" in found}
+    header = [f"{name}, {what}" for name in scored for what in ("score", "hits")]
+    bins = [
+        [text for entry in entries for text in (f"{entry['score']:.3f}", f"{entry['hits']:.3f}")]
+        for entries in zip(*(found["reliability"] for found in scored.values()), strict=True)
+    ]
+    errors = [text for found in scored.values() for text in (f"{found['calibration_error']:.3f}", "")]
+    tenths = [[f"tenth {n} of the regions", *line] for n, line in enumerate(bins, start=1)]
+    return {
+        "readout": markdown(["", *COLUMNS.values()], rows),
+        "reliability": markdown(["", *header], [*tenths, ["mean distance", *errors]]),
+    }
