@@ -33,6 +33,7 @@ from recipes import scale_plan
 from recipes.benchmarks import scale
 from recipes.benchmarks.exported import exported_table
 from recipes.benchmarks.timing import rows_table
+from recipes.grounding.tables import readout_tables
 from recipes.scenes import TRAINED_MODEL, UNGUIDED_MODEL
 from recipes.scenes.classes import POPE_KINDS
 from recipes.study.report import interval_of, load_results, of_seeds
@@ -283,6 +284,13 @@ def speed(file: str) -> str:
     return rows_table(measured(file)).partition("\n\n")[0]
 
 
+# --- Boxes, points and masks ---
+
+
+def readout() -> dict[str, str]:
+    return readout_tables(json.loads((DOCS / "readout.json").read_text()))
+
+
 # --- The scale plan ---
 
 
@@ -298,6 +306,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "claim": claim,
     "open_points": open_points,
     "onnx": lambda: exported_table(json.loads((DOCS / "onnx.json").read_text())),
+    "readout": lambda: readout()["readout"],
+    "reliability": lambda: readout()["reliability"],
     "speed_targets": speed_targets,
     **{path.stem: functools.partial(speed, path.stem) for path in sorted((DOCS / "speed").glob("*.json"))},
     "scale_time": lambda: scale_tables()["Time"],

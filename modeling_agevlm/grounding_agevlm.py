@@ -32,7 +32,7 @@ class GroundingReadout:
         slope (`float`, *optional*, defaults to 1.0), intercept (`float`, *optional*, defaults to 0.0):
             Of the logistic function that makes a score of a region's `excess`, the attention that it has beyond the
             picture's mean: `sigmoid(slope * logit(excess) + intercept)`. By default the score is the excess itself; fitted on held-out pictures (Platt, 1999), it is the chance that the region's
-            maximum lies on what the words name.
+            point lies on what the words name.
     """
 
     threshold: float = 0.2
@@ -61,8 +61,8 @@ class Region(NamedTuple):
     """Where it is, `(height, width)`."""
     box: tuple[int, int, int, int]
     """Its first column and row, and those after its last."""
-    point: tuple[int, int]
-    """Column and row of its maximum."""
+    point: tuple[float, float]
+    """The middle of its attention, across and down, from the edges of the first column and row on."""
     excess: float
     """What it has of the attention beyond the picture's mean, summed over its places."""
 
@@ -96,6 +96,11 @@ def find_regions(attention: torch.Tensor, threshold: float) -> list[Region]:
         mask = numbers == number
         rows, columns = mask.any(dim=1).nonzero()[:, 0], mask.any(dim=0).nonzero()[:, 0]
         box = columns[0].item(), rows[0].item(), columns[-1].item() + 1, rows[-1].item() + 1
-        row, column = divmod((attention * mask).argmax().item(), width)
-        regions.append(Region(mask, box, (column, row), (attention[mask] - mean).sum().item()))
+        weights = (attention * mask).double()
+        down, across = (
+            (weights.sum(dim=1 - axis) @ torch.arange(0.5, size, dtype=torch.float64, device=weights.device)).item()
+            for axis, size in enumerate((height, width))
+        )
+        total = weights.sum().item()
+        regions.append(Region(mask, box, (across / total, down / total), (attention[mask] - mean).sum().item()))
     return sorted(regions, key=lambda region: -region.excess)

@@ -64,7 +64,7 @@ class ChatCompletions:
         self.name, self.limits = name, limits
         self.sources = PictureSources(limits)
         self.prompts = PromptMaker(model, processor, limits)
-        self.generator = Generator(model, processor.tokenizer)
+        self.generator = Generator(model, processor)
         self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prompts")
         self._in_work = 0
 
@@ -103,9 +103,10 @@ class ChatCompletions:
                 files.append(await self.sources.read(url))
             except RequestError as error:
                 raise RequestError(error.message, field, error.code, error.status) from error
-        inputs, options = await in_thread(self._threads, self.prompts.make, request, files)
+        inputs, options, sizes = await in_thread(self._threads, self.prompts.make, request, files)
         del files
-        job = self.generator.submit(inputs, options, request.stop, request.seed)
+        sizes = sizes if request.grounding else None
+        job = self.generator.submit(inputs, options, request.stop, request.seed, sizes)
         try:
             await (self._stream if request.stream else self._whole)(request, job, answer)
         finally:
@@ -115,6 +116,8 @@ class ChatCompletions:
         async for news in job.news():
             ending = news
         message = {"role": "assistant", "content": job.text.text}
+        if request.grounding:
+            message["grounding"] = job.grounding
         choice = {"index": 0, "message": message, "finish_reason": ending.reason, "logprobs": None}
         await answer.whole(self._head("chat.completion") | {"choices": [choice], "usage": usage(job, ending)})
 
@@ -123,7 +126,10 @@ class ChatCompletions:
         delta = {"role": "assistant", "content": ""}
         async for news in job.news():
             reason = news.reason if isinstance(news, Ending) else None
-            delta |= {"content": news} if reason is None else {}
+            if reason is None:
+                delta["content"] = news
+            elif request.grounding:
+                delta["grounding"] = job.grounding
             await answer.event(head | {"choices": [{"index": 0, "delta": delta, "finish_reason": reason}]})
             delta = {}
         if request.stream_options.include_usage:

@@ -167,6 +167,8 @@ class ChatRequest(Part):
     top_p: Share | None = None
     seed: Annotated[int, Ge(-(2**63)), Le(2**63 - 1)] | None = None
     stop: Annotated[list[Annotated[str, MinLen(1), MaxLen(MAX_STOP_LENGTH)]], MaxLen(MAX_STOPS)] = []
+    grounding: bool = False
+    """Of this server alone: whether the answer comes with where its phrases look."""
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
     generation_config: GenerationOptions = GenerationOptions()

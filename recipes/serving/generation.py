@@ -22,9 +22,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import BatchFeature, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import BatchFeature, GenerationConfig, PreTrainedModel, ProcessorMixin
 from transformers.generation import StoppingCriteria, StoppingCriteriaList
 
+from recipes.answering.answers import with_answer
+from recipes.answering.grounded import ground_answer
 from recipes.serving.answer_text import AnswerText
 
 
@@ -45,10 +47,21 @@ class Job(StoppingCriteria):
         config (`GenerationConfig`): How to generate.
         text (`AnswerText`): Takes the tokens.
         seed (`int`, *optional*): Of what is drawn at random.
+        sizes (`list[tuple[int, int]]`, *optional*): `(height, width)` of the pictures, if `grounding` is asked for.
+
+    `grounding` is where the answer's phrases look, as [`ground_answer`] says it, once the answer has ended.
     """
 
-    def __init__(self, inputs: BatchFeature, config: GenerationConfig, text: AnswerText, seed: int | None) -> None:
-        self.inputs, self.config, self.text, self.seed = inputs, config, text, seed
+    def __init__(
+        self,
+        inputs: BatchFeature,
+        config: GenerationConfig,
+        text: AnswerText,
+        seed: int | None,
+        sizes: list[tuple[int, int]] | None,
+    ) -> None:
+        self.inputs, self.config, self.text, self.seed, self.sizes = inputs, config, text, seed, sizes
+        self.grounding: list[dict[str, Any]] = []
         self.prompt_length = inputs["input_ids"].shape[1]
         self._loop = asyncio.get_running_loop()
         self._pieces: asyncio.Queue[str | Ending | Exception] = asyncio.Queue()
@@ -90,17 +103,24 @@ class Generator:
 
     Args:
         model (`PreTrainedModel`): The model, where it shall run.
-        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
+        processor (`ProcessorMixin`): Its processor.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin) -> None:
         self.model = model
         # Its own: tokenizers cannot decode in one thread while another sets them up to encode.
-        self.tokenizer = copy.deepcopy(tokenizer)
+        self.processor = copy.deepcopy(processor)
         self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
         threading.Thread(target=self._work, name="generation", daemon=True).start()
 
-    def submit(self, inputs: BatchFeature, options: dict[str, Any], stops: list[str], seed: int | None = None) -> Job:
+    def submit(
+        self,
+        inputs: BatchFeature,
+        options: dict[str, Any],
+        stops: list[str],
+        seed: int | None = None,
+        sizes: list[tuple[int, int]] | None = None,
+    ) -> Job:
         """
         Starts an answer as soon as those before it have ended.
 
@@ -109,11 +129,12 @@ class Generator:
             options (`dict[str, Any]`): What of the checkpoint's generation configuration is different.
             stops (`list[str]`): Strings that end the answer.
             seed (`int`, *optional*): Of what is drawn at random.
+            sizes (`list[tuple[int, int]]`, *optional*): `(height, width)` of the pictures, to say where phrases look.
         """
         config = copy.deepcopy(self.model.generation_config)
         # One answer is told word by word.
         config.update(**options, num_beams=1, num_return_sequences=1, stop_strings=None, max_length=None)
-        job = Job(inputs, config, AnswerText(self.tokenizer, stops), seed)
+        job = Job(inputs, config, AnswerText(self.processor.tokenizer, stops), seed, sizes)
         self._jobs.put(job)
         return job
 
@@ -138,8 +159,21 @@ class Generator:
                 stopping_criteria=StoppingCriteriaList([job]),
             )
         job.tell(job.text.finish())
+        if job.sizes and not job.is_cancelled:
+            job.grounding = self._ground(job, output[:, job.prompt_length :])
         num_tokens = output.shape[1] - job.prompt_length
         ends = job.config.eos_token_id
         has_ended = int(output[0, -1]) in (ends if isinstance(ends, list) else [ends])
         is_complete = has_ended or job.text.is_stopped or num_tokens < job.config.max_new_tokens
         return Ending("stop" if is_complete else "length", num_tokens)
+
+    def _ground(self, job: Job, new: torch.LongTensor) -> list[dict[str, Any]]:
+        """Where the phrases look of what the client gets of the answer."""
+        said, inputs, length = with_answer(self.processor, job.inputs.to(self.model.device), new)
+        first = job.text.text.find(
+            said[: len(job.text.text.strip())]
+        )  # a stop string may have cut it, in front is space
+        phrases = ground_answer(self.model, self.processor, inputs, length, job.sizes)
+        for phrase in phrases:
+            phrase["span"] = [first + place for place in phrase["span"]]
+        return [phrase for phrase in phrases if job.text.text[slice(*phrase["span"])] == phrase["text"]]

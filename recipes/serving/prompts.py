@@ -43,9 +43,11 @@ class PromptMaker:
         self.processor, self.limits = processor, limits
         self.context = min(limits.context or 2**31, model.config.get_text_config().max_position_embeddings)
 
-    def make(self, request: ChatRequest, files: list[bytes]) -> tuple[BatchFeature, dict[str, Any]]:
+    def make(
+        self, request: ChatRequest, files: list[bytes]
+    ) -> tuple[BatchFeature, dict[str, Any], list[tuple[int, int]]]:
         """
-        The inputs, and the options of `generate` with how many tokens the answer may have.
+        The inputs, the options of `generate` with how many tokens the answer may have, and `(height, width)` of the pictures.
 
         What is written in a message is words, also where it reads like the image placeholder or the end of a turn.
 
@@ -87,7 +89,8 @@ class PromptMaker:
                 "context_length_exceeded",
             )
         tokens = asked or min(left, self.limits.tokens, DEFAULT_TOKENS)
-        return inputs, request.generation_options() | {"max_new_tokens": tokens}
+        sizes = [(image.height, image.width) for image in images]
+        return inputs, request.generation_options() | {"max_new_tokens": tokens}, sizes
 
     def _too_long(self, length: str) -> RequestError:
         return RequestError(

@@ -475,7 +475,7 @@ class AgeVlmProcessor(ProcessorMixin):
             `list[dict]`: For each picture, those of a row one after another, the results by query, the best first:
             `scores` of shape `(num_results,)` in [0, 1]; `labels`, the number of each one's query; `text_labels`, its
             name; `boxes` of shape `(num_results, 4)`, left, top, right and bottom in pixels; `points` of shape
-            `(num_results, 2)`, across and down, where the attention has its maximum; boolean `masks` of shape
+            `(num_results, 2)`, across and down, the middle of the attention in the region; boolean `masks` of shape
             `(num_results, height, width)`. For soft masks see [`~AgeVlmProcessor.post_process_grounding`]`(..., smooth=True)`.
 
         Raises:
@@ -506,7 +506,7 @@ class AgeVlmProcessor(ProcessorMixin):
                     "scores": torch.tensor([score for score, *_ in regions]),
                     "labels": torch.tensor([label for _, label, _ in regions], dtype=torch.long),
                     "boxes": boxes * scale.repeat(2),
-                    "points": (points + 0.5) * scale,
+                    "points": points * scale,
                 }
                 if text_labels is not None:
                     result["text_labels"] = [text_labels[row][label] for _, label, _ in regions]

@@ -47,7 +47,9 @@ from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect
 from transformers import PreTrainedModel, ProcessorMixin
 
+from recipes.answering.answers import ask
 from recipes.answering.checkpoint import load_checkpoint
+from recipes.answering.grounded import ground_answer
 from recipes.scenes import TRAINED_MODEL
 from recipes.serving import app as app_module
 from recipes.serving import prompts
@@ -115,6 +117,30 @@ def endless(served: Served, monkeypatch: pytest.MonkeyPatch) -> Body:
     """A request for an answer that only a limit or a client that leaves can end."""
     monkeypatch.setattr(served.model.generation_config, "eos_token_id", None)
     return chat(user("Hello."), max_tokens=950)
+
+
+def test_an_answer_comes_with_where_its_phrases_look(served: Served):
+    """Whole or as a stream, in pixels of the picture; cut where a stop string cut the answer; only where it is asked for."""
+    picture = scene(3)
+    body = chat(user(REQUEST, data_url(png(picture))), max_tokens=40, grounding=True)
+
+    def answered(body: Body) -> Body:
+        return read(send(served.port, body))[1]["choices"][0]["message"]
+
+    message = answered(body)
+    _, inputs, length = ask(served.model, served.processor, picture, REQUEST, 40)
+    expected = ground_answer(served.model, served.processor, inputs, length, [(picture.height, picture.width)])
+    assert message["grounding"] == expected and any(entry["box"] for entry in expected)
+    assert all(message["content"][slice(*entry["span"])] == entry["text"] for entry in expected)
+    deltas = [event["choices"][0]["delta"] for event in events(served.port, body) if event["choices"]]
+    assert deltas[-1]["grounding"] == expected and not any("grounding" in delta for delta in deltas[:-1])
+    cut = expected[1]["span"][0]
+    stop = message["content"][cut : cut + 6]
+    message = answered(body | {"stop": [stop]})
+    assert [entry["text"] for entry in message["grounding"]] == [expected[0]["text"]]
+    assert "grounding" not in answered(body | {"grounding": False})
+    alone = answered(chat(user("Hello."), max_tokens=4, grounding=True))
+    assert alone["grounding"] == []
 
 
 def refused(served: Served, body: Any, path: str = "/v1/chat/completions") -> tuple[int, str, str | None]:
