@@ -21,6 +21,7 @@ from functools import lru_cache
 from itertools import groupby
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers.utils.versions import require_version
@@ -382,6 +383,49 @@ class AgeVlmProcessor(ProcessorMixin):
                 start = complete
             text += prefixes[-1]
         return text, spans
+
+    def get_visual_bias(self, masks: list[list[np.ndarray | None]], strength: float = 4.0) -> torch.FloatTensor:
+        """
+        Tells a model where to look: the `visual_bias` of its call, or of `generate`.
+
+        Args:
+            masks (`list[list[np.ndarray | None]]`):
+                For each row and picture the boolean mask `(height, width)` of where to look, in the pixels of the picture
+                as it is shown (after its EXIF rotation), or `None` for anywhere in it. Rows have as many as they have
+                pictures.
+            strength (`float`, *optional*, defaults to 4.0):
+                By how much the scores of all other cells of a picture are lowered: their attention is `exp(-strength)`
+                times what it would be.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch_size, num_images * num_image_tokens)`: 0 for the cells that a mask touches,
+            `-strength` for the others.
+
+        Raises:
+            ValueError: If a mask is empty or no mask, or the strength is no finite number from 0 on.
+        """
+        if not 0 <= strength < float("inf"):
+            raise ValueError(f"`strength` is {strength}, but should be a finite number from 0 on.")
+        size, patch_size = self.image_processor.size, self.image_processor.patch_size
+        num_cells = (size.height // patch_size) * (size.width // patch_size)
+        bias = torch.zeros(len(masks), max(map(len, masks), default=0), num_cells)
+        for n, row in enumerate(masks):
+            for m, mask in enumerate(row):
+                if mask is None:
+                    continue
+                mask = np.asarray(mask)
+                if mask.ndim != 2 or mask.dtype != bool:
+                    raise ValueError(
+                        f"The mask of row {n}, picture {m} is of shape {mask.shape} and {mask.dtype}, but should be boolean, of "
+                        "the picture's height and width."
+                    )
+                touched = self.image_processor.mask_coverage(mask).flatten() > 0
+                if not touched.any():
+                    raise ValueError(
+                        f"The mask of row {n}, picture {m} is empty, or lies where the picture is cropped."
+                    )
+                bias[n, m, ~touched] = -strength
+        return bias.flatten(1)
 
     def post_process_grounding(
         self,

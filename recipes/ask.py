@@ -60,6 +60,13 @@ def main() -> None:
     )
     parser.add_argument("--html", type=Path, help="HTML file for a page whose words can be pointed at")
     parser.add_argument("--beside", help="another checkpoint, to be shown beside the first on that page")
+    parser.add_argument(
+        "--look_at",
+        nargs=4,
+        type=float,
+        metavar=("LEFT", "TOP", "RIGHT", "BOTTOM"),
+        help="tell the model to look at this box, in pixels of the picture: what is asked about is there",
+    )
     parser.add_argument("--json", action="store_true", help="print the answer and its phrases' boxes as JSON")
     parser.add_argument("--max_new_tokens", type=int, default=64, help="longest answer in tokens")
     args = parser.parse_args()
@@ -93,6 +100,15 @@ def main() -> None:
         picture = read_image(args.image)
     except ValueError as error:
         sys.exit(f"error: {error}")
+    look_at = None
+    if args.look_at is not None:
+        left, top, right, bottom = args.look_at
+        if not (0 <= left < right <= picture.width and 0 <= top < bottom <= picture.height):
+            sys.exit(
+                f"error: `--look_at` is no box in the picture, which is {picture.width} x {picture.height} pixels."
+            )
+        look_at = np.zeros((picture.height, picture.width), dtype=bool)
+        look_at[int(top) : max(int(bottom), int(top) + 1), int(left) : max(int(right), int(left) + 1)] = True
     names = [args.model] if args.beside is None else [args.model, args.beside]
     checkpoints = []
     for name in names:
@@ -103,7 +119,7 @@ def main() -> None:
 
     sizes, page = [(picture.height, picture.width)], None
     try:
-        asked = [ask(*checkpoint, picture, args.question, args.max_new_tokens) for checkpoint in checkpoints]
+        asked = [ask(*checkpoint, picture, args.question, args.max_new_tokens, look_at) for checkpoint in checkpoints]
         titles = [""] if args.beside is None else short_names(names)
         for title, (answer, *_) in zip(titles, asked, strict=True):
             if not args.json:

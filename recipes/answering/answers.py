@@ -15,6 +15,7 @@
 
 from typing import Any
 
+import numpy as np
 import PIL.Image
 import torch
 from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
@@ -64,10 +65,16 @@ def answer(
 
 
 def prompt(
-    model: PreTrainedModel, processor: ProcessorMixin, image: PIL.Image.Image, question: str, max_new_tokens: int
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    image: PIL.Image.Image,
+    question: str,
+    max_new_tokens: int,
+    look_at: np.ndarray | None = None,
 ) -> BatchFeature:
     """
     What an AGE-VLM takes to answer a question, where it runs. Whatever the question says is words, and no control token.
+    With the boolean mask `look_at` of the picture, `(height, width)`, it is told to look there.
 
     Raises:
         ValueError: If it is longer, with its answer, than what the model was built for.
@@ -79,14 +86,21 @@ def prompt(
             f"The question has {length} tokens with all that stands around it. With an answer of up to {max_new_tokens} that is "
             f"more than the {most} that the model reads: ask in fewer words, or for a shorter answer."
         )
+    if look_at is not None:
+        inputs["visual_bias"] = processor.get_visual_bias([[look_at]])
     return inputs.to(model.device, dtype=model.dtype)
 
 
 def ask(
-    model: PreTrainedModel, processor: ProcessorMixin, image: PIL.Image.Image, question: str, max_new_tokens: int
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    image: PIL.Image.Image,
+    question: str,
+    max_new_tokens: int,
+    look_at: np.ndarray | None = None,
 ) -> tuple[str, dict[str, torch.Tensor], int]:
     """The greedy answer; the model's inputs with the answer's words after the prompt; and the prompt's length in tokens."""
-    inputs = prompt(model, processor, image, question, max_new_tokens)
+    inputs = prompt(model, processor, image, question, max_new_tokens, look_at)
     return with_answer(processor, inputs, generate(model, inputs, max_new_tokens=max_new_tokens))
 
 

@@ -47,3 +47,9 @@ def readout_tables(result: dict[str, Any]) -> dict[str, str]:
         "readout": markdown(["", *COLUMNS.values()], rows),
         "reliability": markdown(["", *header], [*tenths, ["mean distance", *errors]]),
     }
+
+
+def told_table(result: dict[str, Any]) -> str:
+    """How often a model speaks of the object that it is told to look at, by strength."""
+    rows = [[f"{entry['strength']:g}", with_interval(entry)] for entry in result["measured"]]
+    return markdown(["strength", f"side of the one that is pointed at, of {result['num_pointed']}"], rows)

@@ -612,6 +612,7 @@ class AgeVlmTextModel(AgeVlmPreTrainedModel):
         visible_from: torch.LongTensor | None = None,
         query_masks: torch.BoolTensor | None = None,
         region_masks: torch.FloatTensor | None = None,
+        visual_bias: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> AgeVlmModelOutputWithPast:
@@ -628,6 +629,9 @@ class AgeVlmTextModel(AgeVlmPreTrainedModel):
             1 for the visual tokens of each query's region, 0 for the others (or any values to average); with
             `attention_sink` one column more, the last, for the sink. With them `region_attention` says how much of the
             query's attention lies there, at next to no cost, and there are no `grounding_maps`.
+        visual_bias (`torch.FloatTensor` of shape `(batch_size, num_images * num_image_tokens)`, *optional*):
+            What is added to the scores of each visual token in all cross-attention layers, cached ones included: tells all
+            text of the call where to look, see [`~AgeVlmProcessor.get_visual_bias`].
         """
         if (input_ids is None) ^ (inputs_embeds is not None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
@@ -656,6 +660,7 @@ class AgeVlmTextModel(AgeVlmPreTrainedModel):
             visible_from,
             query_masks,
             region_masks,
+            visual_bias,
         )
 
         hidden_states = inputs_embeds
@@ -697,6 +702,7 @@ class AgeVlmTextModel(AgeVlmPreTrainedModel):
         visible_from: torch.Tensor | None,
         query_masks: torch.Tensor | None,
         region_masks: torch.Tensor | None,
+        visual_bias: torch.Tensor | None,
     ) -> tuple[AgeVlmCrossAttentionInputs | None, torch.Tensor | None]:
         """
         What the cross-attention layers get, None when there is no image, neither in this call nor in the cache; and the
@@ -732,6 +738,8 @@ class AgeVlmTextModel(AgeVlmPreTrainedModel):
                     "`query_masks` asks for grounding maps, but no row of the batch has an image. Leave `query_masks` "
                     "out of batches without images."
                 )
+            if visual_bias is not None:
+                raise ValueError("`visual_bias` says where in an image to look, but no row of the batch has one.")
             return None, None
         # (batch_size, sequence_length, num_image_tokens or 1)
         mask = visible_from.unsqueeze(1) <= places.unsqueeze(-1)
@@ -762,6 +770,17 @@ class AgeVlmTextModel(AgeVlmPreTrainedModel):
         if mask.shape[-1] > 1:
             hidden = nn.functional.pad(~(mask | ~sees_image), (0, num_sinks)).unsqueeze(1)
             additive_mask = torch.zeros_like(hidden, dtype=dtype).masked_fill_(hidden, torch.finfo(dtype).min)
+        if visual_bias is not None:
+            if visual_bias.shape != (inputs_embeds.shape[0], num_image_tokens):
+                raise ValueError(
+                    f"`visual_bias` is of shape {tuple(visual_bias.shape)}, but the {inputs_embeds.shape[0]} rows see up to "
+                    f"{num_image_tokens} visual tokens, cached ones included."
+                )
+            bias = nn.functional.pad(visual_bias.to(dtype), (0, num_sinks))[:, None, None].expand(
+                -1, -1, sequence_length, -1
+            )
+            # Nothing is less than what is hidden, where a row would have no finite score left.
+            additive_mask = bias if additive_mask is None else (additive_mask + bias).clamp(min=torch.finfo(dtype).min)
         inputs = AgeVlmCrossAttentionInputs(
             cross_attention_states=cross_attention_states,
             visible_from=visible_from,
@@ -819,6 +838,7 @@ class AgeVlmModel(AgeVlmPreTrainedModel):
         inputs_embeds: torch.FloatTensor | None = None,
         query_masks: torch.BoolTensor | None = None,
         region_masks: torch.FloatTensor | None = None,
+        visual_bias: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> AgeVlmModelOutputWithPast:
@@ -836,6 +856,9 @@ class AgeVlmModel(AgeVlmPreTrainedModel):
             1 for the visual tokens of each query's region, 0 for the others (or any values to average); with
             `attention_sink` one column more, the last, for the sink. With them `region_attention` says how much of the
             query's attention lies there, at next to no cost, and there are no `grounding_maps`.
+        visual_bias (`torch.FloatTensor` of shape `(batch_size, num_images * num_image_tokens)`, *optional*):
+            What is added to the scores of each visual token in all cross-attention layers, cached ones included: tells all
+            text of the call where to look, see [`~AgeVlmProcessor.get_visual_bias`].
         """
         if (input_ids is None) ^ (inputs_embeds is not None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
@@ -889,6 +912,7 @@ class AgeVlmModel(AgeVlmPreTrainedModel):
             visible_from=visible_from,
             query_masks=query_masks,
             region_masks=region_masks,
+            visual_bias=visual_bias,
             use_cache=use_cache,
             **kwargs,
         )
@@ -1122,6 +1146,7 @@ class AgeVlmForConditionalGeneration(AgeVlmPreTrainedModel, GenerationMixin):
         labels: torch.LongTensor | None = None,
         query_masks: torch.BoolTensor | None = None,
         region_masks: torch.FloatTensor | None = None,
+        visual_bias: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Unpack[TransformersKwargs],
@@ -1137,6 +1162,9 @@ class AgeVlmForConditionalGeneration(AgeVlmPreTrainedModel, GenerationMixin):
             1 for the visual tokens of each query's region, 0 for the others (or any values to average); with
             `attention_sink` one column more, the last, for the sink. With them `region_attention` says how much of the
             query's attention lies there, at next to no cost, and there are no `grounding_maps`.
+        visual_bias (`torch.FloatTensor` of shape `(batch_size, num_images * num_image_tokens)`, *optional*):
+            What is added to the scores of each visual token in all cross-attention layers, cached ones included: tells all
+            text of the call where to look, see [`~AgeVlmProcessor.get_visual_bias`].
 
         Example:
 
@@ -1166,6 +1194,7 @@ class AgeVlmForConditionalGeneration(AgeVlmPreTrainedModel, GenerationMixin):
             inputs_embeds=inputs_embeds,
             query_masks=query_masks,
             region_masks=region_masks,
+            visual_bias=visual_bias,
             use_cache=use_cache,
             **kwargs,
         )

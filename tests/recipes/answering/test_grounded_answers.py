@@ -475,6 +475,18 @@ def test_ask_prints_json(run, capsys: pytest.CaptureFixture):
         assert all(known) or not any(known)
 
 
+def test_ask_looks_where_it_is_told(run, capsys: pytest.CaptureFixture):
+    run(phrases=["cup"])
+    free = np.load("out/ask.npz")["question: cup"]
+    run(phrases=["cup"], look_at=["0", "0", "20", "10"])
+    told = np.load("out/ask.npz")["question: cup"]
+    assert told[:16, :26].sum() > 2 * free[:16, :26].sum()
+    capsys.readouterr()
+    for box in (["5", "0", "5", "10"], ["0", "0", "81", "10"], ["0", "-1", "8", "10"]):
+        with pytest.raises(SystemExit, match="is no box in the picture, which is 80 x 50 pixels"):
+            run(look_at=box)
+
+
 def test_phrases_of_an_answer_look_by_themselves():
     """Each time that a phrase is written, with its own box; spans count from the answer's first letter."""
     model, processor, said = tiny_model(), tiny_processor(), " A red cup, and a cup."
