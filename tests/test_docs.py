@@ -329,6 +329,11 @@ def test_findings_are_those_of_the_study():
     assert all(point["pope_accuracy"] >= 0.75 for point in long["curve"] if point["step"] >= first)
     scores = [model["metrics"]["pope_accuracy"] for model in (base, long)]
     assert "In the end they have {:.3f} and {:.3f}".format(*scores) in readme
+    one = results[settings.LONG_MODELS["one head, denied words to the sink, weight 0.3, long"].folder(4)]["metrics"]
+    other = base["metrics"]
+    assert f"a weight of 0.3 it is {one['pope_accuracy']:.3f}, and captions gain too" in readme
+    assert f"CHAIR i {one['chair_i']:.2f} against {other['chair_i']:.2f} without guidance" in readme
+    assert f"{one['chair_recall']:.2f} of the objects named against {other['chair_recall']:.2f}" in readme
     scores = [model["metrics"]["chair_i"] for model in (long, base)]
     assert "leave it so ({:.2f} against {:.2f})".format(*scores) in readme
     both, three = (settings.ABLATIONS[name] for name in ("base (age-vlm-lm)", "guidance in stage 3 only"))
