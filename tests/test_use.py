@@ -109,6 +109,8 @@ CHECKS = {  # after each block of a page
         ANSWERED,
         "assert model.dtype == torch.bfloat16 and type(model).__name__ == 'AgeVlmForConditionalGeneration'",
         "assert cup.shape == (60, 90) and abs(cup.sum() - 1) < 1e-3",
+        "assert found['boxes'].shape == (len(found['text_labels']), 4) and found['masks'].shape[1:] == (60, 90)",
+        ANSWERED,
         "assert len(output) == 2",
         "assert cache.layers[1].num_images().tolist() == [2]",
         "assert pipe.model.dtype == torch.float32",
