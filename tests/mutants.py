@@ -405,7 +405,7 @@ MUTANTS = [
     Mutant(
         "a text without its beginning",
         "modeling_agevlm/processing_agevlm.py",
-        {'            chat_template = "{{- bos_token }}" + chat_template\n': "            pass\n"},
+        {'            else "{{- bos_token }}" + template\n': "            else template\n"},
         "test_chat_formats.py",
     ),
     Mutant(

@@ -127,7 +127,7 @@ def asked(case: Case, chat: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatc
         for m in chat
     ]  # fmt: skip
     request = parse(json.dumps({"messages": messages}).encode())
-    inputs, _ = PromptMaker(model, processor, Limits()).make(request, [file.getvalue()])
+    inputs, _, _ = PromptMaker(model, processor, Limits()).make(request, [file.getvalue()])
     return found | {"server": inputs["input_ids"][0].tolist()}
 
 
