@@ -31,8 +31,8 @@ class GroundingReadout:
             A place belongs to a region from this share of the attention's maximum on, if it has more than the picture's mean.
         slope (`float`, *optional*, defaults to 1.0), intercept (`float`, *optional*, defaults to 0.0):
             Of the logistic function that makes a score of a region's `excess`, the attention that it has beyond the
-            picture's mean: `sigmoid(slope * logit(excess) + intercept)`. By default the score is the excess itself; fitted on held-out pictures (Platt, 1999), it is the chance that the region's
-            point lies on what the words name.
+            picture's mean: `sigmoid(slope * logit(excess) + intercept)`. By default the score is the excess itself; fitted on
+            held-out pictures (Platt, 1999), it is the chance that the region's point lies on what the words name.
     """
 
     threshold: float = 0.2

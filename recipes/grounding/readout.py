@@ -20,12 +20,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from pycocotools import mask as coco_mask
 from transformers import PreTrainedModel, ProcessorMixin
 
 from modeling_agevlm.grounding_agevlm import GroundingReadout
-from recipes.inside.measures import auc, interval
+from recipes.inside.measures import auc, grouped_interval
 from recipes.scenes.evaluation import BATCH_SIZE, attend
 from recipes.scenes.pictures import sample_scene
+from recipes.scenes.plans import bounding_box
 from recipes.scenes.questions import find_classes, load_questions
 from trainers import decode_rle
 
@@ -64,7 +66,7 @@ def look(
                 mask = None if phrase["mask"] is None else decode_rle(phrase["mask"])
                 box = None
                 if sum(thing.name == find_classes(phrase["text"])[0] for thing in objects) == 1:
-                    box = box_of(mask)
+                    box = bounding_box(mask)
                 cells = torch.zeros(attention.shape[-1])
                 if mask is not None:
                     cells = processor.image_processor.mask_coverage(mask).flatten()
@@ -75,19 +77,13 @@ def look(
     return list(found.values())
 
 
-def box_of(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """Left, top, right and bottom of a mask's pixels, the last two excluded."""
-    rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
-    return columns[0].item(), rows[0].item(), columns[-1].item() + 1, rows[-1].item() + 1
-
-
 def overlap_of_boxes(first: Sequence[float], second: Sequence[float]) -> float:
     """Intersection over union."""
-    width = min(first[2], second[2]) - max(first[0], second[0])
-    height = min(first[3], second[3]) - max(first[1], second[1])
-    shared = max(0, width) * max(0, height)
-    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (first, second)]
-    return shared / (sum(areas) - shared)
+    found, there = (
+        np.array([[left, top, right - left, bottom - top]], dtype=float)
+        for left, top, right, bottom in (first, second)
+    )
+    return float(coco_mask.iou(found, there, [0])[0, 0])
 
 
 class Read(NamedTuple):
@@ -183,7 +179,6 @@ def measure(processor: ProcessorMixin, looked: list[Looked], readout: GroundingR
     """
     results = [read(processor, one, readout, by_mask) for one in looked]
     scenes = np.array([one.scene for one in looked])
-    places = [np.flatnonzero(scenes == scene) for scene in np.unique(scenes)]
     there = np.array([one.mask is not None for one in looked])
     best = np.array([max(one.scores, default=0.0) for one in results])
     boxes = np.array([np.nan if one.box_iou is None else one.box_iou for one in results])
@@ -198,7 +193,7 @@ def measure(processor: ProcessorMixin, looked: list[Looked], readout: GroundingR
         statistics["absence_auc"] = lambda rows: auc(-best[rows], ~there[rows])
     measured: dict[str, Any] = {}
     for name, statistic in statistics.items():
-        low, high = interval(lambda drawn, of=statistic: of(np.concatenate([places[n] for n in drawn])), len(places))
+        low, high = grouped_interval(statistic, scenes)
         measured[name] = {"value": statistic(np.arange(len(looked))), "low": low, "high": high}
     if not by_mask:
         measured["reliability"] = reliability(results)

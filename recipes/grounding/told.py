@@ -21,7 +21,7 @@ import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
 from recipes.answering.answers import generate, one_question, prompts
-from recipes.inside.measures import interval
+from recipes.inside.measures import grouped_interval
 from recipes.scenes.evaluation import BATCH_SIZE
 from recipes.scenes.pictures import sample_scene
 
@@ -77,12 +77,9 @@ def named_sides(
 def measure(model: PreTrainedModel, processor: ProcessorMixin, pointed: list[Pointed]) -> list[dict[str, Any]]:
     """For each strength the share of right sides, with its 95 % interval over the scenes; 0 is without being told."""
     scenes = np.array([one.scene for one in pointed])
-    places = [np.flatnonzero(scenes == scene) for scene in np.unique(scenes)]
     measured = []
     for strength in STRENGTHS:
         right = np.array(named_sides(model, processor, pointed, strength))
-        low, high = interval(
-            lambda drawn, of=right: float(of[np.concatenate([places[n] for n in drawn])].mean()), len(places)
-        )
+        low, high = grouped_interval(lambda rows, of=right: float(of[rows].mean()), scenes)
         measured.append({"strength": strength, "value": float(right.mean()), "low": low, "high": high})
     return measured

@@ -64,6 +64,16 @@ def interval(
     return float(low), float(high)
 
 
+def grouped_interval(
+    statistic: Callable[[np.ndarray], float], groups: np.ndarray, num_draws: int = 1000, seed: int = 0
+) -> tuple[float, float]:
+    """As [`interval`], with groups of rows (`groups` has each row's, as those of a picture) drawn whole."""
+    rows_of = [np.flatnonzero(groups == group) for group in np.unique(groups)]
+    return interval(
+        lambda drawn: statistic(np.concatenate([rows_of[n] for n in drawn])), len(rows_of), num_draws, seed
+    )
+
+
 def concentration(attention: torch.Tensor, on_nothing: float = 0.0) -> dict[str, float]:
     """
     How concentrated attention is that sums to 1 over the cells of a picture, or to 1 less what is `on_nothing`: its `entropy`

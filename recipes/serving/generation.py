@@ -169,11 +169,10 @@ class Generator:
 
     def _ground(self, job: Job, new: torch.LongTensor) -> list[dict[str, Any]]:
         """Where the phrases look of what the client gets of the answer."""
-        said, inputs, length = with_answer(self.processor, job.inputs.to(self.model.device), new)
-        first = job.text.text.find(
-            said[: len(job.text.text.strip())]
-        )  # a stop string may have cut it, in front is space
+        _, inputs, length = with_answer(self.processor, job.inputs.to(self.model.device), new)
+        first = len(job.text.text) - len(job.text.text.lstrip())  # where the answer without space around it begins
         phrases = ground_answer(self.model, self.processor, inputs, length, job.sizes)
         for phrase in phrases:
             phrase["span"] = [first + place for place in phrase["span"]]
+        # A stop string may have cut the answer.
         return [phrase for phrase in phrases if job.text.text[slice(*phrase["span"])] == phrase["text"]]

@@ -81,11 +81,8 @@ class Setting:
         names = ["seed", "cross_attention_layers", "mlp_width", "first_image_size", "pictures"]
         names += ["stage2"] * (number >= 2) + ["language_model", "length"] * (number == 4)
         guided = [stage for stage in self.guided if stage <= number]
-        later = [
-            "attention_sink",
-            "positions",
-            "text",
-        ]  # what was not there at first counts where it is not as it was then
+        # What was not there at first counts where it is not as it was then.
+        later = ["attention_sink", "positions", "text"]
         if guided:
             names += ["normalization", "level", "downsampling", "weight", "masked_share", "masks"]
             later += ["guidance_layers", "guidance_heads", "denied"] + ["fades"] * (number == 4)

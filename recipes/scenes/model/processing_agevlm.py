@@ -13,6 +13,7 @@
 # limitations under the License.
 """Processor of AGE-VLM: chat text with one placeholder per image, and the images."""
 
+import math
 import re
 import textwrap
 import unicodedata
@@ -406,9 +407,7 @@ class AgeVlmProcessor(ProcessorMixin):
         """
         if not 0 <= strength < float("inf"):
             raise ValueError(f"`strength` is {strength}, but should be a finite number from 0 on.")
-        size, patch_size = self.image_processor.size, self.image_processor.patch_size
-        num_cells = (size.height // patch_size) * (size.width // patch_size)
-        bias = torch.zeros(len(masks), max(map(len, masks), default=0), num_cells)
+        bias = torch.zeros(len(masks), max(map(len, masks), default=0), math.prod(self._grid))
         for n, row in enumerate(masks):
             for m, mask in enumerate(row):
                 if mask is None:
@@ -466,6 +465,12 @@ class AgeVlmProcessor(ProcessorMixin):
             for row_maps, sizes in zip(maps, rows, strict=True)
         ]
 
+    @property
+    def _grid(self) -> tuple[int, int]:
+        """How many rows and columns of cells a picture has."""
+        size, patch_size = self.image_processor.size, self.image_processor.patch_size
+        return size.height // patch_size, size.width // patch_size
+
     def _cells_of_pictures(
         self,
         outputs,
@@ -478,8 +483,7 @@ class AgeVlmProcessor(ProcessorMixin):
         # Layers may lie on several devices.
         maps = torch.stack([layer_map.cpu() for layer_map in outputs.grounding_maps])
         maps = maps.mean(dim=0) if layers is None else maps[layers].mean(dim=0)
-        size, patch_size = self.image_processor.size, self.image_processor.patch_size
-        height, width = size.height // patch_size, size.width // patch_size
+        height, width = self._grid
         maps = maps[..., : maps.shape[-1] // (height * width) * (height * width)]  # the sink's column comes last
         # (batch_size, num_regions, num_images * h * w) -> (batch_size, num_images, num_regions, h, w)
         maps = maps.unflatten(-1, (-1, height, width)).transpose(1, 2)

@@ -29,6 +29,7 @@ from recipes import readout as recipe
 from recipes.grounding import readout
 from recipes.grounding.readout import Looked
 from recipes.scenes import TRAINED_MODEL
+from recipes.scenes.plans import bounding_box
 
 
 SIDE = 96
@@ -39,7 +40,7 @@ def looked(scene: int, cells: list[int], mask: np.ndarray | None, on_picture: fl
     maps = torch.zeros(1, 10)
     maps[0, cells] = on_picture / len(cells)
     maps[0, 9] = 1 - on_picture
-    box = None if mask is None else readout.box_of(mask)
+    box = None if mask is None else bounding_box(mask)
     coverage = torch.zeros(9) if mask is None else tiny_processor().image_processor.mask_coverage(mask).flatten()
     return Looked(scene, maps, (SIDE, SIDE), mask, box, coverage)
 
@@ -54,7 +55,7 @@ def test_overlap_of_boxes():
     assert readout.overlap_of_boxes((0, 0, 4, 2), (2, 0, 6, 2)) == pytest.approx(1 / 3)
     assert readout.overlap_of_boxes((0, 0, 4, 2), (4, 0, 6, 2)) == 0
     assert readout.overlap_of_boxes((1, 1, 3, 3), (1, 1, 3, 3)) == 1
-    assert readout.box_of(block(3, 5, 7, 11)) == (5, 3, 11, 7)
+    assert bounding_box(block(3, 5, 7, 11)) == (5, 3, 11, 7)
 
 
 def test_what_is_read_of_a_phrase():

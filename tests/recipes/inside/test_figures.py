@@ -40,7 +40,7 @@ from recipes.answering.rows import grounding_maps, query
 from recipes.drawing.attention import colored, in_numbers
 from recipes.inside import figures
 from recipes.inside.hallucination import Case, score, tell
-from recipes.inside.measures import auc, concentration, derangement, interval, overlap, roc
+from recipes.inside.measures import auc, concentration, derangement, grouped_interval, interval, overlap, roc
 from recipes.inside.vlm import AgeVlm, Look, Vlm, load_vlm
 from recipes.scenes import BACKBONES
 
@@ -95,6 +95,15 @@ def test_overlap_of_the_same_of_disjoint_and_of_half():
     assert overlap(np.array([0.0, 1]), np.array([2.0, 3])) == 0
     assert overlap(np.array([0.0, 0, 1, 1]), np.array([1.0, 1, 2, 2])) == 0.5
     assert overlap(np.ones(3), np.ones(3)) == 1
+
+
+def test_groups_are_drawn_whole():
+    values = np.random.default_rng(0).random(40)
+    alone = grouped_interval(lambda rows: float(values[rows].mean()), np.arange(40))
+    assert alone == interval(lambda rows: float(values[rows].mean()), 40)
+    # rows of a group that are alike say no more than one of them
+    fourfold = grouped_interval(lambda rows: float(values[rows // 4].mean()), np.arange(160) // 4)
+    assert fourfold == pytest.approx(alone)
 
 
 def test_interval_is_the_bootstraps():

@@ -196,3 +196,9 @@ def test_a_model_from_its_first_stage_to_the_page(tmp_path, monkeypatch):
     assert "| wide pictures, padding masked |" in page and (tmp_path / "ablations.png").exists()
     assert "| age-vlm-lm (1) |" in page and (tmp_path / "curves.png").exists()
     assert len((tmp_path / "results.csv").read_text().splitlines()) == 3
+
+
+def test_the_whole_study_needs_no_further_package():
+    """What it takes SmolLM2's package for is run where it is named."""
+    assert {setting.text for _, setting in runs.planned(None, 3)} == {"llama"}
+    assert {setting.text for _, setting in runs.planned("smollm2", 3)} == {"smollm2"}
