@@ -27,6 +27,7 @@ from pathlib import Path
 import pytest
 from clients import answer_alone, read, scene, send, served
 from pages import PAGES, ROOT, SERVER, blocks
+from PIL import Image
 
 from recipes.answering.checkpoint import load_checkpoint
 from recipes.scenes import TRAINED_MODEL
@@ -54,10 +55,10 @@ class Server:
         data = base64.b64encode((self.place / "tests/data/kitchen.jpg").read_bytes()).decode()
         return {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{data}"}}
 
-    def ask(self, *content: dict, **options: object) -> "openai.types.chat.ChatCompletion":
+    def ask(self, *content: dict, max_tokens: int = 12, **options: object) -> "openai.types.chat.ChatCompletion":
         messages = [{"role": "user", "content": list(content)}]
         return self.client.chat.completions.create(
-            model=NAME, messages=messages, max_tokens=12, temperature=0, **options
+            model=NAME, messages=messages, max_tokens=max_tokens, temperature=0, **options
         )
 
 
@@ -111,12 +112,19 @@ def test_errors_are_those_of_the_client(server: Server):
     assert server.ask(TEXT_PART).choices[0].message.content == expected(server.place, 0)
 
 
-def test_block_of_the_docs(server: Server):
-    (block,) = [block for text in PAGES.values() for block in blocks(text, "python") if SERVER in block]
-    block = block.replace(SERVER, f"localhost:{server.port}")
-    result = subprocess.run([sys.executable, "-c", block], cwd=server.place, capture_output=True, text=True)
+def test_blocks_of_the_docs(server: Server):
+    """The page's client prints the answer while it is written; the one after it draws the boxes that it got."""
+    asks, draws = (block for text in PAGES.values() for block in blocks(text, "python") if SERVER in block)
+    program = f"{asks}\n{draws}".replace(SERVER, f"localhost:{server.port}")
+    result = subprocess.run([sys.executable, "-c", program], cwd=server.place, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert result.stdout == expected(server.place, 1, max_new_tokens=32)
+    answer = server.ask(server.image_part(), REQUEST_PART, max_tokens=32, extra_body={"grounding": True})
+    boxes = [phrase["box"] for phrase in answer.choices[0].message.grounding if phrase["box"] is not None]
+    assert boxes
+    with Image.open(server.place / "grounded.png") as drawn:
+        for left, top, right, _ in boxes:
+            assert (255, 0, 0) in [drawn.getpixel((int(left + right) // 2, int(top) + step)) for step in (-1, 0, 1)]
 
 
 def test_curl_of_the_docs(server: Server):
