@@ -340,7 +340,7 @@ def test_findings_are_those_of_the_study():
     scores = [results[setting.folder(4)]["metrics"]["pope_accuracy"] for setting in (both, three)]
     assert "POPE is {:.3f} and {:.3f}".format(*scores) in readme
     assert (
-        f"({settings.STEPS[4]:,} steps of stage 4, the LLM trained) and asks about {settings.TEST_IMAGES} test"
+        f"({settings.LM.steps(4):,} steps of stage 4, the LLM trained) and asks about {settings.TEST_IMAGES} test"
         in readme
     )
 

@@ -36,6 +36,7 @@ from recipes.study.settings import (
     MODELS,
     PAIRS,
     SMOLLM2_MODELS,
+    STEPS,
     Setting,
 )
 from recipes.terminal.tables import markdown
@@ -171,7 +172,8 @@ def report(folder: Path) -> None:
         sections += [markdown(["", *long], rows), "![the same for the long runs](long.png)"]
     smollm2 = {name: found for name, setting in SMOLLM2_MODELS.items() if (found := of_seeds(results, setting))}
     if smollm2:
-        sections += ["## Around a real LLM", "SmolLM2-135M-Instruct, one seed."]
+        steps = " and ".join(f"{STEPS['smollm2'][n]} of stage {n} ({STEPS['llama'][n]:,} above)" for n in (3, 4))
+        sections += ["## Around a real LLM", f"SmolLM2-135M-Instruct, one seed, fewer steps: {steps}."]
         rows = [[title, *(value(found[0], key) for found in smollm2.values())] for key, title in COLUMNS.items()]
         sections.append(markdown(["", *smollm2], rows))
     ablations = {name: found for name, setting in ABLATIONS.items() if (found := results.get(setting.folder(4)))}

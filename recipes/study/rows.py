@@ -80,9 +80,9 @@ def with_lengths(rows: Dataset) -> Dataset:
 def training_rows(setting: Setting, number: int) -> Dataset:
     """The rows of a stage: its scenes, with the masks and the pictures that the setting asks for."""
     if number == 4:
-        rows = dialogs("train", settings.BATCH_SIZE * settings.STEPS[4] * setting.length, settings.SHARES)
+        rows = dialogs("train", settings.BATCH_SIZE * setting.steps(4), settings.SHARES)
     else:
-        number_of_rows = settings.BATCH_SIZE * max(settings.STEPS[n] for n in (1, 2, 3))
+        number_of_rows = settings.BATCH_SIZE * max(setting.steps(n) for n in (1, 2, 3))
         rows = with_lengths(load_scenes("train", "caption", number_of_rows, IMAGE_SIZE))
     if setting.pictures != "square":
         rows = rows.map(functools.partial(reshaped, kind=setting.pictures))

@@ -145,11 +145,10 @@ def train(out: Path, setting: Setting, number: int) -> None:
         attention_sink=setting.attention_sink,
         use_visual_positions=setting.positions,
     )
-    length = setting.length if number == 4 else 1
     training = GuidedSFTConfig(
         output_dir=str(folder),
         per_device_train_batch_size=settings.BATCH_SIZE,
-        max_steps=settings.STEPS[number] * length,
+        max_steps=setting.steps(number),
         learning_rate=settings.LEARNING_RATE[setting.text][number],
         train_sampling_strategy="group_by_length",  # a quarter of a mixed batch would be padding
         guidance_weight=setting.weight,
@@ -162,8 +161,7 @@ def train(out: Path, setting: Setting, number: int) -> None:
         activation_checkpointing=False,
         use_cpu=not torch.cuda.is_available(),
         logging_steps=20,
-        save_strategy="no" if length == 1 else "steps",
-        save_steps=settings.STEPS[number],
+        save_steps=500,
         save_total_limit=1,
         resume_from_checkpoint="true" if any(folder.glob("checkpoint-*")) else None,
         disable_tqdm=True,
@@ -179,7 +177,7 @@ def train(out: Path, setting: Setting, number: int) -> None:
         if setting.pictures != "square":
             held_out = held_out.map(functools.partial(reshaped, kind=setting.pictures))
         folder.mkdir(parents=True, exist_ok=True)
-        points = settings.CURVE_POINTS * length
+        points = settings.CURVE_POINTS * setting.length
         kind = Fading if setting.fades else Curve
         callback = kind(processor, questions, held_out, points, folder / "curve.json")
     trainer = run_stage(number, arguments, DataArguments(), training, progress=callback, rows=rows)

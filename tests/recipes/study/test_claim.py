@@ -72,7 +72,7 @@ def test_exchanged_masks_belong_to_other_rows():
 
 
 def test_denied_words_are_guided_or_left_alone(monkeypatch):
-    monkeypatch.setattr(settings, "STEPS", {1: 2, 2: 2, 3: 2, 4: 10})
+    monkeypatch.setitem(settings.STEPS, "llama", {1: 2, 2: 2, 3: 2, 4: 10})
     with_them, without = (
         training_rows(replace(HEADS["one head, sink"], denied=denied), 4) for denied in (True, False)
     )
@@ -109,7 +109,7 @@ def test_interval_over_pictures():
 
 
 def test_rows_with_masks(monkeypatch):
-    monkeypatch.setattr(settings, "STEPS", {1: 2, 2: 2, 3: 10, 4: 2})
+    monkeypatch.setitem(settings.STEPS, "llama", {1: 2, 2: 2, 3: 10, 4: 2})
     monkeypatch.setattr(settings, "BATCH_SIZE", 16)
     plain = training_rows(LM, 3)
     part = training_rows(replace(LM, masked_share=0.1), 3)
@@ -180,7 +180,7 @@ def test_the_committed_page_is_that_of_the_committed_results(tmp_path):
 
 @pytest.mark.slow
 def test_a_model_from_its_first_stage_to_the_page(tmp_path, monkeypatch):
-    monkeypatch.setattr(settings, "STEPS", {1: 2, 2: 2, 3: 2, 4: 2})
+    monkeypatch.setitem(settings.STEPS, "llama", {1: 2, 2: 2, 3: 2, 4: 2})
     monkeypatch.setattr(settings, "BATCH_SIZE", 4)
     monkeypatch.setattr(settings, "TEST_IMAGES", 20)
     monkeypatch.setattr(settings, "CURVE_POINTS", 2)
