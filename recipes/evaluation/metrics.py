@@ -364,6 +364,8 @@ def _pointing(records: Sequence[Record]) -> Measure:
     everything = np.ones(len(records))
     names = {"pointing_accuracy": "touches", "pointing_accuracy_exact": "exact", "in_mask_mass": "mass"}
     metrics = {name: share_of(flags(r[column] for r in records), everything) for name, column in names.items()}
+    metrics["box_iou"] = share_of(np.array([r["iou"] for r in records]), everything)
+    metrics["box_accuracy_50"] = share_of(flags(r["iou"] >= 0.5 for r in records), everything)
     for column in ("size", "place", "kind"):
         for value in sorted({record[column] for record in records}):
             chosen = flags(record[column] == value for record in records)
@@ -444,7 +446,9 @@ def summarize(records: Sequence[Record]) -> dict[str, float]:
       three POPE kinds.
     - `refcoco_pointing`, `flickr30k_pointing`: pointing_accuracy, how often the attention's maximum is in a cell that
       the phrase's region touches, of all and by size, place and kind, and pointing_accuracy_exact, how often the
-      cell's middle is in the region; in_mask_mass, the share of the attention in the cells that the region touches.
+      cell's middle is in the region; in_mask_mass, the share of the attention in the cells that the region touches;
+      box_iou and box_accuracy_50, the intersection over union of the box that is read from the attention and the one
+      around the region, and how often that is 0.5 or more (RefCOCO's Acc@0.5).
     - of those that ask: unread, the number of predictions in which the benchmark's rule finds no answer.
 
     Raises:
@@ -503,12 +507,17 @@ def guesses(records: Sequence[Record]) -> dict[str, list[Record]]:
 
 def floors(records: Sequence[Record]) -> dict[str, dict[str, float]]:
     """
-    The metrics of what needs no eyes: of [`guesses`], or, where phrases are looked for, of the picture's centre and of
-    even attention.
+    The metrics of what needs no eyes: of [`guesses`], or, where phrases are looked for, of the picture's centre, of
+    even attention, and of the box around the whole picture.
     """
     if records[0]["benchmark"] in POINTING:
-        centre, even = (float(np.mean([record[name] for record in records])) for name in ("centre", "even"))
-        return {"centre": {"pointing_accuracy_exact": centre}, "even attention": {"in_mask_mass": even}}
+        known = {name: np.array([record[name] for record in records]) for name in ("centre", "even", "iou_whole")}
+        centre, even, whole = (float(values.mean()) for values in known.values())
+        return {
+            "centre": {"pointing_accuracy_exact": centre},
+            "even attention": {"in_mask_mass": even},
+            "whole picture": {"box_iou": whole, "box_accuracy_50": float((known["iou_whole"] >= 0.5).mean())},
+        }
     return {
         name: {metric: value for metric, value in summarize(guessed).items() if metric != "unread"}
         for name, guessed in guesses(records).items()

@@ -11,7 +11,10 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Do words look at what they name? The pointing game and the attention's mass, on the field's own annotations."""
+"""
+Do words look at what they name? The pointing game, the attention's mass and boxes that are read from it, on the field's own
+annotations.
+"""
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -22,6 +25,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from modeling_agevlm.grounding_agevlm import GroundingReadout, find_regions
 from modeling_agevlm.image_reading_agevlm import read_image
 from recipes.annotations.annotated import Annotated, Faults, Shape, Size
 from recipes.annotations.names import with_article
@@ -31,6 +35,7 @@ from recipes.answering.attention import map_size
 from recipes.evaluation.journal import Journal, digest_of
 from recipes.evaluation.pictures import save
 from recipes.evaluation.records import Record
+from recipes.rows.boxes import bounding_box, overlap_of_boxes
 from recipes.rows.records import Fault, find_image
 from trainers.run_lengths import decode_rle
 
@@ -203,12 +208,16 @@ def point(
             look = vlm.look(inputs, words[None])
             attention = look.maps[0].mean(dim=0)
             placed = placed or vlm.placement(image, tuple(attention.shape))
+            attention = attention.masked_fill(placed[1], 0)
             record = {"benchmark": name, "id": f"{asked.picture}#{number}", "question": asked.question}
             record |= {"answer": asked.words, "prediction": "", "picture": asked.picture, "kind": asked.kind}
             record |= measured(attention, mask, *placed)
+            box, truth = read_box(attention, *placed, mask.shape, vlm.readout), bounding_box(mask)
+            record["iou"] = 0.0 if box is None else overlap_of_boxes(box, truth)
+            record["iou_whole"] = overlap_of_boxes((0, 0, mask.shape[1], mask.shape[0]), truth)
             record["correct"] = record["touches"]
             if pictures is not None:
-                shown = over_picture(attention.masked_fill(placed[1], 0).numpy(), placed[0], mask.shape)
+                shown = over_picture(attention.numpy(), placed[0], mask.shape)
                 record |= {"image": save(image, pictures), "phrase": asked.words, "map": shown}
                 if look.on_nothing.any():  # rounding can take a mean of ones above 1
                     record["on_nothing"] = min(1.0, float(look.on_nothing[0].mean()))
@@ -242,7 +251,6 @@ def measured(attention: torch.Tensor, mask: np.ndarray, box: Box, padding: torch
     cells that it touches, and `even`, their share of all; `centre`, whether the mask holds the picture's centre; the
     mask's `size` and `place`.
     """
-    attention = attention.masked_fill(padding, 0)
     cells = touched(mask, box, tuple(attention.shape))
     share, best = float(mask.mean()), int(attention.argmax())
     row, column = divmod(best, attention.shape[1])
@@ -258,6 +266,33 @@ def measured(attention: torch.Tensor, mask: np.ndarray, box: Box, padding: torch
         "size": next(name for name, limit in SIZES.items() if share <= limit),
         "place": place_of(mask),
     }
+
+
+def read_box(
+    attention: torch.Tensor, box: Box, padding: torch.BoolTensor, size: Size, readout: GroundingReadout
+) -> tuple[float, float, float, float] | None:
+    """
+    The box of what looks the most, as `post_process_grounded_object_detection` of a processor reads it, of attention
+    `(h, w)` over a box of a picture of some `size` (height, width); `None` where it looks everywhere alike.
+    """
+    grid, sides = [], []  # down, then across
+    for axis, length in enumerate(size):
+        shown = (~padding).any(dim=1 - axis).nonzero()[:, 0]
+        start, end = box[1 - axis], box[3 - axis]
+        first, last = (start + (end - start) * n / padding.shape[axis] for n in (int(shown[0]), int(shown[-1]) + 1))
+        attention = attention.index_select(axis, shown)
+        sides.append(min(length, 8 * padding.shape[axis]))
+        grid.append(2 * ((torch.arange(sides[axis]) + 0.5) * length / sides[axis] - first) / (last - first) - 1)
+    places = torch.stack(torch.meshgrid(grid[1], grid[0], indexing="xy"), dim=-1)
+    smooth = torch.nn.functional.grid_sample(
+        attention[None, None].float(), places[None], padding_mode="border", align_corners=False
+    )[0, 0]
+    smooth = smooth * (places.abs() <= 1).all(dim=-1)  # nothing lies on what was cropped
+    regions = find_regions(smooth * (attention.sum() / smooth.sum().clamp(min=1e-12)), readout.threshold)
+    if not regions:
+        return None
+    scale = size[1] / sides[1], size[0] / sides[0]
+    return tuple(side * scale[n % 2] for n, side in enumerate(regions[0].box))
 
 
 def over_picture(attention: np.ndarray, box: Box, size: Size) -> list[list[float]]:

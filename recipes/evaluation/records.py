@@ -122,7 +122,7 @@ COLUMNS = {
         POINTING,
         dict.fromkeys(("kind", "size", "place"), NAME)
         | dict.fromkeys(("touches", "exact", "centre"), FLAG)
-        | dict.fromkeys(("mass", "even"), SHARE),
+        | dict.fromkeys(("mass", "even", "iou", "iou_whole"), SHARE),
     ),
 }
 # What else a record may hold. The rest is not looked at.

@@ -13,21 +13,19 @@
 # limitations under the License.
 """How well regions that are read from attention fit what words name on scenes, and the readout that fits best."""
 
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from pycocotools import mask as coco_mask
 from transformers import PreTrainedModel, ProcessorMixin
 
 from modeling_agevlm.grounding_agevlm import GroundingReadout
 from recipes.inside.measures import auc, grouped_interval
+from recipes.rows.boxes import bounding_box, overlap_of_boxes
 from recipes.scenes.evaluation import BATCH_SIZE, attend
 from recipes.scenes.pictures import sample_scene
-from recipes.scenes.plans import bounding_box
 from recipes.scenes.questions import find_classes, load_questions
 from trainers import decode_rle
 
@@ -75,15 +73,6 @@ def look(
                 key = question["scene"], question["question"], phrase["text"]
                 found.setdefault(key, Looked(question["scene"], maps, size, mask, box, cells))
     return list(found.values())
-
-
-def overlap_of_boxes(first: Sequence[float], second: Sequence[float]) -> float:
-    """Intersection over union."""
-    found, there = (
-        np.array([[left, top, right - left, bottom - top]], dtype=float)
-        for left, top, right, bottom in (first, second)
-    )
-    return float(coco_mask.iou(found, there, [0])[0, 0])
 
 
 class Read(NamedTuple):

@@ -42,6 +42,7 @@ from transformers import (
 
 from modeling_agevlm import AgeVlmConfig, AgeVlmImageProcessor, AgeVlmProcessor
 from modeling_agevlm.conversion import in_words
+from modeling_agevlm.grounding_agevlm import GroundingReadout
 from modeling_agevlm.processing_agevlm import find_words
 from recipes.answering.answers import generate, one_question, prompts
 from recipes.answering.attention import split_sink
@@ -71,6 +72,7 @@ class Vlm:
     layer_names: dict[str, str] = LAYERS  # of a model that reads some of its layers only, with their numbers
     image_states: str  # what is compared to the text's states
     can_look_away: bool  # whether attention can go elsewhere than to the picture
+    readout = GroundingReadout()  # how boxes are read from attention
 
     def __init__(self, name: str, model: PreTrainedModel, processor: ProcessorMixin, image_token_id: int) -> None:
         self.name = name
@@ -215,6 +217,10 @@ class AgeVlm(Vlm):
     @property
     def can_look_away(self) -> bool:
         return self.model.config.text_config.attention_sink
+
+    @property
+    def readout(self) -> GroundingReadout:
+        return GroundingReadout(**self.processor.grounding_readout or {})
 
     @property
     def layer_names(self) -> dict[str, str]:

@@ -19,8 +19,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image as PILImage
 
+from recipes.rows.boxes import bounding_box
 from recipes.scenes.classes import CLASSES
-from recipes.scenes.plans import Item, Plan, bounding_box, draw_item, levels, make_plan, pick, row_generator, shape_of
+from recipes.scenes.plans import Item, Plan, draw_item, levels, make_plan, pick, row_generator, shape_of
 
 
 @dataclass

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from PIL import Image as PILImage
 
+from recipes.rows.boxes import bounding_box
 from recipes.scenes import SPRITES
 from recipes.scenes.classes import CLASSES, CONTEXTS, PARTNERS, SPLITS, VISITORS
 
@@ -174,12 +175,6 @@ def shape_of(sprite: str, angle: int) -> tuple[np.ndarray, float, float]:
     solid = np.asarray(canvas.rotate(angle, PILImage.Resampling.BILINEAR)) > 127
     x0, y0, x1, y1 = bounding_box(solid)
     return solid[y0:y1, x0:x1], ((x0 + x1) / 2 - 48) / 64, ((y0 + y1) / 2 - 48) / 64
-
-
-def bounding_box(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """Returns the box (x0, y0, x1, y1), ends excluded, of a non-empty bool mask (H, W)."""
-    xs, ys = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
-    return int(xs[0]), int(ys[0]), int(xs[-1]) + 1, int(ys[-1]) + 1
 
 
 def draw_item(rng: np.random.Generator, split: str, name: str, size: float | None = None) -> Item:

@@ -18,6 +18,7 @@ import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ from recipes.evaluation.benchmarks import evaluate
 from recipes.evaluation.comparison import counts_table, numbered
 from recipes.evaluation.journal import Journal
 from recipes.evaluation.metrics import floors, summarize
-from recipes.evaluation.pointing import gathered, over_picture, place_of, point, read_phrases, touched
+from recipes.evaluation.pointing import gathered, over_picture, place_of, point, read_box, read_phrases, touched
 from recipes.evaluation.records import Record, read_records, write_records
 from recipes.evaluation.results import Runs
 from recipes.inside.vlm import AgeVlm, Look, Vlm, load_vlm
@@ -92,6 +93,8 @@ def test_scenes_in_the_published_form_give_the_projects_own_numbers(tmp_path: Pa
     metrics = summarize(records)
     assert metrics["pointing_accuracy"] == np.mean([record["touches"] for record in records]) > 0.7
     assert metrics["in_mask_mass"] > 3 * floors(records)["even attention"]["in_mask_mass"]
+    assert metrics["box_iou"] > floors(records)["whole picture"]["box_iou"]
+    assert metrics["box_accuracy_50"] == np.mean([record["iou"] >= 0.5 for record in records]) > 0.1
     write_records(tmp_path / "a.jsonl", records)
     assert read_records(tmp_path / "a.jsonl") == records
     assert numbered(records).max() + 1 == len({record["picture"] for record in records})
@@ -294,3 +297,29 @@ def test_cells_that_a_mask_touches():
     assert not touched(mask, (20, 0, 60, 40), (4, 4)).any()  # cropped
     assert place_of(mask) == "border"
     assert torch.equal(touched(~mask, (0, 0, 80, 40), (2, 2)), torch.ones(2, 2, dtype=torch.bool))
+
+
+def test_boxes_are_those_of_the_processor():
+    """Of square, stretched, padded and cropped pictures."""
+    for size, options in (
+        ((256, 256), {}),
+        ((60, 90), {}),
+        ((60, 90), {"do_pad": True}),
+        ((90, 50), {"do_center_crop": True}),
+    ):
+        processor = tiny_processor(**options)
+        model = tiny_model()
+        vlm = AgeVlm("tiny", model, processor, model.config.image_token_id)
+        image = picture(*size)
+        rows, columns = vlm.grid
+        attention = torch.rand(rows, columns, generator=torch.Generator().manual_seed(0)) ** 8
+        attention /= attention.sum()
+        box, padding = vlm.placement(image, (rows, columns))
+        outputs = SimpleNamespace(grounding_maps=[attention.flatten()[None, None]])
+        (result,) = processor.post_process_grounded_object_detection(outputs, [size], threshold=0.0)
+        found = read_box(attention.masked_fill(padding, 0), box, padding, size, vlm.readout)
+        assert found == pytest.approx(result["boxes"][0].tolist(), abs=1.5)
+    assert (
+        read_box(torch.full((2, 2), 0.25), (0, 0, 8, 8), torch.zeros(2, 2, dtype=torch.bool), (8, 8), vlm.readout)
+        is None
+    )

@@ -385,7 +385,7 @@ def test_records_come_back_from_a_file(tmp_path: Path):
 
 GOOD = {"benchmark": "pope", "id": "7", "question": "Is it?", "answer": "yes", "prediction": "Yes"}
 LOOKS = GOOD | {"benchmark": "refcoco_pointing", "kind": "any", "size": "small", "place": "middle"}
-LOOKS |= {"touches": True, "exact": True, "centre": True, "mass": 0.5, "even": 0.2}
+LOOKS |= {"touches": True, "exact": True, "centre": True, "mass": 0.5, "even": 0.2, "iou": 0.4, "iou_whole": 0.1}
 AMBER = records.COLUMNS["amber_generative"]
 
 

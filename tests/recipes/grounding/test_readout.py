@@ -28,8 +28,8 @@ from modeling_agevlm.grounding_agevlm import GroundingReadout
 from recipes import readout as recipe
 from recipes.grounding import readout
 from recipes.grounding.readout import Looked
+from recipes.rows.boxes import bounding_box
 from recipes.scenes import TRAINED_MODEL
-from recipes.scenes.plans import bounding_box
 
 
 SIDE = 96
@@ -49,13 +49,6 @@ def block(top: int, left: int, bottom: int, right: int) -> np.ndarray:
     mask = np.zeros((SIDE, SIDE), dtype=bool)
     mask[top:bottom, left:right] = True
     return mask
-
-
-def test_overlap_of_boxes():
-    assert readout.overlap_of_boxes((0, 0, 4, 2), (2, 0, 6, 2)) == pytest.approx(1 / 3)
-    assert readout.overlap_of_boxes((0, 0, 4, 2), (4, 0, 6, 2)) == 0
-    assert readout.overlap_of_boxes((1, 1, 3, 3), (1, 1, 3, 3)) == 1
-    assert bounding_box(block(3, 5, 7, 11)) == (5, 3, 11, 7)
 
 
 def test_what_is_read_of_a_phrase():
