@@ -33,7 +33,7 @@ from recipes import scale_plan
 from recipes.benchmarks import scale
 from recipes.benchmarks.exported import exported_table
 from recipes.benchmarks.timing import rows_table
-from recipes.grounding.tables import readout_tables, told_table
+from recipes.grounding.tables import abstaining_tables, readout_tables, told_table
 from recipes.scenes import TRAINED_MODEL, UNGUIDED_MODEL
 from recipes.scenes.classes import POPE_KINDS
 from recipes.study.report import interval_of, load_results, of_seeds
@@ -291,6 +291,10 @@ def readout() -> dict[str, str]:
     return readout_tables(json.loads((DOCS / "readout.json").read_text()))
 
 
+def abstaining() -> dict[str, str]:
+    return abstaining_tables(json.loads((DOCS / "abstain.json").read_text()))
+
+
 # --- The scale plan ---
 
 
@@ -308,6 +312,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "onnx": lambda: exported_table(json.loads((DOCS / "onnx.json").read_text())),
     "readout": lambda: readout()["readout"],
     "reliability": lambda: readout()["reliability"],
+    "detection": lambda: abstaining()["detection"],
+    "abstaining": lambda: abstaining()["abstaining"],
     "told": lambda: told_table(json.loads((DOCS / "told.json").read_text())),
     "speed_targets": speed_targets,
     **{path.stem: functools.partial(speed, path.stem) for path in sorted((DOCS / "speed").glob("*.json"))},

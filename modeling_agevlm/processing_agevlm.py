@@ -515,7 +515,8 @@ class AgeVlmProcessor(ProcessorMixin):
             text_labels (`list[list[str]]`, *optional*):
                 For each row what each query is called.
             threshold (`float`, *optional*, defaults to 0.25):
-                The lowest score. `grounding_readout` makes it of how much of the attention lies in the region.
+                The lowest score. `grounding_readout` makes it of how much of the attention lies in the region, and on
+                nothing.
             return_masks (`bool`, *optional*, defaults to `True`):
                 Whether there are `masks`, which take a byte of memory for each pixel and result.
 
@@ -536,13 +537,14 @@ class AgeVlmProcessor(ProcessorMixin):
                 f"{len(cells)} rows with {cells.shape[2]}."
             )
         readout, found = GroundingReadout(**self.grounding_readout or {}), []
+        on_nothing = (1 - cells.sum(dim=(1, 3, 4))).tolist()
         for row, (row_cells, sizes) in enumerate(zip(cells, rows, strict=True)):
             for picture_cells, (height, width) in zip(row_cells, sizes, strict=False):
                 # finer than a cell, for the attention goes over smoothly from one to the next
                 grid = min(height, 8 * cells.shape[-2]), min(width, 8 * cells.shape[-1])
                 attention = self.image_processor.cells_to_pixels(picture_cells, height, width, True, grid)
                 regions = [
-                    (readout.score(region.excess), label, region)
+                    (readout.score(region.excess, on_nothing[row][label]), label, region)
                     for label, of_query in enumerate(attention)
                     for region in find_regions(of_query, readout.threshold)
                 ]

@@ -28,9 +28,12 @@ the sink.
 With `--html` there is a page as well, one file that needs nothing else: point at a word of the question or of the answer, or
 drag over several, to see where they look. `--beside` sets another checkpoint's answer beside it there.
 
+With `--abstain 0.2` phrases of the answer that look at nothing with more than a fifth of their attention are struck out (~~so~~),
+and "I cannot tell." stands for a yes to words that do, or a no to words that look at the picture with more than that.
+
 With `--json` all that is printed is one JSON object: the `answer` and its `phrases`, each with its `span` in the answer, and the
 `box` (left, top, right, bottom), the `point` and the `score` of what it looks at, null where its words look at nothing in
-particular.
+particular; with `--abstain` also `abstaining`, what would have been printed.
 
 Without `--phrases` the phrases are guessed: the longest runs of words between punctuation marks and function words (a
 fixed list). That needs no parser, but verbs and adverbs come along ("man riding").
@@ -62,10 +65,18 @@ def main() -> None:
     parser.add_argument("--beside", help="another checkpoint, to be shown beside the first on that page")
     parser.add_argument(
         "--look_at",
-        nargs=4,
+        nargs="+",
         type=float,
-        metavar=("LEFT", "TOP", "RIGHT", "BOTTOM"),
-        help="tell the model to look at this box, in pixels of the picture: what is asked about is there",
+        metavar="PIXELS",
+        help="tell the model where to look, in pixels of the picture: a point (across, down) or a box (left, top, right, "
+        "bottom)",
+    )
+    parser.add_argument(
+        "--abstain",
+        type=float,
+        metavar="SHARE",
+        help="strike out what looks at nothing with more than this share of its attention, and do not tell whether something "
+        "is there whose words look otherwise; for a model with an attention sink",
     )
     parser.add_argument("--json", action="store_true", help="print the answer and its phrases' boxes as JSON")
     parser.add_argument("--max_new_tokens", type=int, default=64, help="longest answer in tokens")
@@ -76,6 +87,8 @@ def main() -> None:
         sys.exit(f"error: `--html` has to end in .html, but is {args.html}.")
     if args.beside is not None and args.html is None:
         sys.exit("error: `--beside` shows another checkpoint on the page: say with `--html` where to write it.")
+    if args.abstain is not None and not 0 < args.abstain < 1:
+        sys.exit(f"error: `--abstain` is a share between 0 and 1, but is {args.abstain:g}.")
     if not args.question.strip():
         sys.exit("error: `--question` is empty.")
 
@@ -88,8 +101,9 @@ def main() -> None:
         from recipes.answering.answers import ask
         from recipes.answering.attention import first_picture
         from recipes.answering.checkpoint import load_checkpoint, short_names
-        from recipes.answering.grounded import ground_answer
+        from recipes.answering.grounded import abstain, ground_answer
         from recipes.answering.phrases import find_queries, guess_phrases
+        from recipes.answering.places import mask_of_place
         from recipes.answering.words import look_of_words
         from recipes.drawing.answer_page import answer_page
         from recipes.drawing.attention import save_attention
@@ -102,13 +116,10 @@ def main() -> None:
         sys.exit(f"error: {error}")
     look_at = None
     if args.look_at is not None:
-        left, top, right, bottom = args.look_at
-        if not (0 <= left < right <= picture.width and 0 <= top < bottom <= picture.height):
-            sys.exit(
-                f"error: `--look_at` is no box in the picture, which is {picture.width} x {picture.height} pixels."
-            )
-        look_at = np.zeros((picture.height, picture.width), dtype=bool)
-        look_at[int(top) : max(int(bottom), int(top) + 1), int(left) : max(int(right), int(left) + 1)] = True
+        try:
+            look_at = mask_of_place(args.look_at, picture.height, picture.width)
+        except ValueError as error:
+            sys.exit(f"error: `--look_at`: {error}")
     names = [args.model] if args.beside is None else [args.model, args.beside]
     checkpoints = []
     for name in names:
@@ -121,9 +132,15 @@ def main() -> None:
     try:
         asked = [ask(*checkpoint, picture, args.question, args.max_new_tokens, look_at) for checkpoint in checkpoints]
         titles = [""] if args.beside is None else short_names(names)
-        for title, (answer, *_) in zip(titles, asked, strict=True):
+        told = [answer for answer, *_ in asked]
+        if args.abstain is not None:
+            told = [
+                abstain(*checkpoint, inputs, length, sizes, args.question, answer, args.abstain)
+                for checkpoint, (answer, inputs, length) in zip(checkpoints, asked, strict=True)
+            ]
+        for title, text in zip(titles, told, strict=True):
             if not args.json:
-                print(f"{title}: {answer}" if title else answer)
+                print(f"{title}: {text}" if title else text)
         if args.html is not None:
             given = None if args.phrases is None else dict.fromkeys(args.phrases)
             page = answer_page(
@@ -164,7 +181,8 @@ def main() -> None:
     written = [args.out, args.out.with_suffix(".npz"), *([] if args.html is None else [args.html])]
     if args.json:
         phrases = ground_answer(model, processor, inputs, prompt_length, sizes)
-        print(json.dumps({"answer": answer, "phrases": phrases, "files": list(map(str, written))}))
+        result = {"answer": answer} | ({} if args.abstain is None else {"abstaining": told[0]})
+        print(json.dumps(result | {"phrases": phrases, "files": list(map(str, written))}))
     else:
         print(f"where it looked: {', '.join(map(str, written))}")
 

@@ -16,8 +16,8 @@ Fits how boxes, points and scores are read from a checkpoint's attention, and sa
 
     python recipes/readout.py [--model CHECKPOINT] [--save] [--out runs/readout.json]
 
-The readout has three numbers: from which share of the attention's maximum a place belongs to a region, and the logistic
-function that makes a chance of how much attention lies there. They are fitted on the phrases of questions about 200 scenes and
+The readout has four numbers: from which share of the attention's maximum a place belongs to a region, and the logistic
+function that makes a chance of how much attention lies there, and how much on nothing. They are fitted on the phrases of questions about 200 scenes and
 measured on those of 200 others. `--save` keeps them in the checkpoint's processor_config.json, where
 `processor.post_process_grounded_object_detection` finds them.
 """

@@ -17,7 +17,7 @@ Told where to look: of two objects that are alike, does a model speak of the one
     python recipes/told.py [--model CHECKPOINT] [--out runs/told.json]
 
 Asks where the object is, of all pairs in 400 test scenes that stand on either side; each of both is pointed at once, with its
-mask, by `processor.get_visual_bias`. Who is not told has one half by chance.
+mask, the box around it or a point of it, by `processor.get_visual_bias`. Who is not told has one half by chance.
 """
 
 import argparse

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import PIL.Image
 import torch
 from transformers import PreTrainedModel, ProcessorMixin, TextIteratorStreamer
@@ -37,6 +38,7 @@ class Speech(StoppingCriteria):
         image (`PIL.Image.Image`): The picture.
         question (`str`): What to ask about it.
         max_new_tokens (`int`): Longest answer in tokens.
+        look_at (`np.ndarray`, *optional*): As in [`ask`].
     """
 
     def __init__(
@@ -46,9 +48,10 @@ class Speech(StoppingCriteria):
         image: PIL.Image.Image,
         question: str,
         max_new_tokens: int,
+        look_at: np.ndarray | None = None,
     ) -> None:
         self.processor = processor
-        self.inputs = prompt(model, processor, image, question, max_new_tokens)
+        self.inputs = prompt(model, processor, image, question, max_new_tokens, look_at)
         self._is_stopped = threading.Event()
         # Its own: tokenizers cannot decode in one thread while another sets them up to encode.
         tokenizer = copy.deepcopy(processor.tokenizer)

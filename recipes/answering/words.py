@@ -13,7 +13,7 @@
 # limitations under the License.
 """Where every word of a question and its answer looks."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -29,6 +29,14 @@ from recipes.answering.attention import first_picture, map_size
 from recipes.answering.phrases import guess_phrases
 
 
+class LookingRegion(NamedTuple):
+    """A part of the first picture that words look at."""
+
+    box: tuple[float, ...]
+    """Left, top, right and bottom, as shares of the picture's width and height."""
+    score: float
+
+
 class LookingWord(NamedTuple):
     """A word with what is written onto it, where it stands and where it looks. L guided layers."""
 
@@ -41,6 +49,8 @@ class LookingWord(NamedTuple):
     """Attention over the first picture, smooth to be drawn, of each layer: `(L, height, width)`."""
     on_nothing: np.ndarray
     """What of it lies on the model's sink, 0 without one, of each layer: `(L,)`."""
+    regions: Sequence[LookingRegion] = ()
+    """What it looks at, the best first, read as the processor's `post_process_grounded_object_detection` does."""
 
 
 class LookingPhrase(NamedTuple):
@@ -50,6 +60,8 @@ class LookingPhrase(NamedTuple):
     words: list[int]
     inside: float | None = None
     """The share of their attention inside the region that they are about, by the mean of the layers, if it is known."""
+    regions: Sequence[LookingRegion] = ()
+    """What they look at, as a word's."""
 
 
 class LookingAnswer(NamedTuple):
@@ -145,12 +157,20 @@ def look_of_words(
     outputs = model(**inputs, query_masks=queries[None].to(model.device))
     cells, sink = (part[0] for part in first_picture(model, processor, outputs.grounding_maps))
     maps = processor.image_processor.cells_to_pixels(cells, height, width, True, map_size(height, width)).numpy()
+    (found,) = processor.post_process_grounded_object_detection(outputs, [(height, width)], return_masks=False)
+    regions: list[list[LookingRegion]] = [[] for _ in queries]
+    shares = (found["boxes"] / torch.tensor([width, height, width, height])).tolist()
+    for label, box, score in zip(found["labels"].tolist(), shares, found["scores"].tolist(), strict=True):
+        regions[label].append(LookingRegion(tuple(box), score))
     words = []
     for n, (part, first, last) in enumerate(places):
         next_part, start, _ = places[n + 1] if n + 1 < len(places) else ("", last, last)
         space = text[last:start] if next_part == part else ""
-        words.append(LookingWord(text[first:last], space, part, maps[n], sink[n].numpy()))
-    looks = [LookingPhrase(phrase, of_words, None) for phrase, of_words in named.items()]
+        words.append(LookingWord(text[first:last], space, part, maps[n], sink[n].numpy(), regions[n]))
+    looks = [
+        LookingPhrase(phrase, of_words, None, of_phrase)
+        for (phrase, of_words), of_phrase in zip(named.items(), regions[len(places) :], strict=True)
+    ]
     if any(phrases[phrase] is not None for phrase in named):
         exact = processor.post_process_grounding(outputs, [(height, width)])[0][0][len(places) :].numpy()
         looks = [

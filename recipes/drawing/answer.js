@@ -96,6 +96,20 @@ function paint(canvas, gray, look, [height, width], data) {
   context.putImageData(painted, 0, 0);
 }
 
+/** Boxes around regions, bright on dark, so that they are seen on any color. */
+function outline(canvas, regions) {
+  const context = canvas.getContext("2d");
+  const thin = 2 * Math.max(1, Math.round(Math.max(canvas.width, canvas.height) / 480));
+  for (const { box } of regions) {
+    const [left, top, right, bottom] = box.map((share, n) => share * (n % 2 ? canvas.height : canvas.width));
+    for (const [color, width] of [["#000", 2 * thin], ["#fff", thin]]) {
+      context.strokeStyle = color;
+      context.lineWidth = width;
+      context.strokeRect(left, top, right - left, bottom - top);
+    }
+  }
+}
+
 function grayOf(context, width, height) {
   const gray = context.getImageData(0, 0, width, height);
   for (let k = 0; k < gray.data.length; k += 4) {
@@ -346,9 +360,20 @@ class Answer {
     }
     const look = lookOf(this.model, words, this.layer);
     paint(this.canvas, this.gray, look, this.model.cells, this.data);
+    const regions = this.layer === null ? this.regionsOf(words) : [];
+    outline(this.canvas, regions);
     const quote = this.quote(words);
-    this.said.textContent = `${quote}: ${inNumbers(look, this.model)}.`;
+    const scores = regions.map((region) => percent(region.score)).join(", ");
+    const boxed = ["", `; boxed, score ${scores}`][regions.length] ?? `; boxed, scores ${scores}`;
+    this.said.textContent = `${quote}: ${inNumbers(look, this.model)}${boxed}.`;
     this.canvas.setAttribute("aria-label", `the picture, and where ${quote} looks`);
+  }
+
+  /** What a word looks at, or the words of a phrase together. */
+  regionsOf(words) {
+    if (words.length === 1) return this.model.words[words[0]].regions;
+    const isChosen = (phrase) => phrase.words.length === words.length && phrase.words.every((word, n) => word === words[n]);
+    return this.model.phrases.find(isChosen)?.regions ?? [];
   }
 
   /** Words as they are said: of many, which nobody would listen to, the first, the last and their number. */

@@ -54,15 +54,25 @@ def answer_data(picture: PIL.Image.Image, answers: Sequence[LookingAnswer]) -> d
     for answer in answers:
         maps = np.stack([word.maps for word in answer.words])
         words = [
-            {"text": word.text, "space": word.space, "part": word.part, "onNothing": word.on_nothing.round(4).tolist()}
+            {
+                "text": word.text,
+                "space": word.space,
+                "part": word.part,
+                "onNothing": word.on_nothing.round(4).tolist(),
+                "regions": [region._asdict() for region in word.regions],
+            }
             for word in answer.words
+        ]
+        phrases = [
+            phrase._asdict() | {"regions": [region._asdict() for region in phrase.regions]}
+            for phrase in answer.phrases
         ]
         models.append(
             {
                 "name": answer.name,
                 "layers": answer.layers,
                 "words": words,
-                "phrases": [phrase._asdict() for phrase in answer.phrases],
+                "phrases": phrases,
                 "cells": maps.shape[2:],
                 "maps": base64_of(zlib.compress(as_bytes(maps * maps[0, 0].size).tobytes(), level=9)),
             }

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
-from modeling_agevlm.grounding_agevlm import GroundingReadout
+from modeling_agevlm.grounding_agevlm import GroundingReadout, logit
 from recipes.inside.measures import auc, grouped_interval
 from recipes.rows.boxes import bounding_box, overlap_of_boxes
 from recipes.scenes.evaluation import BATCH_SIZE, attend
@@ -48,6 +48,11 @@ class Looked(NamedTuple):
     """Around the visible pixels, if it is one object."""
     cells: torch.Tensor
     """The share of each cell that the mask covers: `(S,)`."""
+
+    @property
+    def on_nothing(self) -> float:
+        """What of the attention lies on the sink, 0 without one."""
+        return float(self.maps[:, -1].mean())
 
 
 def look(
@@ -127,18 +132,22 @@ def fit(processor: ProcessorMixin, looked: list[Looked]) -> GroundingReadout:
         t: [read(processor, one, GroundingReadout(t), return_masks=False) for one in looked] for t in THRESHOLDS
     }
     best = max(THRESHOLDS, key=lambda t: np.mean([one.box_iou for one in results[t] if one.box_iou is not None]))
-    scores = np.array([score for one in results[best] for score in one.scores]).clip(1e-4, 1 - 1e-4)
     hits = np.array([hit for one in results[best] for hit in one.hits], dtype=float)
-    if hits.min() == hits.max():
+    if len(set(hits)) < 2:
         raise ValueError("Either all regions lie on what their words name or none does: there is nothing to fit.")
-    inputs = np.stack([np.log(scores / (1 - scores)), np.ones_like(scores)], axis=1)
-    weights = np.zeros(2)
+    known = {
+        "slope": [logit(score) for one in results[best] for score in one.scores],
+        "nothing": [logit(one.on_nothing) for one, of in zip(looked, results[best], strict=True) for _ in of.scores],
+        "intercept": np.ones(len(hits)),
+    }
+    if not any(one.on_nothing for one in looked):  # without a sink
+        del known["nothing"]
+    inputs, weights = np.stack(list(known.values()), axis=1), np.zeros(len(known))
     for _ in range(50):  # Newton's method
         chances = 1 / (1 + np.exp(-(inputs @ weights)))
-        curvature = (inputs * (chances * (1 - chances))[:, None]).T @ inputs + 1e-6 * np.eye(2)
+        curvature = (inputs * (chances * (1 - chances))[:, None]).T @ inputs + 1e-6 * np.eye(len(known))
         weights = weights + np.linalg.solve(curvature, inputs.T @ (hits - chances))
-    slope, intercept = (round(float(weight), 4) for weight in weights)
-    return GroundingReadout(best, slope, intercept)
+    return GroundingReadout(best, **{name: round(float(w), 4) for name, w in zip(known, weights, strict=True)})
 
 
 def reliability(results: list[Read]) -> list[dict[str, float]]:
@@ -196,6 +205,6 @@ def compare(processor: ProcessorMixin, looked: list[Looked], readout: GroundingR
         "default readout": measure(processor, looked, GroundingReadout()),
         "fitted readout": measure(processor, looked, readout),
         "fitted threshold, true masks at the cells' resolution": measure(
-            processor, looked, replace(readout, slope=1.0, intercept=0.0), by_mask=True
+            processor, looked, replace(readout, slope=1.0, nothing=0.0, intercept=0.0), by_mask=True
         ),
     }

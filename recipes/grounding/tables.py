@@ -15,6 +15,7 @@
 
 from typing import Any
 
+from recipes.grounding.abstaining import DOUBTS
 from recipes.terminal.tables import markdown
 
 
@@ -50,6 +51,28 @@ def readout_tables(result: dict[str, Any]) -> dict[str, str]:
 
 
 def told_table(result: dict[str, Any]) -> str:
-    """How often a model speaks of the object that it is told to look at, by strength."""
-    rows = [[f"{entry['strength']:g}", with_interval(entry)] for entry in result["measured"]]
-    return markdown(["strength", f"side of the one that is pointed at, of {result['num_pointed']}"], rows)
+    """How often a model speaks of the object that it is told to look at, by what tells it and strength."""
+    rows = [
+        [entry["by"] if entry["strength"] else "nothing", f"{entry['strength']:g}", with_interval(entry)]
+        for entry in result["measured"]
+    ]
+    return markdown(["told by", "strength", f"side of the one that is pointed at, of {result['num_pointed']}"], rows)
+
+
+def abstaining_tables(result: dict[str, Any]) -> dict[str, str]:
+    """By name: how well false answers and mentions are told, and what is left of the others by threshold."""
+    told = result["detection"]
+    rows = [
+        [title, *(with_interval(told[of][name]) for of in ("answers", "mentions"))] for name, title in DOUBTS.items()
+    ]
+    counts = [f"{of}, {told[of]['num_false']} of {told[of]['num_claims']} false" for of in ("answers", "mentions")]
+    left = [
+        [
+            f"{answers['most']:g}",
+            *(with_interval(answers[name]) for name in ("answered", "accuracy")),
+            *(with_interval(captions[name]) for name in ("chair_i", "chair_recall")),
+        ]
+        for answers, captions in zip(result["answers"], result["captions"], strict=True)
+    ]
+    header = ["most on nothing", "questions answered", "of these right", "CHAIR i", "objects named"]
+    return {"detection": markdown(["told by (AUC)", *counts], rows), "abstaining": markdown(header, left)}

@@ -77,7 +77,8 @@ def score(vlm: Vlm, row: dict[str, Any], layers: str) -> Case:
     """
     What might tell that an answer is wrong, known before looking at the truth: how spread out the attention is of the
     object's word in the question (`object`), of the position that the answer's first word comes from (`before the
-    answer`) and of that word itself (`answer`); how little of it goes to the picture; and how improbable the word was.
+    answer`) and of that word itself (`answer`); how little of it goes to the picture; of an AGE-VLM, how low the best region
+    that it looks at scores; and how improbable the word was.
     """
     ids = row.get("ids") or vlm.processor.tokenizer(row["prediction"], add_special_tokens=False)["input_ids"]
     inputs, prompt_length = vlm.encode(row["image"], row["question"], ids)
@@ -99,6 +100,10 @@ def score(vlm: Vlm, row: dict[str, Any], layers: str) -> Case:
         scores[f"{query}: low top 5%"] = -measured["top 5%"]
         if vlm.can_look_away:
             scores[f"{query}: low share on picture"] = -by_layers(look.image_share[k])[layers].item()
+    if isinstance(vlm, AgeVlm):
+        scores |= {
+            f"{query}: low region score": -best for query, best in zip(queries, vlm.best_scores(look), strict=True)
+        }
     scores["answer: low probability"] = -look.logits[prompt_length - 1].float().softmax(-1)[ids[0]].item()
     is_existence = row["answer"] in ("yes", "no")
     says_yes = is_existence and score_pope([row["answer"]], [row["prediction"]])["yes_ratio"] == 1

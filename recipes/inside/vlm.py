@@ -26,6 +26,7 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -249,6 +250,18 @@ class AgeVlm(Vlm):
         outputs = self.model(**inputs, query_masks=query_masks[None])
         maps, sink = (part[0] for part in split_sink(outputs.grounding_maps, math.prod(self.grid)))
         return Look(maps.unflatten(-1, self.grid), 1 - sink, outputs.logits[0].cpu(), sink)
+
+    def best_scores(self, look: Look) -> list[float]:
+        """The best score of a region that each query looks at, by the checkpoint's readout; 0 for one that looks at none."""
+        outputs = SimpleNamespace(grounding_maps=[layer[None] for layer in look.maps.flatten(2).unbind(1)])
+        size = self.processor.image_processor.size
+        (found,) = self.processor.post_process_grounded_object_detection(
+            outputs, [(size.height, size.width)], threshold=0.0, return_masks=False
+        )
+        labels, scores = found["labels"].tolist(), found["scores"].tolist()
+        return [
+            max((s for s, k in zip(scores, labels, strict=True) if k == n), default=0.0) for n in range(len(look.maps))
+        ]
 
     @torch.inference_mode()
     def look_of_heads(

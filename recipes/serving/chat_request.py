@@ -98,6 +98,8 @@ class ImageUrl(Part):
 class Image(Part):
     type: Literal["image_url"]
     image_url: ImageUrl
+    look_at: list[Annotated[float, Ge(0)]] | None = None
+    """Of this server alone: a point or a box of the picture, in its pixels, that the model is told to look at."""
 
     @model_validator(mode="before")
     @classmethod
@@ -189,14 +191,19 @@ class ChatRequest(Part):
         return self.max_completion_tokens or self.max_tokens or self.generation_config.max_new_tokens
 
     @property
-    def urls(self) -> dict[str, str]:
-        """Where the pictures are, by the field that says so, in their order."""
+    def images(self) -> dict[str, Image]:
+        """The pictures, by the field that says so, in their order."""
         return {
-            f"messages[{m}].content[{n}].image_url": part.image_url.url
+            f"messages[{m}].content[{n}]": part
             for m, message in enumerate(self.messages)
             for n, part in enumerate(message.content)
             if isinstance(part, Image)
         }
+
+    @property
+    def urls(self) -> dict[str, str]:
+        """Where the pictures are, by the field that says so, in their order."""
+        return {f"{field}.image_url": part.image_url.url for field, part in self.images.items()}
 
     def generation_options(self) -> dict[str, Any]:
         """

@@ -15,10 +15,12 @@
 
 from typing import Any
 
+import numpy as np
 from jinja2 import TemplateError
 from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
-from recipes.serving.chat_request import ChatRequest
+from recipes.answering.places import mask_of_place
+from recipes.serving.chat_request import ChatRequest, Image
 from recipes.serving.errors import RequestError
 from recipes.serving.limits import Limits
 from recipes.serving.pictures import decode
@@ -27,6 +29,16 @@ from recipes.serving.pictures import decode
 DEFAULT_TOKENS = 1024  # of an answer, where the request and the context leave it open
 # Words have four or five. A text with more than this many for each token that there is room for is not tokenized at all.
 MOST_CHARACTERS_PER_TOKEN = 16
+
+
+def place_of(field: str, part: Image, size: tuple[int, int]) -> np.ndarray | None:
+    """The mask `(height, width)` of where a picture shall be looked at, or `None` for anywhere in it."""
+    if part.look_at is None:
+        return None
+    try:
+        return mask_of_place(part.look_at, *size)
+    except ValueError as error:
+        raise RequestError(str(error), f"{field}.look_at") from error
 
 
 class PromptMaker:
@@ -56,8 +68,8 @@ class PromptMaker:
             files (`list[bytes]`): The pictures of its `urls`.
 
         Raises:
-            RequestError: If a picture cannot be read, the messages are not as the chat template wants them, or all is too
-                long.
+            RequestError: If a picture cannot be read, a place to look at is not in it, the messages are not as the chat
+                template wants them, or all is too long.
         """
         images = decode(files, list(request.urls), self.limits.image_pixels)
         conversation = request.conversation(images)
@@ -90,6 +102,11 @@ class PromptMaker:
             )
         tokens = asked or min(left, self.limits.tokens, DEFAULT_TOKENS)
         sizes = [(image.height, image.width) for image in images]
+        places = [
+            place_of(field, part, size) for (field, part), size in zip(request.images.items(), sizes, strict=True)
+        ]
+        if any(place is not None for place in places):
+            inputs["visual_bias"] = self.processor.get_visual_bias([places])
         return inputs, request.generation_options() | {"max_new_tokens": tokens}, sizes
 
     def _too_long(self, length: str) -> RequestError:

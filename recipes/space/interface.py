@@ -21,6 +21,7 @@ import gradio as gr
 
 from modeling_agevlm.image_reading_agevlm import read_image
 from recipes.answering.checkpoint import load_checkpoint, short_names
+from recipes.answering.places import mask_of_place
 from recipes.answering.speech import Speech
 from recipes.answering.words import look_of_words
 from recipes.drawing.answer_page import answer_page, framed
@@ -30,7 +31,10 @@ NOBODY = "none"
 LONGEST_QUESTION = 2000  # characters
 HEAD = """# Ask a picture, and see where the words look
 
-The answer comes word by word. Then point at a word of the question or of the answer, click it, or drag over several."""
+The answer comes word by word. Then point at a word of the question or of the answer, click it, or drag over several.
+Click into the picture before you ask to say what you ask about ("What is this?")."""
+ANYWHERE = "The model looks anywhere."
+Place = tuple[int, int]  # a point of the picture, across and down
 
 
 class Asking:
@@ -52,7 +56,7 @@ class Asking:
         self._stopped.discard(request.session_hash)
 
     def ask(
-        self, file: str | None, question: str, name: str, beside: str, request: gr.Request
+        self, file: str | None, question: str, name: str, beside: str, place: Place | None, request: gr.Request
     ) -> Iterator[tuple[str, str]]:
         """
         What the answers' box and the page show, again and again until both answers are complete.
@@ -70,13 +74,19 @@ class Asking:
             picture = read_image(Path(file))
         except ValueError as error:
             raise gr.Error("The picture cannot be read: it is damaged, too large, or no picture.") from error
+        try:
+            look_at = None if place is None else mask_of_place(place, picture.height, picture.width)
+        except ValueError as error:
+            raise gr.Error(str(error)) from error
         question, visitor = question.strip(), request.session_hash
         names = [name] if beside in (NOBODY, name) else [name, beside]
         said, looks = dict.fromkeys(names, ""), []
         try:
             for label in names:
                 model, processor = self.checkpoints[label]
-                speech = self._speeches[visitor] = Speech(model, processor, picture, question, self.max_new_tokens)
+                speech = self._speeches[visitor] = Speech(
+                    model, processor, picture, question, self.max_new_tokens, look_at
+                )
                 if visitor in self._stopped:
                     speech.stop()
                 for piece in speech:
@@ -93,6 +103,12 @@ class Asking:
                 speech.stop()
             self._stopped.discard(visitor)
         yield self.text(said), framed(answer_page(picture, looks), len(looks))
+
+    @staticmethod
+    def point(event: gr.SelectData) -> tuple[Place, str]:
+        """Where somebody clicked into the picture, and that in words."""
+        across, down = (int(side) for side in event.index)
+        return (across, down), f"The model is told to look at {across}, {down}."
 
     @staticmethod
     def text(said: Mapping[str, str]) -> str:
@@ -136,6 +152,8 @@ def build(names: Sequence[str], examples: Sequence[tuple[str, str]], max_new_tok
                 image = gr.Image(type="filepath", sources=sources, webcam_options=webcam, label="Picture")
                 # The file as it came: Gradio would decode it in a way of its own, and fail without a word where it cannot.
                 image.preprocess = lambda file: None if file is None else file.path
+                place, pointed = gr.State(None), gr.Markdown(ANYWHERE)
+                anywhere = gr.Button("Look anywhere", size="sm")
                 question = gr.Textbox(label="Question", max_length=LONGEST_QUESTION)
                 one = len(labels) == 1
                 name = gr.Dropdown(labels, value=labels[0], label="Model", visible=not one)
@@ -148,7 +166,15 @@ def build(names: Sequence[str], examples: Sequence[tuple[str, str]], max_new_tok
                 said = gr.Textbox(label="Answer", lines=3, interactive=False)
         page = gr.HTML()
         gr.Examples([list(example) for example in examples], [image, question])
-        given, shown = [image, question, name, beside], [said, page]
+        given, shown = [image, question, name, beside, place], [said, page]
+        image.select(asking.point, None, [place, pointed], queue=False, api_visibility="private")
+        forget = {
+            "fn": lambda: (None, ANYWHERE),
+            "outputs": [place, pointed],
+            "queue": False,
+            "api_visibility": "private",
+        }
+        gr.on([anywhere.click, image.change], **forget)
         asked = gr.on([ask.click, question.submit], asking.begin, queue=False, api_visibility="private")
         # One function and one queue for both ways to ask, or a visitor could have two answers at once.
         asked.then(asking.ask, given, shown, trigger_mode="once", concurrency_limit=1, api_visibility="private")

@@ -114,6 +114,19 @@ def test_scores_are_those_of_the_readout(tmp_path: Path):
     readout = GroundingReadout(slope=2.0, intercept=-1.0)
     assert readout.score(0.8) == pytest.approx(1 / (1 + math.exp(-(2 * math.log(4) - 1))))
     assert 0 < readout.score(0.0) < readout.score(1.0) < 1
+    assert GroundingReadout(nothing=-0.5).score(0.5, 0.8) == pytest.approx(1 / (1 + math.exp(0.5 * math.log(4))))
+    readout = {"nothing": -0.5}
+    scores = []
+    for sink in (0.1, 0.7):
+        processor = tiny_processor()
+        processor.grounding_readout = readout
+        outputs = outputs_of(*(torch.tensor([CORNER]) * (1 - sink)).tolist(), sink=sink)
+        (result,) = processor.post_process_grounded_object_detection(outputs, [(96, 96)], threshold=0.0)
+        (plain,) = tiny_processor().post_process_grounded_object_detection(outputs, [(96, 96)], threshold=0.0)
+        expected = GroundingReadout(**readout).score(plain["scores"][0].item(), sink)
+        assert result["scores"][0].item() == pytest.approx(expected, rel=1e-3)
+        scores.append(expected)
+    assert scores[0] > scores[1]
     processor = tiny_processor()
     processor.grounding_readout = {"threshold": 0.5, "intercept": 1.0}
     processor.save_pretrained(tmp_path)

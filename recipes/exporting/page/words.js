@@ -114,7 +114,7 @@ export function phrasesOf(words, functionWords) {
         start = end + word.space.length;
       });
     }
-    return { text: phrase, words: found, inside: null };
+    return { text: phrase, words: found, inside: null, regions: [] };
   });
 }
 
@@ -167,7 +167,7 @@ async function deflated(bytes) {
   return btoa(Array.from(packed, (byte) => String.fromCharCode(byte)).join(""));
 }
 
-/** What `showAnswers` takes: words with their maps, `look` of each word, over a picture of `[height, width]`. */
+/** What `showAnswers` takes: words with their maps, `look` of each word, over a picture of `[height, width]`; without regions. */
 export async function answerData(picture, size, words, phrases, look, about) {
   const numLayers = about.layers.length;
   const cells = [about.image.height / about.patch_size, about.image.width / about.patch_size];
@@ -186,7 +186,7 @@ export async function answerData(picture, size, words, phrases, look, about) {
         bytes.push(step < 0.5 ? 0 : roundToEven(Math.min(255, Math.max(1, step))));
       }
     }
-    return { ...word, onNothing };
+    return { ...word, onNothing, regions: [] };
   });
   const model = { name: "", layers: about.layers, words: told, phrases, cells: shown, maps: await deflated(Uint8Array.from(bytes)) };
   return { picture, colors: about.colors, most: about.most, models: [model] };

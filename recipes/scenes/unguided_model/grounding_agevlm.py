@@ -29,14 +29,17 @@ class GroundingReadout:
     Args:
         threshold (`float`, *optional*, defaults to 0.2):
             A place belongs to a region from this share of the attention's maximum on, if it has more than the picture's mean.
-        slope (`float`, *optional*, defaults to 1.0), intercept (`float`, *optional*, defaults to 0.0):
-            Of the logistic function that makes a score of a region's `excess`, the attention that it has beyond the
-            picture's mean: `sigmoid(slope * logit(excess) + intercept)`. By default the score is the excess itself; fitted on
-            held-out pictures (Platt, 1999), it is the chance that the region's point lies on what the words name.
+        slope (`float`, *optional*, defaults to 1.0), nothing (`float`, *optional*, defaults to 0.0), intercept (`float`, *optional*, defaults to 0.0):
+            Of the logistic function that makes a score of a region's `excess`, the attention that it has beyond the picture's
+            mean, and of what lies `on_nothing` of its words' attention:
+            `sigmoid(slope * logit(excess) + nothing * logit(on_nothing) + intercept)`. By default the score is the excess
+            itself; fitted on held-out pictures (Platt, 1999), it is the chance that the region's point lies on what the words
+            name.
     """
 
     threshold: float = 0.2
     slope: float = 1.0
+    nothing: float = 0.0
     intercept: float = 0.0
 
     def __post_init__(self) -> None:
@@ -47,11 +50,16 @@ class GroundingReadout:
         if not 0 < self.threshold <= 1:
             raise ValueError(f"`threshold` of a grounding readout is {self.threshold}, but should be in (0, 1].")
 
-    def score(self, excess: float) -> float:
+    def score(self, excess: float, on_nothing: float = 0.0) -> float:
         """The score of a region, in [0, 1]."""
-        inside = min(max(excess, 1e-4), 1 - 1e-4)
-        x = self.slope * math.log(inside / (1 - inside)) + self.intercept
+        x = self.slope * logit(excess) + self.nothing * logit(on_nothing) + self.intercept
         return 1 / (1 + math.exp(-min(max(x, -50.0), 50.0)))
+
+
+def logit(share: float) -> float:
+    """Of a share that is at least 0.0001 from 0 and 1."""
+    inside = min(max(share, 1e-4), 1 - 1e-4)
+    return math.log(inside / (1 - inside))
 
 
 class Region(NamedTuple):

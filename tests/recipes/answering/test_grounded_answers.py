@@ -18,6 +18,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,7 @@ from recipes import ask
 from recipes.answering import phrases
 from recipes.answering.answers import one_question, prompts
 from recipes.answering.attention import look_of_phrases
-from recipes.answering.grounded import ground_answer
+from recipes.answering.grounded import CANNOT_TELL, abstain, ground_answer
 from recipes.drawing.attention import (
     COLORS,
     colored,
@@ -485,6 +486,8 @@ def test_ask_looks_where_it_is_told(run, capsys: pytest.CaptureFixture):
     for box in (["5", "0", "5", "10"], ["0", "0", "81", "10"], ["0", "-1", "8", "10"]):
         with pytest.raises(SystemExit, match="is no box in the picture, which is 80 x 50 pixels"):
             run(look_at=box)
+    with pytest.raises(SystemExit, match="error: `--look_at`: A place to look at is a point or a box"):
+        run(look_at=["1", "2", "3"])
 
 
 def test_phrases_of_an_answer_look_by_themselves():
@@ -755,3 +758,36 @@ def test_titles_say_what_looks_at_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.undo()
     for figure in closed:
         pyplot.close(figure)
+
+
+def test_an_answer_without_what_nothing_speaks_for(monkeypatch: pytest.MonkeyPatch):
+    """By what lies on nothing: phrases are struck out, a yes and a no are doubted from either side."""
+    shares = {"red cup": 0.9, "dog": 0.1, "cat": 0.3}
+
+    def grounded(text: str) -> list[dict[str, Any]]:
+        return [
+            {"text": words, "span": [text.index(words), text.index(words) + len(words)], "on_nothing": share}
+            for words, share in shares.items()
+            if words in text
+        ]
+
+    monkeypatch.setattr("recipes.answering.grounded.ground_question", lambda *given: grounded(given[3]))
+    monkeypatch.setattr("recipes.answering.grounded.ground_answer", lambda *given: grounded(said))
+    model = SimpleNamespace(config=SimpleNamespace(text_config=SimpleNamespace(attention_sink=True)))
+
+    def told(question: str, answer: str, most: float) -> str:
+        return abstain(model, None, {}, 0, [], question, answer, most)
+
+    said = "A red cup and a dog."
+    assert told("Describe the image.", said, 0.2) == "A ~~red cup~~ and a dog."
+    assert told("Describe the image.", said, 0.05) == "A ~~red cup~~ and a ~~dog~~."
+    assert told("Describe the image.", said, 0.95) == said
+    assert told("Is there a red cup?", "Yes.", 0.2) == CANNOT_TELL
+    assert told("Is there a red cup?", "No.", 0.2) == "No."
+    assert told("Is there a dog?", "Yes.", 0.2) == "Yes."
+    assert told("Is there a dog?", "No.", 0.2) == CANNOT_TELL
+    assert told("Is there a dog?", "No.", 0.95) == "No."
+    assert told("Is it?", "Yes.", 0.2) == "Yes."
+    model.config.text_config.attention_sink = False
+    with pytest.raises(ValueError, match="no attention sink"):
+        told("Is there a dog?", "Yes.", 0.2)

@@ -57,6 +57,7 @@ def asked(processor, answer: str):
 def test_each_word_looks_where_it_does_alone(over):
     """Without the punctuation at it, by layers and smooth; words of the question and of the answer that are alike have places of their own."""
     model, processor = tiny_model(**over), tiny_processor()
+    processor.grounding_readout = {"intercept": 5.0}  # random weights look at nothing much
     inputs, length = asked(processor, "A red cup.")
     found = look_of_words(model, processor, inputs, length, picture(60, 90), QUESTION, "it")
     assert found.name == "it"
@@ -82,6 +83,11 @@ def test_each_word_looks_where_it_does_alone(over):
             sink = outputs.grounding_maps[layer][0, 0, 9:].sum()
             assert_close(torch.tensor(word.on_nothing[layer]), sink)
             assert (sink > 0) == bool(over)
+        (boxes,) = processor.post_process_grounded_object_detection(outputs, [(60, 90)], return_masks=False)
+        assert [region.score for region in word.regions] == pytest.approx(boxes["scores"].tolist(), abs=1e-5)
+        sides = torch.tensor([region.box for region in word.regions]).reshape(-1, 4) * torch.tensor([90, 60, 90, 60])
+        assert sides.shape == boxes["boxes"].shape and (sides - boxes["boxes"]).abs().sum() < 0.01
+    assert any(word.regions for word in found.words)
 
 
 def test_how_much_of_a_phrase_is_inside_its_region():

@@ -24,7 +24,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from testing_utils import picture
 
-from recipes.answering.words import LookingAnswer, LookingPhrase, LookingWord
+from recipes.answering.words import LookingAnswer, LookingPhrase, LookingRegion, LookingWord
 from recipes.drawing.answer_page import answer_page, as_bytes, framed
 from recipes.drawing.attention import colored
 
@@ -152,6 +152,31 @@ def test_pointing_at_words_shows_where_they_look(shown, size: tuple[int, int]):
     page.page.get_by_role("button", name="red cup (76% inside)").click()
     check([3, 4, 7, 8], [1])
     assert page.chosen() == ["red", "cup?", "red", "cup."]
+
+
+def test_what_words_look_at_has_boxes(shown):
+    """Of one word, and of a phrase's words together; of no other words, and not where one layer is shown."""
+    answer = looking()
+    cup = LookingRegion((0.25, 0.5, 0.75, 1.0), 0.914)
+    answer.words[4] = answer.words[4]._replace(regions=[cup])
+    both = [cup, LookingRegion((0.0, 0.0, 0.1, 0.2), 0.3)]
+    answer.phrases[0] = answer.phrases[0]._replace(regions=both)
+    page = shown(answer, image=picture(200, 300))
+    outlines = {}
+    for words in ([3], [4], [3, 4, 7, 8]):
+        if len(words) == 1:
+            page.word(*words).click()
+        else:
+            page.page.get_by_role("button", name="red cup (76% inside)").click()
+        pixels = page.pixels()
+        corners = [(100, 80), (100, 220), (0, 10), (39, 30)]  # along edges of either box
+        outlines[tuple(words)] = [bool((pixels[place] == 255).all()) for place in corners], page.said()
+    seen, said = zip(*outlines.values(), strict=True)
+    assert list(seen) == [[False] * 4, [True, True, False, False], [True, True, True, True]]
+    assert "boxed" not in said[0]
+    assert said[1].endswith("; boxed, score 91%.") and said[2].endswith("; boxed, scores 91%, 30%.")
+    page.page.get_by_label("Attention of").select_option("layer 3")
+    assert "boxed" not in page.said() and not (page.pixels()[100, 80] == 255).all()
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -80,18 +81,19 @@ def test_fitted_scores_are_shares_of_hits():
     assert fitted.threshold in readout.THRESHOLDS and processor.grounding_readout is None
     scores = [readout.read(processor, one, fitted).scores[0] for one in phrases]
     assert scores[0] == pytest.approx(0.75, abs=0.05) and scores[20] == pytest.approx(0.25, abs=0.05)
-    # the largest likelihood: no other slope or intercept near it has a larger one
+    # the largest likelihood: nothing near it has a larger one
     hits = np.array([readout.read(processor, one, fitted).hits[0] for one in phrases])
 
-    def likelihood(slope: float, intercept: float) -> float:
-        other = GroundingReadout(fitted.threshold, slope, intercept)
+    def likelihood(**change: float) -> float:
+        other = replace(fitted, **{name: getattr(fitted, name) + by for name, by in change.items()})
         chances = np.array([readout.read(processor, one, other).scores[0] for one in phrases])
         return np.log(np.where(hits, chances, 1 - chances)).sum()
 
-    best = likelihood(fitted.slope, fitted.intercept)
-    for change in (-0.05, 0.05):
-        assert likelihood(fitted.slope + change, fitted.intercept) < best
-        assert likelihood(fitted.slope, fitted.intercept + change) < best
+    for name in ("slope", "nothing", "intercept"):
+        assert max(likelihood(**{name: by}) for by in (-0.05, 0.05)) < likelihood()
+    # without a sink there is nothing to weigh
+    seen = [one._replace(maps=one.maps * torch.tensor([1.0] * 9 + [0.0])) for one in phrases]
+    assert readout.fit(processor, seen).nothing == 0
 
 
 def test_measures_by_hand():

@@ -18,10 +18,12 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from recipes import told as recipe
 from recipes.grounding import told
+from recipes.rows.boxes import bounding_box
 
 
 def test_pairs_stand_on_either_side():
@@ -30,8 +32,13 @@ def test_pairs_stand_on_either_side():
     for left, right in zip(pointed[::2], pointed[1::2], strict=True):
         assert (left.scene, left.name) == (right.scene, right.name) and {left.side, right.side} == {"left", "right"}
         for one in (left, right):
-            middle = one.mask.any(axis=0).nonzero()[0].mean() / 96 - 0.5
-            assert (middle < 0) == (one.side == "left") and one.mask.shape == (96, 96)
+            mask, box, point = (one.masks[by] for by in ("mask", "box", "point"))
+            middle = mask.any(axis=0).nonzero()[0].mean() / 96 - 0.5
+            assert (middle < 0) == (one.side == "left") and mask.shape == box.shape == point.shape == (96, 96)
+            assert point.sum() == 1 and (mask >= point).all() and (box >= mask).all()
+            assert bounding_box(mask) == bounding_box(box) and box.sum() == np.prod(
+                np.subtract(bounding_box(box)[2:], bounding_box(box)[:2])
+            )
 
 
 def test_an_answer_is_right_that_names_the_side_alone(monkeypatch: pytest.MonkeyPatch):
@@ -60,6 +67,7 @@ def test_the_model_that_comes_along_is_told(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(told, "STRENGTHS", (0.0, 4.0))
     monkeypatch.setattr(sys, "argv", ["told.py", "--num_images", "60", "--out", str(tmp_path / "told.json")])
     recipe.main()
-    free, pointed = json.loads((tmp_path / "told.json").read_text())["measured"]
-    assert free["value"] < 0.6 and pointed["value"] > 0.75
-    assert "| 4 |" in capsys.readouterr().out
+    free, *pointed = json.loads((tmp_path / "told.json").read_text())["measured"]
+    assert free["value"] < 0.6 and [one["by"] for one in pointed] == ["mask", "box", "point"]
+    assert all(one["value"] > 0.7 for one in pointed)
+    assert "| point | 4 |" in capsys.readouterr().out

@@ -26,8 +26,10 @@ from typing import Any
 
 import PIL.Image
 import pytest
+import torch
 import uvicorn
 from clients import (
+    MAX_TOKENS,
     Body,
     answer_alone,
     cases,
@@ -50,6 +52,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from recipes.answering.answers import ask
 from recipes.answering.checkpoint import load_checkpoint
 from recipes.answering.grounded import ground_answer
+from recipes.answering.places import mask_of_place
 from recipes.scenes import TRAINED_MODEL
 from recipes.serving import app as app_module
 from recipes.serving import prompts
@@ -141,6 +144,45 @@ def test_an_answer_comes_with_where_its_phrases_look(served: Served):
     assert "grounding" not in answered(body | {"grounding": False})
     alone = answered(chat(user("Hello."), max_tokens=4, grounding=True))
     assert alone["grounding"] == []
+
+
+def test_a_picture_is_looked_at_where_the_request_says(served: Served):
+    """Each of several pictures by itself, by a box or a point; words, and where they look, are those of the bias."""
+    picture, question, box = scene(3), "Where is it?", [8, 16, 40.5, 60]
+    message = user(question, data_url(png(picture)))
+    message["content"][0]["look_at"] = box
+    answered = read(send(served.port, chat(message, grounding=True)))[1]["choices"][0]["message"]
+    mask = mask_of_place(box, picture.height, picture.width)
+    expected, inputs, length = ask(served.model, served.processor, picture, question, MAX_TOKENS, mask)
+    assert answered["content"].strip() == expected
+    assert torch.equal(served.jobs[-1].inputs["visual_bias"], inputs["visual_bias"])
+    sizes = [(picture.height, picture.width)]
+    assert answered["grounding"] == ground_answer(served.model, served.processor, inputs, length, sizes)
+    message = user(question, *[data_url(png(picture))] * 2)
+    message["content"][1]["look_at"] = [20, 30]
+    read(send(served.port, chat(message)))
+    mask = mask_of_place([20, 30], picture.height, picture.width)
+    assert torch.equal(served.jobs[-1].inputs["visual_bias"], served.processor.get_visual_bias([[None, mask]]))
+    read(send(served.port, chat(user(question, data_url(png(picture))))))
+    assert "visual_bias" not in served.jobs[-1].inputs
+
+
+@pytest.mark.parametrize(
+    ("look_at", "message"),
+    [
+        ([1, 2, 3], "two or four numbers, but has 3"),
+        ([5, 5, 5, 9], "5 5 5 9 is no box in the picture, which is"),
+        ([10**9, 1], "is no point in the picture"),
+        ([-1, 1], "greater than or equal to 0"),
+        (["1", 1], "valid number"),
+        ("1 1", "valid list"),
+    ],
+)
+def test_places_that_are_none(served: Served, look_at: Any, message: str):
+    body = chat(user("Where is it?", data_url(png(scene(3)))))
+    body["messages"][0]["content"][0]["look_at"] = look_at
+    status, said, _ = refused(served, body)
+    assert status == 400 and message in said
 
 
 def refused(served: Served, body: Any, path: str = "/v1/chat/completions") -> tuple[int, str, str | None]:

@@ -32,6 +32,7 @@ from testing_utils import picture, tiny_model, tiny_processor
 from modeling_agevlm.image_reading_agevlm import read_image
 from recipes.answering.answers import ask
 from recipes.answering.checkpoint import load_checkpoint
+from recipes.answering.places import mask_of_place
 from recipes.answering.speech import Speech
 from recipes.publishing.space import push_space, space_files
 from recipes.scenes import TRAINED_MODEL, UNGUIDED_MODEL
@@ -84,6 +85,14 @@ def test_an_answer_can_be_stopped(talkative: Path):
     answer, inputs, prompt_length = speech.result()
     assert whole.startswith(answer) and 0 < len(answer) < len(whole)
     assert inputs["input_ids"].shape[1] - prompt_length < 100
+
+
+def test_an_answer_looks_where_it_is_told(talkative: Path):
+    model, processor = load_checkpoint(str(talkative))
+    mask = mask_of_place((20, 30), 64, 80)
+    speech = Speech(model, processor, picture(), QUESTION, 5, mask)
+    found, expected = speech.result(), ask(model, processor, picture(), QUESTION, 5, mask)
+    assert found[0] == expected[0] and (found[1]["visual_bias"] == expected[1]["visual_bias"]).all()
 
 
 def test_what_goes_wrong_in_an_answer_is_raised(talkative: Path, monkeypatch: pytest.MonkeyPatch):
@@ -151,6 +160,32 @@ def test_asking_two_models(page: Any):
     assert [f"{fault['id']}: {node['html']}" for fault in serious for node in fault["nodes"]] == []
 
 
+def test_pointing_into_the_picture(page: Any):
+    """The model looks there, until it may look anywhere or gets another picture."""
+    choose(page, "Beside it", "none")
+    upload(page, PICTURES / "kitchen.jpg")
+    image = read_image(PICTURES / "kitchen.jpg")
+    box = page.locator(".image-frame img, img[alt]").first.bounding_box()
+    page.mouse.click(box["x"] + box["width"] * 0.75, box["y"] + box["height"] * 0.25)
+    told = page.get_by_text("The model is told to look at")
+    told.wait_for()
+    across, down = (int(side) for side in re.findall(r"\d+", told.inner_text()))
+    assert abs(across / image.width - 0.75) < 0.02 and abs(down / image.height - 0.25) < 0.02
+    page.get_by_label("Question").fill("What is this?")
+    page.get_by_role("button", name="Ask").click()
+    frame = page.frame_locator("iframe")
+    frame.locator("article").wait_for()
+    checkpoint = load_checkpoint(str(TRAINED_MODEL))
+    mask = mask_of_place((across, down), image.height, image.width)
+    assert page.get_by_label("Answer").input_value() == ask(*checkpoint, image, "What is this?", 100, mask)[0]
+    page.get_by_role("button", name="Look anywhere").click()
+    page.get_by_text("The model looks anywhere.").wait_for()
+    page.mouse.click(box["x"] + 20, box["y"] + 20)
+    told.wait_for()
+    page.get_by_label("Remove Image").click()
+    page.get_by_text("The model looks anywhere.").wait_for()
+
+
 def test_a_long_answer_can_be_stopped(page: Any, talkative: Path):
     """Where it is, the words that were said are shown, and the next question is answered."""
     choose(page, "Model", talkative.name)
@@ -203,7 +238,7 @@ def test_what_is_stopped_before_it_begins_does_not_begin(talkative: Path):
     from recipes.space.interface import NOBODY, Asking
 
     asking, visitor = Asking({"it": load_checkpoint(str(talkative))}, 20), SimpleNamespace(session_hash="somebody")
-    given = (str(PICTURES / "kitchen.jpg"), QUESTION, "it", NOBODY, visitor)
+    given = (str(PICTURES / "kitchen.jpg"), QUESTION, "it", NOBODY, None, visitor)
     asking.begin(visitor)
     asking.stop(visitor)
     stopped = [said for said, _ in asking.ask(*given)]
