@@ -21,6 +21,7 @@ import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
 from modeling_agevlm.processing_agevlm import find_words
+from recipes.answering.attention import first_picture
 from recipes.answering.phrases import phrase_spans
 
 
@@ -52,8 +53,8 @@ def ground_phrases(
         return []
     queries = [[s < start + last and e > start + first for s, e in places] for first, last in spans]
     outputs = model(**inputs, query_masks=torch.tensor([queries], device=model.device))
-    sinks = [layer[0, :, -1].cpu() for layer in outputs.grounding_maps if model.config.text_config.attention_sink]
-    on_nothing = torch.stack(sinks).mean(dim=0).tolist() if sinks else [0.0] * len(spans)
+    _, sink = first_picture(model, processor, outputs.grounding_maps)
+    on_nothing = sink[0].mean(dim=-1).tolist()
     found: list[dict[str, Any]] = [
         {
             "text": text[start + first : start + last],

@@ -21,7 +21,7 @@ import torch
 
 from recipes.answering.phrases import phrase_spans
 from recipes.evaluation.rules import parse_yes_no
-from recipes.inside.measures import auc, concentration, grouped_interval
+from recipes.inside.measures import auc, concentration, with_interval
 from recipes.inside.vlm import AgeVlm
 from recipes.scenes.classes import POPE_KINDS
 from recipes.scenes.pictures import Scene
@@ -111,12 +111,6 @@ def claims_of_captions(vlm: AgeVlm, scenes: Sequence[Scene]) -> list[Claim]:
             for classes, doubts in zip(named.values(), doubts_of(vlm, inputs, queries, words), strict=True):
                 claims += [Claim(number, name, name not in there, doubts) for name in classes]
     return claims
-
-
-def with_interval(statistic: Any, scenes: np.ndarray) -> dict[str, float]:
-    """A statistic of rows with its 95 % interval over the scenes."""
-    low, high = grouped_interval(statistic, scenes)
-    return {"value": statistic(np.arange(len(scenes))), "low": low, "high": high}
 
 
 def detection(claims: list[Claim]) -> dict[str, Any]:

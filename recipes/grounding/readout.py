@@ -22,7 +22,7 @@ import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
 from modeling_agevlm.grounding_agevlm import GroundingReadout, logit
-from recipes.inside.measures import auc, grouped_interval
+from recipes.inside.measures import auc, with_interval
 from recipes.rows.boxes import bounding_box, overlap_of_boxes
 from recipes.scenes.evaluation import BATCH_SIZE, attend
 from recipes.scenes.pictures import sample_scene
@@ -189,10 +189,7 @@ def measure(processor: ProcessorMixin, looked: list[Looked], readout: GroundingR
     statistics = {name: lambda rows, of=of: mean_of_known(of[rows]) for name, of in values.items()}
     if not by_mask:
         statistics["absence_auc"] = lambda rows: auc(-best[rows], ~there[rows])
-    measured: dict[str, Any] = {}
-    for name, statistic in statistics.items():
-        low, high = grouped_interval(statistic, scenes)
-        measured[name] = {"value": statistic(np.arange(len(looked))), "low": low, "high": high}
+    measured: dict[str, Any] = {name: with_interval(statistic, scenes) for name, statistic in statistics.items()}
     if not by_mask:
         measured["reliability"] = reliability(results)
         measured["calibration_error"] = calibration_error(measured["reliability"])

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from recipes.answering.answers import generate, one_question, prompts
 from recipes.answering.places import mask_of_place
-from recipes.inside.measures import grouped_interval
+from recipes.inside.measures import with_interval
 from recipes.rows.boxes import bounding_box
 from recipes.scenes.evaluation import BATCH_SIZE
 from recipes.scenes.pictures import sample_scene
@@ -94,6 +94,7 @@ def measure(model: PreTrainedModel, processor: ProcessorMixin, pointed: list[Poi
     measured = []
     for by, strength in [*(("mask", strength) for strength in STRENGTHS), ("box", STRENGTH), ("point", STRENGTH)]:
         right = np.array(named_sides(model, processor, pointed, strength, by))
-        low, high = grouped_interval(lambda rows, of=right: float(of[rows].mean()), scenes)
-        measured.append({"by": by, "strength": strength, "value": float(right.mean()), "low": low, "high": high})
+        measured.append(
+            {"by": by, "strength": strength} | with_interval(lambda rows, of=right: float(of[rows].mean()), scenes)
+        )
     return measured

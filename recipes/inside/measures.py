@@ -74,6 +74,12 @@ def grouped_interval(
     )
 
 
+def with_interval(statistic: Callable[[np.ndarray], float], groups: np.ndarray) -> dict[str, float]:
+    """The `value` of a statistic of rows, and `low` and `high` of its [`grouped_interval`]."""
+    low, high = grouped_interval(statistic, groups)
+    return {"value": statistic(np.arange(len(groups))), "low": low, "high": high}
+
+
 def concentration(attention: torch.Tensor, on_nothing: float = 0.0) -> dict[str, float]:
     """
     How concentrated attention is that sums to 1 over the cells of a picture, or to 1 less what is `on_nothing`: its `entropy`
