@@ -157,13 +157,10 @@ def kept_mentions(claims: list[Claim], objects: Sequence[Collection[str]]) -> li
             counts[claim.scene, :2] += 1, claim.is_false
         for number, _ in {(claim.scene, claim.name) for claim in kept if not claim.is_false}:
             counts[number, 2] += 1
-        ratios = {"chair_i": (1, 0), "chair_recall": (2, 3), "mentions": (0, None)}
         entry: dict[str, Any] = {"most": most}
-        for name, (top, bottom) in ratios.items():
+        for name, (top, bottom) in {"chair_i": (1, 0), "chair_recall": (2, 3)}.items():
             entry[name] = with_interval(
-                lambda rows, c=counts, t=top, b=bottom: float(
-                    c[rows, t].sum() / (len(rows) if b is None else max(c[rows, b].sum(), 1))
-                ),
+                lambda rows, c=counts, t=top, b=bottom: float(c[rows, t].sum() / max(c[rows, b].sum(), 1)),
                 np.arange(len(objects)),
             )
         found.append(entry)
