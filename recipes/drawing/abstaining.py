@@ -16,7 +16,6 @@
 from pathlib import Path
 
 from recipes.drawing import plt
-from recipes.grounding.abstaining import DOUBTS
 
 
 Points = list[tuple[float, float]]
@@ -24,16 +23,16 @@ Points = list[tuple[float, float]]
 
 def save_curves(path: Path, curves: dict[str, dict[str, Points]]) -> None:
     """
-    Draws curves of [`recipes.grounding.abstaining.curves`].
+    Draws what is left of answers and captions, one curve for each reason to doubt.
 
     Args:
         path (`Path`): PNG file.
-        curves (`dict`): Of `answers` and `captions`, the points by what makes a claim doubtful.
+        curves (`dict`): Of `answers` and `captions`, the points of each curve by its name in the legend.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
     for axes, of in ((left, "answers"), (right, "captions")):
         for name, points in curves[of].items():
-            axes.plot(*zip(*points, strict=True), label=DOUBTS[name], linewidth=1.3)
+            axes.plot(*zip(*points, strict=True), label=name, linewidth=1.3)
         axes.tick_params(labelsize=8)
         axes.grid(alpha=0.3)
     left.set_xlabel("share of the questions that are answered", fontsize=9)

@@ -171,11 +171,11 @@ def curves(
     claims: list[Claim], objects: Sequence[Collection[str]] | None = None
 ) -> dict[str, list[tuple[float, float]]]:
     """
-    For each doubt the points of its curve, the least doubtful claims first: the share of answers that are left and how many of
+    For each doubt, by its title, the points of its curve, the least doubtful claims first: the share of answers that are left and how many of
     these are right; or, with the `objects` of captioned scenes, the recall of what is left, and its CHAIR i.
     """
     found = {}
-    for name in DOUBTS:
+    for name, title in DOUBTS.items():
         ordered, points = sorted(claims, key=lambda claim: claim.doubts[name]), []
         false, named = 0, set()
         for number, claim in enumerate(ordered, start=1):
@@ -188,7 +188,7 @@ def curves(
                 points.append((number / len(ordered), 1 - false / number))
             else:
                 points.append((len(named) / sum(len(set(there)) for there in objects), false / number))
-        found[name] = points
+        found[title] = points
     return found
 
 
