@@ -67,7 +67,8 @@ def test_what_is_left_by_hand():
 def test_curves_end_with_everything():
     answers, captions = abstaining.curves(CLAIMS), abstaining.curves(CLAIMS, [{"cup", "fork"}, {"cat"}])
     assert all(points[-1] == pytest.approx((1.0, 0.6)) for points in answers.values())
-    assert answers[abstaining.DOUBTS["sink"]][0] == (0.2, 1.0) and len(answers[abstaining.DOUBTS["score"]]) == 1  # all alike
+    sink, score = (answers[abstaining.DOUBTS[name]] for name in ("sink", "score"))
+    assert sink[0] == (0.2, 1.0) and len(score) == 1  # all alike
     assert all(points[-1] == pytest.approx((2 / 3, 0.4)) for points in captions.values())
 
 
