@@ -31,9 +31,14 @@ drag over several, to see where they look. `--beside` sets another checkpoint's 
 With `--abstain 0.2` phrases of the answer that look at nothing with more than a fifth of their attention are struck out (~~so~~),
 and "I cannot tell." stands for a yes to words that do, or a no to words that look at the picture with more than that.
 
+With `--zoom` the question is asked a second time where its words look at a small part of the picture (those of the answer, if the
+question names nothing): the model reads that part at full resolution beside the whole. Maps and boxes are in the picture's
+pixels, and hold the attention on both; `cells of question` and so on are those of the whole.
+
 With `--json` all that is printed is one JSON object: the `answer` and its `phrases`, each with its `span` in the answer, and the
 `box` (left, top, right, bottom), the `point` and the `score` of what it looks at, null where its words look at nothing in
-particular; with `--abstain` also `abstaining`, what would have been printed.
+particular; with `--abstain` also `abstaining`, what would have been printed; with `--zoom` also `zoomed`, the box of the part that
+was read, or null.
 
 Without `--phrases` the phrases are guessed: the longest runs of words between punctuation marks and function words (a
 fixed list). That needs no parser, but verbs and adverbs come along ("man riding").
@@ -78,6 +83,9 @@ def main() -> None:
         help="strike out what looks at nothing with more than this share of its attention, and do not tell whether something "
         "is there whose words look otherwise; for a model with an attention sink",
     )
+    parser.add_argument(
+        "--zoom", action="store_true", help="read again, at full resolution, the small part that the words look at"
+    )
     parser.add_argument("--json", action="store_true", help="print the answer and its phrases' boxes as JSON")
     parser.add_argument("--max_new_tokens", type=int, default=64, help="longest answer in tokens")
     args = parser.parse_args()
@@ -89,6 +97,8 @@ def main() -> None:
         sys.exit("error: `--beside` shows another checkpoint on the page: say with `--html` where to write it.")
     if args.abstain is not None and not 0 < args.abstain < 1:
         sys.exit(f"error: `--abstain` is a share between 0 and 1, but is {args.abstain:g}.")
+    if args.zoom and args.html is not None:
+        sys.exit("error: a page shows where words look in one pass: leave out either `--zoom` or `--html`.")
     if not args.question.strip():
         sys.exit("error: `--question` is empty.")
 
@@ -105,6 +115,7 @@ def main() -> None:
         from recipes.answering.phrases import find_queries, guess_phrases
         from recipes.answering.places import mask_of_place
         from recipes.answering.words import look_of_words
+        from recipes.answering.zooming import boxes_in_one_picture, in_one_picture, zoom_window
         from recipes.drawing.answer_page import answer_page
         from recipes.drawing.attention import save_attention
         from recipes.rows.appearing import appearing
@@ -128,9 +139,14 @@ def main() -> None:
         except ValueError as error:
             sys.exit(f"error: {name} cannot be loaded as an AGE-VLM checkpoint: {str(error).rstrip('.')}.")
 
-    sizes, page = [(picture.height, picture.width)], None
+    sizes, page, window = [(picture.height, picture.width)], None, None
     try:
         asked = [ask(*checkpoint, picture, args.question, args.max_new_tokens, look_at) for checkpoint in checkpoints]
+        if args.zoom:
+            window = zoom_window(*checkpoints[0], *asked[0][1:], args.question, sizes[0])
+        if window is not None:
+            asked = [ask(*checkpoints[0], picture, args.question, args.max_new_tokens, look_at, window)]
+            sizes.append((window[3] - window[1], window[2] - window[0]))
         titles = [""] if args.beside is None else short_names(names)
         told = [answer for answer, *_ in asked]
         if args.abstain is not None:
@@ -157,8 +173,11 @@ def main() -> None:
         sys.exit(f"error: {error}")
     with torch.inference_mode():
         outputs = model(**inputs, query_masks=torch.stack(list(masks.values()))[None])
-    maps = processor.post_process_grounding(outputs, sizes)[0][0].numpy()
-    smooth = dict(zip(masks, processor.post_process_grounding(outputs, sizes, smooth=True)[0][0].numpy(), strict=True))
+    maps, smooth = (
+        of_pictures[0] if window is None else in_one_picture(of_pictures, window)
+        for of_pictures in (processor.post_process_grounding(outputs, [sizes], smooth=way)[0] for way in (False, True))
+    )
+    maps, smooth = maps.numpy(), dict(zip(masks, smooth.numpy(), strict=True))
     cells, sink = (part[0].numpy() for part in first_picture(model, processor, outputs.grounding_maps))
     on_nothing = dict(zip(masks, sink.mean(axis=-1).tolist(), strict=True))
     arrays = dict(zip(masks, maps, strict=True)) | {f"cells of {name}": cells[n] for n, name in enumerate(masks)}
@@ -182,8 +201,14 @@ def main() -> None:
     if args.json:
         phrases = ground_answer(model, processor, inputs, prompt_length, sizes)
         result = {"answer": answer} | ({} if args.abstain is None else {"abstaining": told[0]})
+        if args.zoom:
+            result["zoomed"] = window
+        if window is not None:
+            phrases = boxes_in_one_picture(phrases, window)
         print(json.dumps(result | {"phrases": phrases, "files": list(map(str, written))}))
     else:
+        if args.zoom:
+            print(f"zoomed in: {'nowhere' if window is None else ', '.join(map(str, window))}")
         print(f"where it looked: {', '.join(map(str, written))}")
 
 

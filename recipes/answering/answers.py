@@ -22,11 +22,14 @@ from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
 
 Chat = list[dict[str, Any]]
+Window = tuple[int, int, int, int]
+"""A part of a picture: left, top, right and bottom in its pixels."""
 
 
-def one_question(question: str, image: PIL.Image.Image) -> Chat:
-    """A chat of one question about one picture."""
-    return [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": question}]}]
+def one_question(question: str, *images: PIL.Image.Image) -> Chat:
+    """A chat of one question about one picture, or about several."""
+    pictures = [{"type": "image", "image": image} for image in images]
+    return [{"role": "user", "content": [*pictures, {"type": "text", "text": question}]}]
 
 
 def prompts(processor: ProcessorMixin, chats: list[Chat], **arguments: Any) -> BatchFeature:
@@ -71,15 +74,18 @@ def prompt(
     question: str,
     max_new_tokens: int,
     look_at: np.ndarray | None = None,
+    window: Window | None = None,
 ) -> BatchFeature:
     """
     What an AGE-VLM takes to answer a question, where it runs. Whatever the question says is words, and no control token.
-    With the boolean mask `look_at` of the picture, `(height, width)`, it is told to look there.
+    With the boolean mask `look_at` of the picture, `(height, width)`, it is told to look there. With a window it reads that part
+    of the picture beside the whole, as a second picture.
 
     Raises:
         ValueError: If it is longer, with its answer, than what the model was built for.
     """
-    inputs = prompts(processor, [one_question(question, image)], sanitize_control_tokens=True)
+    images = [image] if window is None else [image, image.crop(window)]
+    inputs = prompts(processor, [one_question(question, *images)], sanitize_control_tokens=True)
     most, length = model.config.get_text_config().max_position_embeddings, inputs["input_ids"].shape[1]
     if length + max_new_tokens > most:
         raise ValueError(
@@ -87,7 +93,12 @@ def prompt(
             f"more than the {most} that the model reads: ask in fewer words, or for a shorter answer."
         )
     if look_at is not None:
-        inputs["visual_bias"] = processor.get_visual_bias([[look_at]])
+        places = [look_at]
+        if window is not None:
+            left, top, right, bottom = window
+            part = look_at[top:bottom, left:right]
+            places.append(part if part.any() else None)
+        inputs["visual_bias"] = processor.get_visual_bias([places])
     return inputs.to(model.device, dtype=model.dtype)
 
 
@@ -98,9 +109,10 @@ def ask(
     question: str,
     max_new_tokens: int,
     look_at: np.ndarray | None = None,
+    window: Window | None = None,
 ) -> tuple[str, dict[str, torch.Tensor], int]:
     """The greedy answer; the model's inputs with the answer's words after the prompt; and the prompt's length in tokens."""
-    inputs = prompt(model, processor, image, question, max_new_tokens, look_at)
+    inputs = prompt(model, processor, image, question, max_new_tokens, look_at, window)
     return with_answer(processor, inputs, generate(model, inputs, max_new_tokens=max_new_tokens))
 
 

@@ -20,9 +20,9 @@ import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
 
-def map_size(height: int, width: int) -> tuple[int, int]:
-    """In how many cells, at most 24 in height and width, attention over a picture of that size is kept to be drawn."""
-    return max(1, round(24 * height / max(height, width))), max(1, round(24 * width / max(height, width)))
+def map_size(height: int, width: int, most: int = 24) -> tuple[int, int]:
+    """In how many rows and columns, at most `most` of either, attention over a picture of that size is kept to be drawn."""
+    return max(1, round(most * height / max(height, width))), max(1, round(most * width / max(height, width)))
 
 
 class Look(NamedTuple):

@@ -16,6 +16,7 @@
 from typing import Any
 
 from recipes.grounding.abstaining import DOUBTS
+from recipes.grounding.zooming import KINDS, WAYS
 from recipes.terminal.tables import markdown
 
 
@@ -76,3 +77,18 @@ def abstaining_tables(result: dict[str, Any]) -> dict[str, str]:
     ]
     header = ["most on nothing", "questions answered", "of these right", "CHAIR i", "objects named"]
     return {"detection": markdown(["told by (AUC)", *counts], rows), "abstaining": markdown(header, left)}
+
+
+def zoom_table(result: dict[str, Any]) -> str:
+    """How many answers are right by how small the scene is and how it is looked at."""
+    rows = [
+        [
+            f"1/{entry['shrunk']} of {entry['side']}",
+            title,
+            *(with_interval(entry["ways"][way][kind]) for kind in KINDS),
+        ]
+        + [f"{entry['cost']['times']:.1f}" if way == "zoom" else ""]
+        for entry in result["measured"]
+        for way, title in WAYS.items()
+    ]
+    return markdown(["side of the scene", "what is read", *KINDS, "times the seconds of one pass"], rows)
