@@ -490,6 +490,26 @@ def test_ask_looks_where_it_is_told(run, capsys: pytest.CaptureFixture):
         run(look_at=["1", "2", "3"])
 
 
+def test_ask_zooms_in(run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    """Into what is said; without a small part that is looked at, what was asked once is as it was, bit for bit."""
+    run(phrases=["cup"])
+    once = dict(np.load("out/ask.npz"))
+    run(phrases=["cup"], zoom=[])
+    assert "zoomed in: nowhere\n" in capsys.readouterr().out
+    assert all(np.array_equal(array, once[name]) for name, array in np.load("out/ask.npz").items())
+    monkeypatch.setattr("recipes.answering.zooming.zoom_window", lambda *inputs: (10, 5, 40, 35))
+    run(phrases=["cup"], zoom=[])
+    assert "zoomed in: 10, 5, 40, 35\n" in capsys.readouterr().out
+    zoomed = np.load("out/ask.npz")
+    assert zoomed["question: cup"].shape == (50, 80) and zoomed["question: cup"].sum() == pytest.approx(1, abs=1e-4)
+    inside = [array["question: cup"][5:35, 10:40].sum() for array in (zoomed, once)]
+    assert inside[0] > 1.2 * inside[1]
+    run(json=[], zoom=[])
+    assert json.loads(capsys.readouterr().out)["zoomed"] == [10, 5, 40, 35]
+    with pytest.raises(SystemExit, match="leave out either `--zoom` or `--html`"):
+        run(zoom=[], html="page.html")
+
+
 def test_phrases_of_an_answer_look_by_themselves():
     """Each time that a phrase is written, with its own box; spans count from the answer's first letter."""
     model, processor, said = tiny_model(), tiny_processor(), " A red cup, and a cup."
