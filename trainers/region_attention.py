@@ -1,0 +1,248 @@
+# Copyright 2026 The AGE-VLM authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+How much of the attention of any transformers VLM lies in regions, read in its own forward pass without a map.
+
+Region masks ride along as further channels of the values: what a softmax makes of them is how much of its attention lies in each
+region, whichever kernel computes it. That is done in the attention function, which transformers lets one register, so that no
+model's code has to change.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+
+PREFIX = "guided_"  # of the names of the attention functions
+NUM_OVERALL = 2  # channels before those of the regions: on the picture, and off it
+
+
+class RegionReading:
+    """
+    What one forward pass is asked for, and what it found. It travels through the model as a keyword argument, so that layers which
+    are computed a second time (checkpointing of activations) find it again.
+
+    B rows of T tokens with K queries each, H heads, S keys: the tokens of the row, or the visual tokens of a model that reads them
+    by cross-attention.
+    """
+
+    def __init__(
+        self,
+        query_masks: torch.BoolTensor,
+        region_masks: torch.FloatTensor,
+        visual_tokens: torch.BoolTensor,
+        layers: frozenset[int],
+        heads: Sequence[int] | None,
+    ) -> None:
+        self.layers, self.heads = layers, heads
+        weights = query_masks.float()
+        self.weights = weights / weights.sum(dim=-1, keepdim=True).clamp(min=1)  # (B, K, T)
+        self.is_absent = region_masks[..., -1] > 0  # (B, K)
+        visual = visual_tokens[:, None].float()
+        regions = region_masks[..., :-1] * visual
+        channels = torch.cat([visual, 1 - visual, regions], dim=1).transpose(1, 2)
+        # Kernels want a multiple of 8.
+        self.channels = nn.functional.pad(channels, (0, -channels.shape[-1] % 8)).unsqueeze(1)  # (B, 1, S, C)
+        self.found: dict[int, torch.Tensor] = {}
+        """By layer: the attention of each query `(B, H, K)` on the picture, off it, and in its region, stacked first."""
+
+        is_causal = query_masks.shape[-1] == visual_tokens.shape[-1]  # else the keys are not the row's own tokens
+        seen = visual.expand(-1, query_masks.shape[1], -1)
+        if is_causal:
+            places = torch.arange(query_masks.shape[-1], device=query_masks.device)
+            last = torch.where(query_masks, places, -1).amax(dim=-1, keepdim=True)
+            seen = seen * (places <= last)
+        uniform = (seen * regions).sum(dim=-1) / seen.sum(dim=-1).clamp(min=1)
+        can_look = query_masks.any(dim=-1) & (seen.sum(dim=-1) > 0)
+        self.uniform_mass = torch.where(self.is_absent, 1.0, uniform) * can_look
+        """Share of even attention on the picture that lies in each region, `(B, K)`; 1 for what is absent, 0 if it is not read."""
+
+    def keep(self, layer: int, inside: torch.Tensor) -> None:
+        """Takes what the attention `(B, T, H, C)` of a layer made of the channels."""
+        num_regions = self.weights.shape[1]
+        overall = torch.einsum("bkt,bthc->cbhk", self.weights, inside[..., :NUM_OVERALL].float())
+        in_regions = inside[..., NUM_OVERALL : NUM_OVERALL + num_regions].float()
+        own = torch.einsum("bkt,bthk->bhk", self.weights, in_regions)
+        # A layer that is computed a second time does all of this again, as its checkpoint wants, and in vain.
+        self.found.setdefault(layer, torch.cat([overall, own[None]]))
+
+    @property
+    def masses(self) -> tuple[torch.Tensor, ...]:
+        """
+        For each layer, in their order, `(B, K)`: of the attention on the picture (averaged over heads and a query's tokens) the share
+        in the query's region; for a query without one, of all attention what is off the picture. It is what
+        [`guidance_loss_from_mass`] takes.
+
+        Raises:
+            ValueError: If the model ran past a layer, or past the attention function.
+        """
+        if missing := self.layers - self.found.keys():
+            raise ValueError(
+                f"Nothing was read in layers {', '.join(map(str, sorted(missing)))}: their attention does not go through the "
+                "attention interface of transformers, or the language model was not run."
+            )
+        heads = slice(None) if self.heads is None else list(self.heads)
+        masses = []
+        for layer in sorted(self.layers):
+            on_picture, off_picture, in_region = self.found[layer][:, :, heads].mean(dim=2)
+            least = torch.finfo(on_picture.dtype).tiny
+            present = in_region / on_picture.clamp(min=least)
+            absent = off_picture / (on_picture + off_picture).clamp(min=least)
+            masses.append(torch.where(self.is_absent, absent, present))
+        return tuple(masses)
+
+
+def with_region_channels(attention: Callable) -> Callable:
+    """An attention function of transformers that also takes a [`RegionReading`], and is unchanged without."""
+
+    def forward(
+        module: nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        region_reading: RegionReading | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if region_reading is None or module.layer_idx not in region_reading.layers:
+            return attention(module, query, key, value, attention_mask, **kwargs)
+        channels = region_reading.channels
+        if channels.shape[2] != key.shape[2]:
+            raise ValueError(
+                f"Layer {module.layer_idx} attends to {key.shape[2]} tokens, but the region masks tell of {channels.shape[2]}: "
+                "regions are read in a whole row at once, without what a cache holds."
+            )
+        if kwargs.get("scaling") is None:
+            kwargs["scaling"] = query.shape[-1] ** -0.5
+        channels = channels.to(value.dtype).expand(*value.shape[:3], -1)
+        # All three are widened alike, for the kernels; the zeros of queries and keys change no score.
+        query, key = (nn.functional.pad(states, (0, channels.shape[-1])) for states in (query, key))
+        widened = torch.cat([value, channels], dim=-1)
+        output, weights = attention(module, query, key, widened, attention_mask, **kwargs)
+        output, inside = output.split([value.shape[-1], channels.shape[-1]], dim=-1)
+        region_reading.keep(module.layer_idx, inside)
+        return output, weights
+
+    return forward
+
+
+def register(name: str) -> str:
+    """Registers one of transformers' attention functions with region channels, and returns what it is called."""
+    if name not in ALL_ATTENTION_FUNCTIONS:
+        known = ", ".join(sorted(key for key in ALL_ATTENTION_FUNCTIONS if not key.startswith(PREFIX)))
+        raise ValueError(
+            f"The model's attention is computed by {name!r}, which is no function of transformers' attention interface: load it with "
+            f"`attn_implementation` set to one of {known}."
+        )
+    guided = PREFIX + name
+    if guided not in ALL_ATTENTION_FUNCTIONS:
+        ALL_ATTENTION_FUNCTIONS.register(guided, with_region_channels(ALL_ATTENTION_FUNCTIONS[name]))
+        ALL_MASK_ATTENTION_FUNCTIONS.register(guided, ALL_MASK_ATTENTION_FUNCTIONS[name])
+    return guided
+
+
+class RegionAttention:
+    """
+    Reads how much of the attention of a VLM's words lies in regions of its pictures.
+
+    ```python
+    attention = RegionAttention(model, layers=[8, 9])
+    with attention.reading(query_masks, region_masks, input_ids == model.config.image_token_id) as reading:
+        outputs = model(input_ids=input_ids, **pictures)
+    guidance = guidance_loss_from_mass(reading.masses, region_masks, reading.uniform_mass)
+    ```
+
+    The model computes what it did, its attention included; it only gets values that are wider in the layers that are read. Works
+    with activation checkpointing that is not reentrant.
+
+    Args:
+        model ([`PreTrainedModel`]): Any model of transformers whose language model's attention goes through the attention interface,
+            or one with adapters of PEFT. Its attention function is exchanged for the same one with region channels.
+        layers (`Sequence[int]`, *optional*): Layers of the language model that are read. All that have attention by default; of a
+            model that reads pictures by cross-attention, all layers that do.
+        heads (`Sequence[int]`, *optional*): Heads in each of them, all by default.
+
+    Raises:
+        ValueError: For an attention that is not of that interface, and for layers or heads that the model does not have.
+    """
+
+    def __init__(
+        self, model: nn.Module, layers: Sequence[int] | None = None, heads: Sequence[int] | None = None
+    ) -> None:
+        if hasattr(model, "get_base_model"):  # peft
+            model = model.get_base_model()
+        self.text_model: PreTrainedModel = model.get_decoder()
+        config = self.text_model.config
+        crossing = getattr(config, "cross_attention_layers", None)
+        attending = {
+            module.layer_idx
+            for module in self.text_model.modules()
+            if hasattr(module, "layer_idx") and hasattr(module, "scaling")
+        }
+        known = attending if crossing is None else set(crossing)
+        self.layers = frozenset(known if layers is None else layers)
+        self.heads = None if heads is None else tuple(heads)
+        if not self.layers or (unknown := self.layers - known):
+            raise ValueError(
+                f"Layers {', '.join(map(str, sorted(unknown if self.layers else ())))} cannot be read: of this model's language model "
+                f"those with attention to pictures are {', '.join(map(str, sorted(known))) or 'none'}."
+            )
+        num_heads = config.num_attention_heads
+        if self.heads is not None and not (self.heads and all(0 <= head < num_heads for head in self.heads)):
+            raise ValueError(f"Heads {list(self.heads)} cannot be read: each layer has heads 0 to {num_heads - 1}.")
+        if not config._attn_implementation.startswith(PREFIX):
+            self.text_model.set_attn_implementation(register(config._attn_implementation))
+        self._reading: RegionReading | None = None
+        self.text_model.register_forward_pre_hook(self._hand_on, with_kwargs=True)
+
+    def _hand_on(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+        """Language models hand on to their attention what they do not know."""
+        return None if self._reading is None else (args, kwargs | {"region_reading": self._reading})
+
+    @contextmanager
+    def reading(
+        self, query_masks: torch.BoolTensor, region_masks: torch.FloatTensor, visual_tokens: torch.BoolTensor
+    ) -> Iterator[RegionReading]:
+        """
+        What the model's forward passes inside of this are asked for.
+
+        Args:
+            query_masks (`torch.BoolTensor` of shape `(batch_size, num_regions, sequence_length)`):
+                True for the words of each query.
+            region_masks (`torch.FloatTensor` of shape `(batch_size, num_regions, num_keys + 1)`):
+                1 for the tokens of each query's region, 0 for others, in the place where they stand in the row, or among the visual
+                tokens if the model reads these by cross-attention. The last column is 1 for words that mean nothing in the picture.
+            visual_tokens (`torch.BoolTensor` of shape `(batch_size, num_keys)`):
+                True for all that show a picture.
+
+        Raises:
+            ValueError: If the shapes do not fit each other.
+        """
+        expected = (*query_masks.shape[:2], visual_tokens.shape[-1] + 1)
+        if region_masks.shape != expected or len(visual_tokens) != len(query_masks):
+            raise ValueError(
+                f"`region_masks` are of shape {tuple(region_masks.shape)}, but queries of shape {tuple(query_masks.shape)} and visual "
+                f"tokens of shape {tuple(visual_tokens.shape)} need {expected}."
+            )
+        self._reading = RegionReading(query_masks, region_masks, visual_tokens, self.layers, self.heads)
+        try:
+            yield self._reading
+        finally:
+            self._reading = None
