@@ -14,11 +14,15 @@
 """
 Measures side by side, in one run: what is compared takes turns, so that whatever else the machine does meets all alike.
 
+    python recipes/benchmark.py guidance
     python recipes/benchmark.py int8 --model runs/init
     python recipes/benchmark.py onnx
     python recipes/benchmark.py masks [--florence FLORENCE --sam SAM]
     python recipes/benchmark.py records
     python recipes/benchmark.py startup
+
+`guidance` compares a training step of a language model that reads visual tokens among its words (as LLaVA's does) with and without
+guidance, and with guidance by the maps of eager attention.
 
 `int8` compares a checkpoint with itself under torchao's weight-only int8: size, speed, and how far the logits move on
 questions about scenes and their right answers. Needs `pip install torchao`.
@@ -45,6 +49,13 @@ from recipes.scenes import TRAINED_MODEL
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser(
+        "guidance", help="guidance of another VLM's attention against none, and against maps"
+    )
+    command.add_argument("--rounds", type=int, default=7, help="how many times everything is timed")
+    command.add_argument("--num_layers", type=int, default=8, help="of a language model shaped as SmolLM2-135M")
+    command.add_argument("--image_tokens", type=int, default=576, help="visual tokens of the row")
+    command.add_argument("--words", type=int, default=512, help="tokens of the row's text")
     command = commands.add_parser("int8", help="weight-only int8 against float32")
     command.add_argument("--model", required=True, help="checkpoint folder or Hub id")
     command.add_argument("--rounds", type=int, default=7, help="how many times everything is timed")
@@ -68,7 +79,12 @@ def main() -> None:
         command.add_argument("--out", type=Path, help="JSON file to write (runs/benchmark/COMMAND.json)")
     args = parser.parse_args()
 
-    if args.command == "int8":
+    if args.command == "guidance":
+        from recipes.benchmarks.guidance import guidance
+        from recipes.benchmarks.timing import rows_table
+
+        result, table = guidance(args.rounds, args.num_layers, args.image_tokens, args.words), rows_table
+    elif args.command == "int8":
         from recipes.benchmarks.int8 import int8, int8_table
 
         result, table = int8(args.model, args.rounds, args.num_scenes), int8_table
