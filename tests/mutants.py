@@ -34,6 +34,7 @@ MODEL = "modeling_agevlm/modeling_agevlm.py"
 CONVERSION = "modeling_agevlm/conversion.py"
 COLLATOR = "trainers/data_collator.py"
 TRAINER = "trainers/guided_sft_trainer.py"
+REGION_ATTENTION = "trainers/region_attention.py"
 
 
 class Mutant(NamedTuple):
@@ -440,6 +441,48 @@ MUTANTS = [
         "recipes/training/stage.py",
         {"not in (stage.number - 1, stage.number):": "not in (stage.number - 1, stage.number, 0, 1, 2, 3, 4):"},
         "test_train_on.py",
+    ),
+    Mutant(
+        "scores of widened queries scaled by their width",
+        REGION_ATTENTION,
+        {
+            '        if kwargs.get("scaling") is None:\n            kwargs["scaling"] = query.shape[-1] ** -0.5\n': (
+                '        kwargs["scaling"] = (query.shape[-1] + channels.shape[-1]) ** -0.5\n'
+            )
+        },
+        "test_guidance_of_others.py",
+    ),
+    Mutant(
+        "attention in a region by all attention",
+        REGION_ATTENTION,
+        {"            present = in_region / on_picture.clamp(min=least)\n": "            present = in_region\n"},
+        "test_guidance_of_others.py",
+    ),
+    Mutant(
+        "absent things guided onto the picture",
+        REGION_ATTENTION,
+        {"            absent = off_picture / ": "            absent = on_picture / "},
+        "test_guidance_of_others.py",
+    ),
+    Mutant(
+        "heads of other VLMs read beside the chosen",
+        REGION_ATTENTION,
+        {"self.found[layer][:, :, heads].mean(dim=2)": "self.found[layer].mean(dim=2)"},
+        "test_guidance_of_others.py",
+    ),
+    Mutant(
+        "regions lost where layers are computed twice",
+        REGION_ATTENTION,
+        {
+            "        self.found.setdefault(layer, torch.cat([overall, own[None]]))\n": (
+                "        if layer not in self.found:\n            self.found[layer] = torch.cat([overall, own[None]])\n"
+            ),
+            '        overall = torch.einsum("bkt,bthc->cbhk", self.weights, inside[..., :NUM_OVERALL].float())\n': (
+                "        if layer in self.found:\n            return\n"
+                '        overall = torch.einsum("bkt,bthc->cbhk", self.weights, inside[..., :NUM_OVERALL].float())\n'
+            ),
+        },
+        "test_guidance_of_others.py",
     ),
 ]
 

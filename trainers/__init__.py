@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .guided_sft_config import GuidedSFTConfig
     from .guided_sft_trainer import GuidedSFTTrainer
     from .lora import lora_config
+    from .region_attention import RegionAttention
     from .run_lengths import decode_rle
     from .stages import STAGES, Stage, Variant, apply_stage, get_stage, parameter_table
 
@@ -38,6 +39,7 @@ MODULES = {
     "GuidanceLoss": "guidance",
     "GuidedSFTConfig": "guided_sft_config",
     "GuidedSFTTrainer": "guided_sft_trainer",
+    "RegionAttention": "region_attention",
     "STAGES": "stages",
     "Stage": "stages",
     "Variant": "stages",
