@@ -461,7 +461,7 @@ MUTANTS = [
     Mutant(
         "absent things guided onto the picture",
         REGION_ATTENTION,
-        {"            absent = off_picture / ": "            absent = on_picture / "},
+        {"            absent = (off_picture + in_region) / ": "            absent = on_picture / "},
         "test_guidance_of_others.py",
     ),
     Mutant(

@@ -145,6 +145,17 @@ def shortened(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:80]}..."
 
 
+class Tokens(NamedTuple):
+    """A chat text, tokenized. T tokens, N pictures."""
+
+    input_ids: np.ndarray
+    starts: np.ndarray
+    ends: np.ndarray
+    """Where each token begins and ends in the text, `(T,)` each."""
+    pictures: list[Span]
+    """The tokens from which on and before which each picture stands."""
+
+
 class Piece(NamedTuple):
     """Words of one text part of a message: from `raw_start` on in the message's text, from `start` on in the chat text."""
 
@@ -160,8 +171,11 @@ class Example:
     input_ids: list[int]
     labels: list[int]
     images: list[PIL.Image.Image]
+    pictures: list[Span]  # the tokens that stand for each of them
     query_masks: list[np.ndarray]  # K x (T,) bool
-    region_masks: list[tuple[int, torch.Tensor | None]]  # K x (image index, (h, w) cells or None for nowhere in it)
+    region_masks: list[
+        tuple[int, torch.Tensor | None]
+    ]  # K x (image index, its visual tokens or None for nowhere in it)
     dropped_regions: int
 
 
@@ -255,7 +269,7 @@ class DataCollatorForGuidedVisionLanguageModeling:
 
     def _nothing(self) -> Example:
         """What a batch consists of whose rows are all broken: every process has to have one to go on with."""
-        return Example([self.processor.tokenizer.pad_token_id] * 2, [-100] * 2, [], [], [], dropped_regions=0)
+        return Example([self.processor.tokenizer.pad_token_id] * 2, [-100] * 2, [], [], [], [], dropped_regions=0)
 
     def read_row(self, row: dict[str, Any]) -> Example:
         """One row to token ids, labels, pictures and regions. Raises `ValueError` or `OSError` if it is broken."""
@@ -287,7 +301,7 @@ class DataCollatorForGuidedVisionLanguageModeling:
         if text.count(image_token) != len(images):
             raise ValueError(f"the image placeholder {image_token} stands among its words")
         answers = self._assistant_spans(messages, up_to)
-        input_ids, starts, ends = self._tokenize(text, [start for start, _ in answers])
+        input_ids, starts, ends, pictures = self._tokenize(text, [start for start, _ in answers], images)
         special = np.isin(input_ids, tokenizer.all_special_ids + [self.processor.image_token_id])
 
         is_label = np.zeros(len(starts), dtype=bool)
@@ -297,13 +311,17 @@ class DataCollatorForGuidedVisionLanguageModeling:
         # Cut here: the tokenizer would keep its own truncation as a setting, and save it with the checkpoint.
         kept = slice(self.max_length)
         labels = np.where(is_label, input_ids, -100)[kept]
-        placeholders = np.flatnonzero(input_ids == self.processor.image_token_id)
-        seen = images[: (input_ids[kept] == self.processor.image_token_id).sum()]  # one per placeholder that is left
+        pictures_left = [picture for picture in pictures if picture[0] < len(labels)]
+        if pictures_left and pictures_left[-1][1] > len(labels):
+            raise ValueError(
+                f"`max_length` ({self.max_length}) cuts through the visual tokens of image {len(pictures_left) - 1}: raise it"
+            )
         if (labels[1:] == -100).all():
             raise ValueError(
                 f"it has no label: of no assistant turn anything is left within `max_length` ({self.max_length}), or it has none"
             )
-        example = Example(input_ids[kept].tolist(), labels.tolist(), seen, [], [], dropped_regions=0)
+        seen = images[: len(pictures_left)]
+        example = Example(input_ids[kept].tolist(), labels.tolist(), seen, pictures_left, [], [], dropped_regions=0)
         located, cells_of = None, {}  # several texts of a row often share a mask
         for n, region in enumerate(regions):
             try:
@@ -317,7 +335,8 @@ class DataCollatorForGuidedVisionLanguageModeling:
                         cells_of[mask] = self._region_cells(region, images)
                     cells = cells_of[mask]
                     is_somewhere = self.attention_sink if cells is None else bool(cells.any())
-                    spans = self._query_spans(region, messages, located, int(starts[placeholders[region["image"]]]))
+                    image_start = int(starts[pictures[region["image"]][0]])
+                    spans = self._query_spans(region, messages, located, image_start)
                 except Exception as error:
                     raise ValueError(f"region {n}: {error}") from error
             except ValueError:
@@ -329,7 +348,7 @@ class DataCollatorForGuidedVisionLanguageModeling:
             for span in spans:
                 query |= (starts < span[1]) & (ends > span[0])
             query &= ~special
-            query[: placeholders[region["image"]]] = False  # only words at and after its placeholder see an image
+            query[: pictures[region["image"]][0]] = False  # only words at and after its placeholder see an image
             is_cut = query[len(labels) :].any()
             if is_somewhere and query.any() and not is_cut:
                 example.query_masks.append(query[kept])
@@ -338,10 +357,10 @@ class DataCollatorForGuidedVisionLanguageModeling:
                 example.dropped_regions += 1
         return example
 
-    def _tokenize(self, text: str, prompt_ends: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _tokenize(self, text: str, prompt_ends: list[int], images: list[PIL.Image.Image]) -> Tokens:
         """
-        Token ids, and where each token begins and ends in the text, `(T,)` each. In use a prompt is tokenized before there is
-        an answer: a token with letters of both (Mistral's "](", where an answer begins with a bracket) is taken apart.
+        In use a prompt is tokenized before there is an answer: a token with letters of both (Mistral's "](", where an answer
+        begins with a bracket) is taken apart.
         """
         tokenizer = self.processor.tokenizer
         encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
@@ -357,7 +376,8 @@ class DataCollatorForGuidedVisionLanguageModeling:
                     halves += [span] * (len(ids) - len(halves))
                 input_ids = np.concatenate([input_ids[:n], ids, input_ids[n + 1 :]])
                 spans = np.concatenate([spans[:n], halves, spans[n + 1 :]])
-        return input_ids, spans[:, 0], spans[:, 1]
+        places = np.flatnonzero(input_ids == self.processor.image_token_id).tolist()
+        return Tokens(input_ids, spans[:, 0], spans[:, 1], [(place, place + 1) for place in places])
 
     def _render(self, messages: list[dict[str, Any]], add_generation_prompt: bool = False) -> str:
         """The chat text."""
@@ -458,6 +478,14 @@ class DataCollatorForGuidedVisionLanguageModeling:
 
     def _region_cells(self, region: dict[str, Any], images: list[PIL.Image.Image]) -> torch.Tensor | None:
         """The region on the grid of the visual tokens: `(h, w)`, 1 inside; None if it is nowhere in its picture."""
+        mask = self._region_mask(region, images)
+        if mask is None:
+            return None
+        coverage = self.processor.image_processor.mask_coverage(mask)
+        return (coverage > (0.0 if self.mask_downsampling == "any" else 0.5)).float()
+
+    def _region_mask(self, region: dict[str, Any], images: list[PIL.Image.Image]) -> np.ndarray | None:
+        """The region in the pixels of its picture: `(height, width)`, boolean; None if it is nowhere there."""
         if not 0 <= region["image"] < len(images):
             raise ValueError(f"it belongs to image {region['image']}, but there are {len(images)} images")
         if region["mask"] is None:
@@ -469,8 +497,7 @@ class DataCollatorForGuidedVisionLanguageModeling:
                 f"its mask has {height} x {width} pixels (height x width), but image {region['image']} has {size[0]} x "
                 f"{size[1]}"
             )
-        coverage = self.processor.image_processor.mask_coverage(decode_rle(region["mask"]))
-        return (coverage > (0.0 if self.mask_downsampling == "any" else 0.5)).float()
+        return decode_rle(region["mask"])
 
     def _pixel_values(self, examples: list[Example]) -> dict[str, torch.Tensor]:
         """The pictures of a batch; nothing if it has none."""
@@ -496,21 +523,27 @@ class DataCollatorForGuidedVisionLanguageModeling:
         batch |= pictures
         num_regions = max(len(e.query_masks) for e in examples)
         if num_regions > 0:
-            num_images = batch["pixel_values"].shape[1]
-            patch_size = self.processor.image_processor.patch_size
-            num_cells = math.prod(side // patch_size for side in batch["pixel_values"].shape[-2:])
-            query_masks = torch.zeros((len(examples), num_regions, length), dtype=torch.bool)
-            region_masks = torch.zeros((len(examples), num_regions, num_images, num_cells))
-            is_nowhere = torch.zeros((len(examples), num_regions, 1))
+            batch["query_masks"] = torch.zeros((len(examples), num_regions, length), dtype=torch.bool)
             for row, example in enumerate(examples):
                 for k, query in enumerate(example.query_masks):
-                    query_masks[row, k] = padded(query.tolist(), False)
-                    image, cells = example.region_masks[k]
-                    if cells is None:  # anywhere but in this picture
-                        region_masks[row, k, : len(example.images)] = 1
-                        is_nowhere[row, k] = 1
-                    region_masks[row, k, image] = 0 if cells is None else cells.flatten()
-            batch["query_masks"] = query_masks
-            columns = [region_masks.flatten(2), is_nowhere]
-            batch["region_masks"] = torch.cat(columns[: 1 + self.attention_sink], dim=-1)
+                    batch["query_masks"][row, k] = padded(query.tolist(), False)
+            batch["region_masks"] = self._region_masks(examples, num_regions, batch)
         return batch
+
+    def _region_masks(
+        self, examples: list[Example], num_regions: int, batch: dict[str, torch.Tensor]
+    ) -> torch.FloatTensor:
+        """The regions of a batch on its visual tokens, and with the sink whether they are nowhere in their picture."""
+        num_images = batch["pixel_values"].shape[1]
+        patch_size = self.processor.image_processor.patch_size
+        num_cells = math.prod(side // patch_size for side in batch["pixel_values"].shape[-2:])
+        region_masks = torch.zeros((len(examples), num_regions, num_images, num_cells))
+        is_nowhere = torch.zeros((len(examples), num_regions, 1))
+        for row, example in enumerate(examples):
+            for k, (image, cells) in enumerate(example.region_masks):
+                if cells is None:  # anywhere but in this picture
+                    region_masks[row, k, : len(example.images)] = 1
+                    is_nowhere[row, k] = 1
+                region_masks[row, k, image] = 0 if cells is None else cells.flatten()
+        columns = [region_masks.flatten(2), is_nowhere]
+        return torch.cat(columns[: 1 + self.attention_sink], dim=-1)

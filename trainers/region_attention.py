@@ -87,7 +87,8 @@ class RegionReading:
     def masses(self) -> tuple[torch.Tensor, ...]:
         """
         For each layer, in their order, `(B, K)`: of the attention on the picture (averaged over heads and a query's tokens) the share
-        in the query's region; for a query without one, of all attention what is off the picture. It is what
+        in the query's region; for words that mean nothing in a picture, of all attention what is off all pictures or in the others.
+        It is what
         [`guidance_loss_from_mass`] takes.
 
         Raises:
@@ -104,7 +105,7 @@ class RegionReading:
             on_picture, off_picture, in_region = self.found[layer][:, :, heads].mean(dim=2)
             least = torch.finfo(on_picture.dtype).tiny
             present = in_region / on_picture.clamp(min=least)
-            absent = off_picture / (on_picture + off_picture).clamp(min=least)
+            absent = (off_picture + in_region) / (on_picture + off_picture).clamp(min=least)
             masses.append(torch.where(self.is_absent, absent, present))
         return tuple(masses)
 
@@ -228,7 +229,8 @@ class RegionAttention:
                 True for the words of each query.
             region_masks (`torch.FloatTensor` of shape `(batch_size, num_regions, num_keys + 1)`):
                 1 for the tokens of each query's region, 0 for others, in the place where they stand in the row, or among the visual
-                tokens if the model reads these by cross-attention. The last column is 1 for words that mean nothing in the picture.
+                tokens if the model reads these by cross-attention. The last column is 1 for words that mean nothing in their picture, whose
+                region is the row's other pictures.
             visual_tokens (`torch.BoolTensor` of shape `(batch_size, num_keys)`):
                 True for all that show a picture.
 
