@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
+    from .any_vlm_collator import DataCollatorForAnyVisionLanguageModel
     from .data_collator import (
         BrokenRowError,
         DataCollatorForGuidedVisionLanguageModeling,
@@ -32,9 +33,11 @@ if TYPE_CHECKING:
     from .region_attention import RegionAttention
     from .run_lengths import decode_rle
     from .stages import STAGES, Stage, Variant, apply_stage, get_stage, parameter_table
+    from .visual_tokens import VisualTokens
 
 MODULES = {
     "BrokenRowError": "data_collator",
+    "DataCollatorForAnyVisionLanguageModel": "any_vlm_collator",
     "DataCollatorForGuidedVisionLanguageModeling": "data_collator",
     "GuidanceLoss": "guidance",
     "GuidedSFTConfig": "guided_sft_config",
@@ -43,6 +46,7 @@ MODULES = {
     "STAGES": "stages",
     "Stage": "stages",
     "Variant": "stages",
+    "VisualTokens": "visual_tokens",
     "apply_stage": "stages",
     "decode_rle": "run_lengths",
     "get_stage": "stages",

@@ -56,7 +56,8 @@ class GuidedSFTConfig(SFTConfig):
         Which regions guide: those of whole `"message"`s (as in the paper), those of `"phrase"`s, or `"all"`.
     guidance_layers (`list[int]`, *optional*):
         Which cross-attention layers are guided, by their indices in the combined stack. Kept in the model's config.
-        Defaults to what that says, which is all of them unless a training before chose some.
+        Defaults to what that says, which is all of them unless a training before chose some. Of another VLM, layers of its
+        language model, all by default.
     guidance_heads (`list[int]`, *optional*):
         Which attention heads of these layers are guided. Kept in the model's config, and defaults to what that says: all
         of them unless a training before chose some.

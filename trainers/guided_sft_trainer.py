@@ -13,6 +13,7 @@
 # limitations under the License.
 """TRL's `SFTTrainer` with the guidance loss of AGE-VLM (https://huggingface.co/papers/2511.17793)."""
 
+import contextlib
 import textwrap
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -33,12 +34,14 @@ from transformers import (
 from transformers.utils import logging
 from trl import SFTTrainer
 
+from .any_vlm_collator import DataCollatorForAnyVisionLanguageModel
 from .checkpointing import CheckpointMixin
 from .data_collator import DataCollatorForGuidedVisionLanguageModeling
 from .evaluation import EvaluationMixin, likeliest_tokens
 from .guidance import GuidanceLoss, guidance_loss, guidance_loss_from_mass
 from .guided_sft_config import GuidedSFTConfig
 from .hub import HubMixin
+from .region_attention import RegionAttention
 from .rows import COLUMNS, check_columns, has_transform, undecoded, with_lengths
 from .stages import count_parameters
 from .turns import end_generation_with_turns
@@ -66,8 +69,9 @@ BY_LENGTH = ("group_by_length", "batch_rebalance")  # of `train_sampling_strateg
 
 class GuidedSFTTrainer(CheckpointMixin, EvaluationMixin, HubMixin, SFTTrainer):
     """
-    Trains an [`AgeVlmForConditionalGeneration`] with the language modeling loss plus `guidance_weight` times the
-    guidance loss.
+    Trains an [`AgeVlmForConditionalGeneration`], or any VLM of transformers whose visual tokens stand among its words, with the
+    language modeling loss plus `guidance_weight` times the guidance loss. The attention of the latter is read by
+    [`RegionAttention`], its rows are collated by [`DataCollatorForAnyVisionLanguageModel`].
 
     The changes with respect to [`trl.SFTTrainer`] are the collator, which keeps the rows' regions, and `compute_loss`,
     which adds the guidance loss; besides, checkpoints are complete ([`CheckpointMixin`]), and so is what goes to the Hub
@@ -141,17 +145,31 @@ class GuidedSFTTrainer(CheckpointMixin, EvaluationMixin, HubMixin, SFTTrainer):
                 )
             processing_class = AutoProcessor.from_pretrained(model.config._name_or_path, trust_remote_code=trust)
         end_generation_with_turns(model.generation_config, processing_class)
-        text_config = model.config.text_config
-        for name in ("guidance_layers", "guidance_heads"):
-            if getattr(args, name) is not None:
-                setattr(text_config, name, getattr(args, name))
-        text_config.validate()
-        layers = text_config.cross_attention_layers
+        text_config = model.config.get_text_config()
+        self._region_attention: RegionAttention | None = None
+        # CODEPATH: an AGE-VLM reads its regions itself, and keeps in its config what guides; other VLMs do neither
+        if model.config.model_type == "agevlm":
+            for name in ("guidance_layers", "guidance_heads"):
+                if getattr(args, name) is not None:
+                    setattr(text_config, name, getattr(args, name))
+            text_config.validate()
+            sizes = ((n, p.numel()) for n, p in model.named_parameters())
+            self._parameter_counts = count_parameters(sizes, text_config.cross_attention_layers)
+            of_model = {"attention_sink": text_config.attention_sink}
+            collate: Callable = DataCollatorForGuidedVisionLanguageModeling
+        elif args.guidance_normalization != "sum":
+            raise ValueError(
+                f"`guidance_normalization={args.guidance_normalization!r}` needs maps, which only an AGE-VLM gives: take 'sum'."
+            )
+        else:
+            self._region_attention = RegionAttention(model, args.guidance_layers, args.guidance_heads)
+            of_model = {"config": model.config}
+            collate = DataCollatorForAnyVisionLanguageModel
+        self._tells_absent = self._region_attention is not None or text_config.attention_sink
         self._reads_rows = data_collator is None
-        self._parameter_counts = count_parameters(((n, p.numel()) for n, p in model.named_parameters()), layers)
         evaluated = eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset}
         if data_collator is None:
-            data_collator = DataCollatorForGuidedVisionLanguageModeling(
+            data_collator = collate(
                 processor=processing_class,
                 max_length=args.max_length,
                 guidance_query=args.guidance_query,
@@ -159,7 +177,7 @@ class GuidedSFTTrainer(CheckpointMixin, EvaluationMixin, HubMixin, SFTTrainer):
                 mask_downsampling=args.mask_downsampling,
                 broken_rows=args.broken_rows,
                 pad_to_multiple_of=args.pad_to_multiple_of,
-                attention_sink=text_config.attention_sink,
+                **of_model,
             )
             for dataset in (train_dataset, *evaluated.values()):
                 if dataset is not None:
@@ -303,7 +321,11 @@ class GuidedSFTTrainer(CheckpointMixin, EvaluationMixin, HubMixin, SFTTrainer):
         by_mass = (
             region_masks is not None and self.args.guidance_normalization == "sum" and self.args.guidance_weight > 0
         )
-        if by_mass:
+        reading: contextlib.AbstractContextManager = contextlib.nullcontext()
+        if region_masks is not None and self._region_attention is not None:
+            visual_tokens = inputs["input_ids"] == self.processing_class.image_token_id
+            reading = self._region_attention.reading(inputs.pop("query_masks"), region_masks, visual_tokens)
+        elif by_mass:
             inputs["region_masks"] = region_masks
         base_outputs = []
         base_model = self._base_model()
@@ -311,6 +333,7 @@ class GuidedSFTTrainer(CheckpointMixin, EvaluationMixin, HubMixin, SFTTrainer):
         with (
             base_model.register_forward_hook(lambda module, args, output: base_outputs.append(output)),
             base_model.register_forward_hook(self._unshard_head),
+            reading as read,
         ):
             result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         loss, outputs = result if return_outputs else (result, None)
@@ -321,8 +344,11 @@ class GuidedSFTTrainer(CheckpointMixin, EvaluationMixin, HubMixin, SFTTrainer):
         sums["labels"] = num_labels
         if region_masks is not None:
             # With label smoothing, TRL runs the model a second time, without gradients.
-            guidance = self._guidance(base_outputs[0] if base_outputs else None, region_masks, by_mass)
-            is_absent = (region_masks[..., -1] > 0) & base_model.config.text_config.attention_sink
+            if read is not None:
+                guidance = guidance_loss_from_mass(read.masses, region_masks, read.uniform_mass)
+            else:
+                guidance = self._guidance(base_outputs[0] if base_outputs else None, region_masks, by_mass)
+            is_absent = (region_masks[..., -1] > 0) & self._tells_absent
             shown, absent = guidance.is_guided & ~is_absent, guidance.is_guided & is_absent
             local_regions = guidance.is_guided.sum().float()
             sums["guidance_loss"] = guidance.loss.detach() * local_regions

@@ -28,7 +28,8 @@ def end_of_turn(processor: ProcessorMixin) -> int:
         ValueError: If the template cannot be rendered, or an answer would never end: it ends turns with nothing, or with
             words.
     """
-    chat = [{"role": "user", "content": "A cup?"}, {"role": "assistant", "content": ANSWER}]
+    said = {"user": "A cup?", "assistant": ANSWER}
+    chat = [{"role": role, "content": [{"type": "text", "text": words}]} for role, words in said.items()]
     try:
         text = processor.apply_chat_template(chat)
     except TemplateError as error:

@@ -1,0 +1,205 @@
+# Copyright 2026 The AGE-VLM authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Other VLMs of transformers, collated and trained as AGE-VLM is."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from testing_utils import box_mask, picture, region, row
+from tiny_vlms import CHAT_TEMPLATE, tiny_idefics3, tiny_llava
+from transformers import AutoModelForImageTextToText, AutoProcessor, MllamaConfig, PreTrainedModel, ProcessorMixin
+
+from trainers import GuidedSFTConfig, GuidedSFTTrainer, guidance_loss
+from trainers.any_vlm_collator import DataCollatorForAnyVisionLanguageModel
+
+
+CPU = {"use_cpu": True, "report_to": "none", "logging_steps": 1, "save_strategy": "no", "disable_tqdm": True}
+TURNS = CHAT_TEMPLATE.replace("    {{- ' ' }}", "    {{- '<|eot_id|>' if message['role'] == 'assistant' else ' ' }}")
+FAMILIES = {"llava": (tiny_llava, "<|image|>\\n"), "idefics3": (tiny_idefics3, "<image>")}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    make, image = FAMILIES[request.param]
+    folder = make(tmp_path_factory.mktemp(request.param))
+    (Path(folder) / "chat_template.jinja").write_text(TURNS.replace("IMAGE\\n", image))
+    return folder
+
+
+def load(checkpoint: str) -> tuple[PreTrainedModel, ProcessorMixin]:
+    return AutoModelForImageTextToText.from_pretrained(checkpoint), AutoProcessor.from_pretrained(checkpoint)
+
+
+ABSENT = {"mask": None, "image": 0, "text": "dog", "span": None, "message": 0}
+
+
+def rows() -> list[dict[str, Any]]:
+    """One picture with two regions, a denied dog, two pictures, and none."""
+    return [
+        row(regions=[region(text="red cup"), region(box_mask(rows=(30, 64)))]),
+        row("Is there a dog?", "No.", images=[picture(80, 64, seed=1)], regions=[ABSENT]),
+        row("A cup?", "Yes.", images=[picture(), picture(seed=2)], regions=[region(text="cup", image=1, message=0)]),
+        row("A?", "B.", images=[]),
+    ]
+
+
+def test_batches_are_the_processors(checkpoint: str):
+    """Its tokens and its pictures, padded on the right; answers are labels; words and visual tokens are where they stand."""
+    model, processor = load(checkpoint)
+    batch = DataCollatorForAnyVisionLanguageModel(processor, config=model.config)(rows())
+    chats = [with_images(one) for one in rows()]
+    expected = processor.apply_chat_template(
+        chats,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        processor_kwargs={"padding": True, "padding_side": "right"},
+    )
+    for name, values in expected.items():
+        assert torch.equal(batch[name], values), name
+    words = [processor.decode(labels[labels >= 0]).strip() for labels in batch["labels"]]
+    assert words == [
+        f"{answer}<|eot_id|>" for answer in ("Yes, there is a red cup on the table.", "No.", "Yes.", "B.")
+    ]
+    queries = [
+        [processor.decode(ids[query]).strip() for query in of_row if query.any()]
+        for ids, of_row in zip(batch["input_ids"], batch["query_masks"], strict=True)
+    ]
+    assert queries == [["red cup", "Yes, there is a red cup on the table."], ["dog"], ["cup"], []]
+    visual = batch["input_ids"] == processor.image_token_id
+    masks = batch["region_masks"]
+    assert masks.shape == (4, 2, visual.shape[1] + 1) and not (masks[..., :-1].sum(dim=1)[~visual]).any()
+    assert masks[..., -1].tolist() == [[0, 0], [1, 0], [0, 0], [0, 0]]
+    assert 0 < masks[0, 0].sum() < masks[0, 1].sum() < visual[0].sum() and masks[1, 0].sum() == 1
+    second = visual[2].nonzero()[visual[2].sum() // 2 :, 0]
+    assert masks[2, 0].sum() == masks[2, 0, second].sum() > 0  # in the second picture alone
+    model(**{name: values for name, values in batch.items() if name in processor.model_input_names})
+
+
+def with_images(one: dict[str, Any]) -> list[dict[str, Any]]:
+    user, assistant = one["messages"]
+    content = [
+        *({"type": "image", "image": image} for image in one["images"]),
+        {"type": "text", "text": user["content"]},
+    ]
+    answer = [{"type": "text", "text": assistant["content"]}]
+    return [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
+
+
+def test_a_cut_through_a_picture_is_said(checkpoint: str):
+    model, processor = load(checkpoint)
+    collate = DataCollatorForAnyVisionLanguageModel(processor, config=model.config, max_length=12)
+    with pytest.raises(
+        ValueError, match="`max_length` \\(12\\) cuts through the visual tokens of image 0|it has no label"
+    ):
+        collate([row("A?", "B.")])
+    processor.chat_template = None
+    with pytest.raises(ValueError, match="Processor has no chat template"):
+        DataCollatorForAnyVisionLanguageModel(processor, config=model.config)
+
+
+def test_pictures_read_by_cross_attention_are_refused(checkpoint: str):
+    _, processor = load(checkpoint)
+    with pytest.raises(ValueError, match="type 'mllama' reads its pictures by cross-attention"):
+        DataCollatorForAnyVisionLanguageModel(processor, config=MllamaConfig())
+
+
+def trainer(checkpoint: str, out: Path, **arguments: Any) -> GuidedSFTTrainer:
+    model, processor = load(checkpoint)
+    more = {name: arguments.pop(name) for name in ("peft_config",) if name in arguments}
+    return GuidedSFTTrainer(
+        model=model,
+        args=GuidedSFTConfig(
+            output_dir=str(out), **{"per_device_train_batch_size": 4, "max_steps": 1, **CPU} | arguments
+        ),
+        processing_class=processor,
+        train_dataset=Dataset.from_list(rows()),
+        **more,
+    )
+
+
+def test_the_loss_is_that_of_its_own_maps(checkpoint: str, tmp_path: Path):
+    """As eager attention gives them, over both accumulated batches."""
+    expected = trainer(checkpoint, tmp_path)
+    expected.model.set_attn_implementation("eager")
+    model, batch = expected.model.eval(), expected.data_collator(rows())
+    inputs = {n: v for n, v in batch.items() if n in expected.processing_class.model_input_names}
+    with torch.no_grad():
+        attentions = model(**inputs, output_attentions=True, use_cache=False).attentions
+    queries, masks = batch["query_masks"].float(), batch["region_masks"]
+    visual = (batch["input_ids"] == expected.processing_class.image_token_id)[:, None]
+    losses, inside = [], []
+    for attention in attentions:
+        maps = queries / queries.sum(dim=-1, keepdim=True).clamp(min=1) @ attention.mean(dim=1)
+        on = maps * visual
+        shown = guidance_loss((on,), masks[..., :-1])
+        off = 1 - on[1, 0].sum()
+        losses.append((3 * shown.loss - off.log()) / 4)
+        inside.append(shown.in_mask_mass.sum() / 3)
+        assert shown.is_guided.sum() == 3
+
+    trained = trainer(
+        checkpoint,
+        tmp_path,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
+        train_sampling_strategy="sequential",
+    )
+    trained.train()
+    logs = trained.state.log_history[0]
+    assert logs["guidance_loss"] == pytest.approx(torch.stack(losses).mean().item(), rel=1e-3)
+    assert logs["in_mask_mass"] == pytest.approx(torch.stack(inside).mean().item(), rel=1e-3)
+    assert logs["guided_rows"] == 3 and logs["dropped_regions"] == 0 and 0 < logs["sink_mass"] < 1
+
+
+@pytest.mark.parametrize(
+    "way", [{}, {"guidance_layers": [1], "guidance_heads": [2], "activation_checkpointing": True}]
+)
+def test_guidance_moves_attention(checkpoint: str, tmp_path: Path, way: dict[str, Any]):
+    """And what is saved is a checkpoint as it was, which anybody loads."""
+    moved = {}
+    for weight in (0.0, 3.0):
+        run = trainer(
+            checkpoint, tmp_path / str(weight), guidance_weight=weight, max_steps=6, learning_rate=1e-2, **way
+        )
+        run.train()
+        logs = [log for log in run.state.log_history if "in_mask_mass" in log]
+        moved[weight] = logs[-1]["in_mask_mass"] - logs[0]["in_mask_mass"]
+    assert moved[3.0] > moved[0.0] + 0.05
+    run.save_final_model()
+    config = json.loads((tmp_path / "3.0/config.json").read_text())
+    assert "guided" not in json.dumps(config)
+    again, trained = AutoModelForImageTextToText.from_pretrained(tmp_path / "3.0"), run.model.eval()
+    batch = run.data_collator(rows()[:1])
+    inputs = {n: v for n, v in batch.items() if n in run.processing_class.model_input_names}
+    with torch.no_grad():
+        torch.testing.assert_close(again.eval()(**inputs).logits, trained(**inputs).logits)
+
+
+def test_adapters_are_trained_alone(checkpoint: str, tmp_path: Path):
+    run = trainer(checkpoint, tmp_path, peft_config=LoraConfig(target_modules=["q_proj", "k_proj"]), max_steps=2)
+    run.train()
+    assert run.state.log_history[0]["guidance_loss"] > 0
+    moved = {n for n, p in run.model.named_parameters() if "lora_B" in n and p.abs().sum() > 0}
+    assert any("language_model" in name or "text_model" in name for name in moved)
+
+
+def test_maps_are_not_to_be_had(checkpoint: str, tmp_path: Path):
+    with pytest.raises(ValueError, match="`guidance_normalization='max'` needs maps, which only an AGE-VLM gives"):
+        trainer(checkpoint, tmp_path, guidance_normalization="max")

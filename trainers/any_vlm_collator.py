@@ -1,0 +1,135 @@
+# Copyright 2026 The AGE-VLM authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Rows with regions, collated for any VLM of transformers whose visual tokens stand among its words."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from transformers import PreTrainedConfig
+
+from .data_collator import DataCollatorForGuidedVisionLanguageModeling, Example, Tokens
+from .visual_tokens import VisualTokens
+
+
+# Resampling smears the edge of a mask over its neighbors: less of a visual token is not in the region.
+LEAST_COVERAGE = 0.01
+
+
+@dataclass
+class DataCollatorForAnyVisionLanguageModel(DataCollatorForGuidedVisionLanguageModeling):
+    """
+    Collates rows as [`DataCollatorForGuidedVisionLanguageModeling`] does, for the model that a processor of transformers belongs
+    to: its pictures and its text are what the processor makes of them, and a region is what arrives of its mask in each visual
+    token ([`VisualTokens`]).
+
+    Args:
+        config ([`PreTrainedConfig`]): The model's.
+        processor, max_length, guidance_query, guidance_level, mask_downsampling, broken_rows, pad_to_multiple_of:
+            See [`DataCollatorForGuidedVisionLanguageModeling`]. A visual token is in a region by `"any"` if more than
+            a hundredth of it is. `max_length` may not cut through the visual tokens of a picture.
+
+    Returns what the processor does for B rows, padded on the right, with `labels` (B, T), `query_masks` (B, K, T) and
+    `region_masks` (B, K, T + 1), as [`RegionAttention`] takes them, and the counts `dropped_regions` and `skipped_rows` (B,).
+
+    Raises:
+        ValueError: If the processor has no chat template, or its visual tokens cannot be followed or do not stand in the text.
+    """
+
+    config: PreTrainedConfig | None = None
+    attention_sink: bool = True  # words for what is not there are guided off the pictures
+
+    def __post_init__(self) -> None:
+        if self.processor.chat_template is None:
+            raise ValueError(
+                f"{type(self.processor).__name__} has no chat template, which says how messages become text: set `chat_template`."
+            )
+        if getattr(self.config.get_text_config(), "cross_attention_layers", None) is not None:
+            raise ValueError(
+                f"A model of type {self.config.model_type!r} reads its pictures by cross-attention: its visual tokens do not stand "
+                "among the words, where this collator puts regions."
+            )
+        self.visual_tokens = VisualTokens(self.processor, self.config)
+
+    def _tokenize(self, text: str, prompt_ends: list[int], images: list[PIL.Image.Image]) -> Tokens:
+        """Tokens of the text in which the processor has put the visual tokens; places are those in the text without."""
+        replaced = []
+        if images:
+            settings = {"return_text_replacement_offsets": True, "add_special_tokens": False}
+            replaced = self.processor(text=[text], images=[images], **settings)["text_replacement_offsets"][0]
+        expanded, last = "", 0
+        for place in replaced:
+            start, end = place["span"]
+            expanded, last = expanded + text[last:start] + place["replacement"], end
+        expanded += text[last:]
+
+        def moved(place: int) -> int:
+            return place + sum(len(r["replacement"]) - len(r["text"]) for r in replaced if r["span"][1] <= place)
+
+        tokens = super()._tokenize(expanded, [moved(place) for place in prompt_ends], images)
+        starts, ends, pictures = tokens.starts.copy(), tokens.ends.copy(), []
+        for place in replaced:
+            first, stop = place["new_span"]
+            inside = (tokens.starts >= first) & (tokens.starts < stop)
+            pictures.append((int(inside.argmax()), int(inside.argmax() + inside.sum())))
+            starts[inside] = ends[inside] = place["span"][0]
+            behind = tokens.starts >= stop
+            grown = len(place["replacement"]) - len(place["text"])
+            starts[behind] -= grown
+            ends[behind] -= grown
+        return Tokens(tokens.input_ids, starts, ends, pictures)
+
+    def _region_cells(self, region: dict[str, Any], images: list[PIL.Image.Image]) -> torch.Tensor | None:
+        """The region on the row's visual tokens: `(num_visual_tokens,)`, 1 inside; None if it is nowhere in its picture."""
+        mask = self._region_mask(region, images)
+        if mask is None:
+            return None
+        (coverage,) = self.visual_tokens.coverage(images, [(region["image"], mask)])
+        return (coverage > (LEAST_COVERAGE if self.mask_downsampling == "any" else 0.5)).float()
+
+    def _pixel_values(self, examples: list[Example]) -> dict[str, torch.Tensor]:
+        """What the processor makes of the pictures of a batch; nothing if it has none."""
+        images = [example.images for example in examples]
+        if not any(images):
+            return {}
+        texts = [self.processor.image_token * len(of_row) for of_row in images]
+        batch = self.processor(text=texts, images=images, padding=True, return_tensors="pt")
+        of_text = {*self.processor.tokenizer.model_input_names, "input_ids", "attention_mask", "mm_token_type_ids"}
+        return {name: values for name, values in batch.items() if name not in of_text}
+
+    def _collate(self, examples: list[Example], pictures: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        batch = super()._collate(examples, pictures)
+        if "mm_token_type_ids" in self.processor.model_input_names:
+            kinds = self.processor.create_mm_token_type_ids(batch["input_ids"].tolist())
+            batch["mm_token_type_ids"] = torch.tensor(np.asarray(kinds))
+        return batch
+
+    def _region_masks(
+        self, examples: list[Example], num_regions: int, batch: dict[str, torch.Tensor]
+    ) -> torch.FloatTensor:
+        """The regions of a batch on its tokens, and whether they are nowhere in their picture."""
+        is_visual = batch["input_ids"] == self.processor.image_token_id
+        region_masks = torch.zeros((len(examples), num_regions, is_visual.shape[1] + 1))
+        for row, example in enumerate(examples):
+            places = is_visual[row].nonzero()[:, 0]
+            for k, (image, cells) in enumerate(example.region_masks):
+                if cells is None:
+                    first, stop = example.pictures[image]
+                    cells = ((places < first) | (places >= stop)).float()
+                    region_masks[row, k, -1] = 1
+                # `max_length` may have cut off pictures behind
+                region_masks[row, k, places] = cells[: len(places)]
+        return region_masks

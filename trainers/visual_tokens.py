@@ -1,0 +1,196 @@
+# Copyright 2026 The AGE-VLM authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+Which visual tokens of any VLM of transformers show which part of a picture.
+
+What a processor does to a picture (resizing, padding, cropping, cutting into tiles, normalization) is linear in its pixels. So a
+mask is drawn as a picture and handed to it: what arrives in a token's pixels, between what arrives of a black and of a white
+picture, is how much of the token is in the mask, whatever the processor's settings are.
+"""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import numpy as np
+import PIL.Image
+import torch
+from torch import nn
+from transformers import BatchFeature, LlavaOnevisionModel, PreTrainedConfig, ProcessorMixin
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+
+
+# Of the vision towers that LLaVA models are built with.
+NUM_CLASS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0}
+BLACK, WHITE = False, True
+
+
+def _grids(batch: BatchFeature, config: PreTrainedConfig) -> torch.Tensor:
+    """What is in each patch on average: `(num_frames, height, width)`, or without the grid what comes flattened to patches."""
+    values = batch["pixel_values"]
+    if values.dim() < 4:  # (..., num_patches, values of a patch)
+        return values.mean(dim=-1)
+    frames = values.mean(dim=-3).flatten(0, -3)  # of rows, pictures and tiles, as far as a model has them
+    return nn.functional.avg_pool2d(frames, config.vision_config.patch_size)
+
+
+def _sequences(patches: torch.Tensor, config: PreTrainedConfig) -> torch.Tensor:
+    """What a LLaVA takes from its tower: `(num_frames, num_tokens)`. Class tokens show nothing."""
+    tokens = nn.functional.pad(patches.flatten(1), (NUM_CLASS_TOKENS[config.vision_config.model_type], 0))
+    return tokens[:, 1:] if config.vision_feature_select_strategy == "default" else tokens
+
+
+def _llava(patches: torch.Tensor, batch: BatchFeature, config: PreTrainedConfig) -> torch.Tensor:
+    return _sequences(patches, config).flatten()
+
+
+def _llava_onevision(patches: torch.Tensor, batch: BatchFeature, config: PreTrainedConfig) -> torch.Tensor:
+    features = _sequences(patches, config).unsqueeze(-1).split(batch["pixel_values"].shape[1])  # of each picture
+    # The model's own code puts tiles together, cuts padding off and shrinks what is too long; a newline shows nothing.
+    packed, _ = LlavaOnevisionModel.pack_image_features(
+        SimpleNamespace(config=config),
+        features,
+        batch["image_sizes"],
+        image_newline=torch.zeros(1),
+        vision_aspect_ratio=config.vision_aspect_ratio,
+    )
+    return torch.cat(packed)[:, 0]
+
+
+def _idefics3(patches: torch.Tensor, batch: BatchFeature, config: PreTrainedConfig) -> torch.Tensor:
+    return nn.functional.avg_pool2d(patches, config.scale_factor).flatten()
+
+
+def _qwen2_vl(patches: torch.Tensor, batch: BatchFeature, config: PreTrainedConfig) -> torch.Tensor:
+    # The image processor puts patches that are merged one after another.
+    return patches.view(-1, config.vision_config.spatial_merge_size**2).mean(dim=-1)
+
+
+def _paligemma(patches: torch.Tensor, batch: BatchFeature, config: PreTrainedConfig) -> torch.Tensor:
+    return patches.flatten()
+
+
+def _lfm2_vl(patches: torch.Tensor, batch: BatchFeature, config: PreTrainedConfig) -> torch.Tensor:
+    tokens = []
+    for frame, (height, width) in zip(patches, batch["spatial_shapes"].tolist(), strict=True):
+        grid = frame[: height * width].view(1, height, width)  # without its padding
+        tokens.append(nn.functional.avg_pool2d(grid, config.downsample_factor).flatten())
+    return torch.cat(tokens)
+
+
+def _mllama(patches: torch.Tensor, batch: BatchFeature, config: PreTrainedConfig) -> torch.Tensor:
+    return nn.functional.pad(patches.flatten(1), (1, 0)).flatten()  # each tile has a class token
+
+
+Merge = Callable[[torch.Tensor, BatchFeature, PreTrainedConfig], torch.Tensor]
+# From values of patches to those of the row's visual tokens, `(num_visual_tokens,)`, by model type.
+FAMILIES: dict[str, Merge] = {
+    "idefics3": _idefics3,
+    "lfm2_vl": _lfm2_vl,
+    "llava": _llava,
+    "llava_onevision": _llava_onevision,
+    "mllama": _mllama,
+    "paligemma": _paligemma,
+    "qwen2_5_vl": _qwen2_vl,
+    "qwen2_vl": _qwen2_vl,
+    "qwen3_vl": _qwen2_vl,
+    "smolvlm": _idefics3,
+}
+
+
+class VisualTokens:
+    """
+    Which visual tokens of a VLM's input show which part of a picture.
+
+    ```python
+    visual_tokens = VisualTokens(processor, model.config)
+    coverage = visual_tokens.coverage(images, [(0, cup), (1, table)])  # masks of the first and of the second picture
+    ```
+
+    Args:
+        processor ([`ProcessorMixin`]): The model's.
+        config ([`PreTrainedConfig`]): The model's, with its `vision_config`.
+
+    Raises:
+        ValueError: If it is not known how this model puts its visual tokens together.
+    """
+
+    def __init__(self, processor: ProcessorMixin, config: PreTrainedConfig) -> None:
+        model_type = config.model_type
+        classes = {base.__name__ for base in type(processor).__mro__}
+        if model_type not in FAMILIES or PROCESSOR_MAPPING_NAMES[model_type] not in classes:
+            raise ValueError(
+                f"It is not known which visual tokens show what with a {type(processor).__name__} and a model of type {model_type!r}, "
+                f"but for the processors of {', '.join(FAMILIES)}."
+            )
+        tower = config.vision_config.model_type
+        if FAMILIES[model_type] in (_llava, _llava_onevision) and tower not in NUM_CLASS_TOKENS:
+            raise ValueError(
+                f"It is not known which visual tokens show what in a model of type {model_type!r} with a vision tower of type {tower!r}, "
+                f"but for {', '.join(NUM_CLASS_TOKENS)}."
+            )
+        self.processor, self.config = processor, config
+        self._merge = FAMILIES[model_type]
+
+    def coverage(self, images: list[PIL.Image.Image], regions: list[tuple[int, np.ndarray]]) -> torch.Tensor:
+        """
+        How much of each visual token lies in regions of the pictures.
+
+        Args:
+            images (`list[PIL.Image.Image]`): All pictures of one row, for on their number depends how a picture is cut.
+            regions (`list[tuple[int, np.ndarray]]`):
+                The index of a picture, and a boolean mask (height, width) of its pixels.
+
+        Returns:
+            `torch.FloatTensor` of shape `(num_regions, num_visual_tokens)`: The share of what a token shows of the region's picture
+            that is in the region, 0 where it shows nothing of it. Tokens are in the order in which they stand in the row. Of a model
+            that reads pictures by cross-attention, they are its keys.
+
+        Raises:
+            ValueError: If a region's picture is not among `images`, or its mask is not of the picture's size; if the processor writes
+                another number of visual tokens than the model has.
+        """
+        for index, mask in regions:
+            if not 0 <= index < len(images):
+                raise ValueError(f"A region is in picture {index}, but the row has {len(images)}.")
+            width, height = images[index].size
+            if mask.shape != (height, width):
+                raise ValueError(
+                    f"The mask of a region is of shape {mask.shape}, but picture {index} is {height} pixels high and {width} wide."
+                )
+        if not images:
+            return torch.zeros(0, 0)
+        blank = [np.full((image.height, image.width), BLACK) for image in images]
+        black, batch = self._seen(blank)
+        white, _ = self._seen([np.full_like(mask, WHITE) for mask in blank])
+        nothing = self._merge(torch.zeros_like(black), batch, self.config)
+        written = int((batch["input_ids"] == self.config.image_token_id).sum())
+        if self._merge is not _mllama and written != len(nothing):
+            raise ValueError(
+                f"{type(self.processor).__name__} writes {written} visual tokens where the model has {len(nothing)}: its settings are "
+                "not those of the model's configuration."
+            )
+        coverages = [nothing.new_zeros(0, len(nothing))]
+        for index, mask in regions:
+            arrived, _ = self._seen([*blank[:index], mask, *blank[index + 1 :]])
+            # Where the picture is not, both are the same; next to it, resizing may overshoot and turn them around.
+            patches = torch.where(white > black, (arrived - black) / (white - black), 0).clamp(0, 1)
+            coverages.append(self._merge(patches, batch, self.config)[None])
+        return torch.cat(coverages)
+
+    def _seen(self, masks: list[np.ndarray]) -> tuple[torch.Tensor, BatchFeature]:
+        """What arrives of the masks in each patch, and all that the processor makes of them."""
+        images = [PIL.Image.fromarray(mask.astype(np.uint8) * 255).convert("RGB") for mask in masks]
+        text = self.processor.image_token * len(images)
+        batch = self.processor(text=[text], images=[images], return_tensors="pt")
+        return _grids(batch, self.config), batch
