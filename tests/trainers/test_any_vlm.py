@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from pages import PAGES, blocks
 from peft import LoraConfig
 from testing_utils import box_mask, picture, region, row
 from tiny_vlms import CHAT_TEMPLATE, tiny_idefics3, tiny_llava
@@ -203,3 +204,23 @@ def test_adapters_are_trained_alone(checkpoint: str, tmp_path: Path):
 def test_maps_are_not_to_be_had(checkpoint: str, tmp_path: Path):
     with pytest.raises(ValueError, match="`guidance_normalization='max'` needs maps, which only an AGE-VLM gives"):
         trainer(checkpoint, tmp_path, guidance_normalization="max")
+
+
+def test_the_page_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What docs/train.md shows, with a checkpoint of this size and rows that lie in files."""
+    folder = tiny_idefics3(tmp_path / "tiny")
+    (Path(folder) / "chat_template.jinja").write_text(TURNS.replace("IMAGE\\n", "<image>"))
+    monkeypatch.chdir(tmp_path)
+    picture().save("cup.png")
+    lines = [json.dumps(row(images=["cup.png"], regions=[region(text="red cup", span=None)])) for _ in range(4)]
+    Path("rows.jsonl").write_text("\n".join(lines))
+    (block,) = blocks(PAGES["docs/train.md"], "python")
+    for shown, here in {
+        '"HuggingFaceTB/SmolVLM-256M-Instruct"': repr(folder),
+        "guidance_layers=[8, 12]": f"guidance_layers=[0, 2], max_steps=1, **{CPU}",
+    }.items():
+        assert shown in block
+        block = block.replace(shown, here)
+    run: dict[str, Any] = {}
+    exec(block, run)
+    assert run["trainer"].state.log_history[0]["guided_rows"] > 0
