@@ -35,6 +35,8 @@ CONVERSION = "modeling_agevlm/conversion.py"
 COLLATOR = "trainers/data_collator.py"
 TRAINER = "trainers/guided_sft_trainer.py"
 REGION_ATTENTION = "trainers/region_attention.py"
+VISUAL_TOKENS = "trainers/visual_tokens.py"
+ANY_VLM_COLLATOR = "trainers/any_vlm_collator.py"
 
 
 class Mutant(NamedTuple):
@@ -483,6 +485,36 @@ MUTANTS = [
             ),
         },
         "test_guidance_of_others.py",
+    ),
+    Mutant(
+        "rows and columns of another VLM's tiles exchanged",
+        VISUAL_TOKENS,
+        {
+            "    return nn.functional.avg_pool2d(patches, config.scale_factor).flatten()\n": (
+                "    return nn.functional.avg_pool2d(patches.transpose(-1, -2), config.scale_factor).flatten()\n"
+            )
+        },
+        "test_visual_tokens.py",
+    ),
+    Mutant(
+        "a class token that shows the last patch",
+        VISUAL_TOKENS,
+        {
+            "    return nn.functional.pad(patches.flatten(1), (1, 0)).flatten()": "    return nn.functional.pad(patches.flatten(1), (0, 1)).flatten()"
+        },
+        "test_visual_tokens.py",
+    ),
+    Mutant(
+        "a mask drawn into the first picture of its row",
+        VISUAL_TOKENS,
+        {"self._seen([*blank[:index], mask, *blank[index + 1 :]])": "self._seen([mask, *blank[1:]])"},
+        "test_visual_tokens.py",
+    ),
+    Mutant(
+        "words sought where they stand without visual tokens",
+        ANY_VLM_COLLATOR,
+        {"            starts[behind] -= grown\n": "            starts[behind] -= 0 * grown\n"},
+        "test_any_vlm.py",
     ),
 ]
 

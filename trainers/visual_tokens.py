@@ -14,9 +14,10 @@
 """
 Which visual tokens of any VLM of transformers show which part of a picture.
 
-What a processor does to a picture (resizing, padding, cropping, cutting into tiles, normalization) is linear in its pixels. So a
-mask is drawn as a picture and handed to it: what arrives in a token's pixels, between what arrives of a black and of a white
-picture, is how much of the token is in the mask, whatever the processor's settings are.
+What a processor does to a picture (resizing, padding, cropping, cutting into tiles, normalization) is linear in its
+pixels, up to rounding them. So a mask is drawn as a picture and handed to it: what arrives in a token's pixels, between
+what arrives of a black and of a white picture, is how much of the token is in the mask, whatever the processor's
+settings are.
 """
 
 from collections.abc import Callable
@@ -36,7 +37,7 @@ BLACK, WHITE = False, True
 
 
 def _grids(batch: BatchFeature, config: PreTrainedConfig) -> torch.Tensor:
-    """What is in each patch on average: `(num_frames, height, width)`, or without the grid what comes flattened to patches."""
+    """What is in each patch on average: `(num_frames, height, width)`, or without a grid what comes as patches."""
     values = batch["pixel_values"]
     if values.dim() < 4:  # (..., num_patches, values of a patch)
         return values.mean(dim=-1)
@@ -130,35 +131,38 @@ class VisualTokens:
         classes = {base.__name__ for base in type(processor).__mro__}
         if model_type not in FAMILIES or PROCESSOR_MAPPING_NAMES[model_type] not in classes:
             raise ValueError(
-                f"It is not known which visual tokens show what with a {type(processor).__name__} and a model of type {model_type!r}, "
-                f"but for the processors of {', '.join(FAMILIES)}."
+                f"It is not known which visual tokens show what with a {type(processor).__name__} and a model of type "
+                f"{model_type!r}, but for the processors of {', '.join(FAMILIES)}."
             )
         tower = config.vision_config.model_type
         if FAMILIES[model_type] in (_llava, _llava_onevision) and tower not in NUM_CLASS_TOKENS:
             raise ValueError(
-                f"It is not known which visual tokens show what in a model of type {model_type!r} with a vision tower of type {tower!r}, "
-                f"but for {', '.join(NUM_CLASS_TOKENS)}."
+                f"It is not known which visual tokens show what in a model of type {model_type!r} with a vision tower of "
+                f"type {tower!r}, but for {', '.join(NUM_CLASS_TOKENS)}."
             )
         self.processor, self.config = processor, config
         self._merge = FAMILIES[model_type]
+        # Of the last row's pictures, by their sizes: regions are asked for one after another.
+        self._sizes: list[tuple[int, int]] = []
+        self._ends: tuple[torch.Tensor, torch.Tensor, BatchFeature] | None = None
 
     def coverage(self, images: list[PIL.Image.Image], regions: list[tuple[int, np.ndarray]]) -> torch.Tensor:
         """
         How much of each visual token lies in regions of the pictures.
 
         Args:
-            images (`list[PIL.Image.Image]`): All pictures of one row, for on their number depends how a picture is cut.
+            images (`list[PIL.Image.Image]`): All pictures of one row: how one is cut may depend on their number.
             regions (`list[tuple[int, np.ndarray]]`):
                 The index of a picture, and a boolean mask (height, width) of its pixels.
 
         Returns:
-            `torch.FloatTensor` of shape `(num_regions, num_visual_tokens)`: The share of what a token shows of the region's picture
-            that is in the region, 0 where it shows nothing of it. Tokens are in the order in which they stand in the row. Of a model
-            that reads pictures by cross-attention, they are its keys.
+            `torch.FloatTensor` of shape `(num_regions, num_visual_tokens)`: The share of what a token shows of the
+            region's picture that is in the region, 0 where it shows nothing of it. Tokens are in the order in which
+            they stand in the row. Of a model that reads pictures by cross-attention, they are its keys.
 
         Raises:
-            ValueError: If a region's picture is not among `images`, or its mask is not of the picture's size; if the processor writes
-                another number of visual tokens than the model has.
+            ValueError: If a region's picture is not among `images`, or its mask is not of the picture's size; if the
+                processor writes another number of visual tokens than the model has.
         """
         for index, mask in regions:
             if not 0 <= index < len(images):
@@ -166,19 +170,24 @@ class VisualTokens:
             width, height = images[index].size
             if mask.shape != (height, width):
                 raise ValueError(
-                    f"The mask of a region is of shape {mask.shape}, but picture {index} is {height} pixels high and {width} wide."
+                    f"The mask of a region is of shape {mask.shape}, but picture {index} is {height} pixels high and "
+                    f"{width} wide."
                 )
         if not images:
             return torch.zeros(0, 0)
         blank = [np.full((image.height, image.width), BLACK) for image in images]
-        black, batch = self._seen(blank)
-        white, _ = self._seen([np.full_like(mask, WHITE) for mask in blank])
+        sizes = [image.size for image in images]
+        if self._ends is None or sizes != self._sizes:
+            black, batch = self._seen(blank)
+            white, _ = self._seen([np.full_like(mask, WHITE) for mask in blank])
+            self._sizes, self._ends = sizes, (black, white, batch)
+        black, white, batch = self._ends
         nothing = self._merge(torch.zeros_like(black), batch, self.config)
         written = int((batch["input_ids"] == self.config.image_token_id).sum())
         if self._merge is not _mllama and written != len(nothing):
             raise ValueError(
-                f"{type(self.processor).__name__} writes {written} visual tokens where the model has {len(nothing)}: its settings are "
-                "not those of the model's configuration."
+                f"{type(self.processor).__name__} writes {written} visual tokens where the model has {len(nothing)}: "
+                "its settings are not those of the model's configuration."
             )
         coverages = [nothing.new_zeros(0, len(nothing))]
         for index, mask in regions:

@@ -25,6 +25,7 @@ from peft import LoraConfig
 from testing_utils import box_mask, picture, region, row
 from tiny_vlms import CHAT_TEMPLATE, tiny_idefics3, tiny_llava
 from transformers import AutoModelForImageTextToText, AutoProcessor, MllamaConfig, PreTrainedModel, ProcessorMixin
+from vlm_families import FAMILIES as VLM_FAMILIES
 
 from trainers import GuidedSFTConfig, GuidedSFTTrainer, guidance_loss
 from trainers.any_vlm_collator import DataCollatorForAnyVisionLanguageModel
@@ -119,6 +120,36 @@ def test_pictures_read_by_cross_attention_are_refused(checkpoint: str):
     _, processor = load(checkpoint)
     with pytest.raises(ValueError, match="type 'mllama' reads its pictures by cross-attention"):
         DataCollatorForAnyVisionLanguageModel(processor, config=MllamaConfig())
+
+
+# PaliGemma has no chats, Mllama no visual tokens among its words.
+@pytest.mark.parametrize("family", sorted(VLM_FAMILIES.keys() - {"PaliGemma", "Mllama"}))
+def test_every_family_is_collated_and_guided(family: str, tmp_path: Path):
+    """By its own processor's tokens, and in its own attention."""
+    model, processor = VLM_FAMILIES[family]()
+    framed = f"<|vision_start|>{processor.image_token}<|vision_end|>" if "Qwen" in family else processor.image_token
+    processor.chat_template = TURNS.replace("IMAGE\\n", framed)
+    run = GuidedSFTTrainer(
+        model=model,
+        args=GuidedSFTConfig(output_dir=str(tmp_path), per_device_train_batch_size=4, max_steps=1, **CPU),
+        processing_class=processor,
+        train_dataset=Dataset.from_list(rows()),
+    )
+    batch = run.data_collator(rows())
+    expected = processor.apply_chat_template(
+        [with_images(one) for one in rows()],
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        processor_kwargs={"padding": True, "padding_side": "right"},
+    )
+    for name, values in expected.items():
+        assert torch.equal(batch[name], values), name
+    run.train()
+    logs = run.state.log_history[0]
+    assert logs["guided_rows"] == 3 and logs["dropped_regions"] == 0 and logs["guidance_loss"] > 0
+    # Attention of weights as they are drawn is next to even.
+    assert logs["in_mask_mass"] == pytest.approx(logs["uniform_mass"], rel=0.1) and 0 < logs["uniform_mass"] < 0.5
 
 
 def trainer(checkpoint: str, out: Path, **arguments: Any) -> GuidedSFTTrainer:
