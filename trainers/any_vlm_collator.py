@@ -62,6 +62,10 @@ class DataCollatorForAnyVisionLanguageModel(DataCollatorForGuidedVisionLanguageM
                 f"A model of type {self.config.model_type!r} reads its pictures by cross-attention: its visual tokens do not stand "
                 "among the words, where this collator puts regions."
             )
+        if self.config.model_type == "paligemma":
+            raise ValueError(
+                "A model of type 'paligemma' reads its prompt in both directions, which these rows do not tell it; it has no chats."
+            )
         self.visual_tokens = VisualTokens(self.processor, self.config)
 
     def _tokenize(self, text: str, prompt_ends: list[int], images: list[PIL.Image.Image]) -> Tokens:

@@ -24,7 +24,16 @@ from pages import PAGES, blocks
 from peft import LoraConfig
 from testing_utils import box_mask, picture, region, row
 from tiny_vlms import CHAT_TEMPLATE, tiny_idefics3, tiny_llava
-from transformers import AutoModelForImageTextToText, AutoProcessor, MllamaConfig, PreTrainedModel, ProcessorMixin
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    LlavaNextConfig,
+    MllamaConfig,
+    PaliGemmaConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+)
 from vlm_families import FAMILIES as VLM_FAMILIES
 
 from trainers import GuidedSFTConfig, GuidedSFTTrainer, guidance_loss
@@ -116,10 +125,18 @@ def test_a_cut_through_a_picture_is_said(checkpoint: str):
         DataCollatorForAnyVisionLanguageModel(processor, config=model.config)
 
 
-def test_pictures_read_by_cross_attention_are_refused(checkpoint: str):
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (MllamaConfig(), "type 'mllama' reads its pictures by cross-attention"),
+        (PaliGemmaConfig(), "type 'paligemma' reads its prompt in both directions"),
+        (LlavaNextConfig(), "It is not known which visual tokens show what"),
+    ],
+)
+def test_others_are_refused(checkpoint: str, config: PreTrainedConfig, message: str):
     _, processor = load(checkpoint)
-    with pytest.raises(ValueError, match="type 'mllama' reads its pictures by cross-attention"):
-        DataCollatorForAnyVisionLanguageModel(processor, config=MllamaConfig())
+    with pytest.raises(ValueError, match=message):
+        DataCollatorForAnyVisionLanguageModel(processor, config=config)
 
 
 # PaliGemma has no chats, Mllama no visual tokens among its words.
