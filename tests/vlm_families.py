@@ -80,7 +80,7 @@ TEXT = {
     "vocab_size": 400,
     "hidden_size": 32,
     "intermediate_size": 16,
-    "num_hidden_layers": 2,
+    "num_hidden_layers": 3,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 8,
@@ -231,7 +231,7 @@ def lfm2_vl() -> Made:
     tokenizer, image = with_tokens("<image>", "<|image_start|>", "<|image_end|>", "<|img_thumbnail|>", *tiles)
     config = Lfm2VlConfig(
         vision_config={**VISION, "model_type": "siglip2_vision_model", "num_patches": 16},
-        text_config=Lfm2Config(**TEXT, layer_types=["conv", "full_attention"]),
+        text_config=Lfm2Config(**TEXT, layer_types=["conv", "full_attention", "full_attention"]),
         image_token_id=image,
     )
     image_processor = Lfm2VlImageProcessor(

@@ -200,10 +200,11 @@ class RegionAttention:
         known = attending if crossing is None else set(crossing)
         self.layers = frozenset(known if layers is None else layers)
         self.heads = None if heads is None else tuple(heads)
-        if not self.layers or (unknown := self.layers - known):
+        unknown = self.layers - known
+        if unknown or not self.layers:
+            named, readable = (", ".join(map(str, sorted(of))) or "none" for of in (unknown, known))
             raise ValueError(
-                f"Layers {', '.join(map(str, sorted(unknown if self.layers else ())))} cannot be read: of this model's language model "
-                f"those with attention to pictures are {', '.join(map(str, sorted(known))) or 'none'}."
+                f"Layers {named} cannot be read: of this model's language model those with attention to pictures are {readable}."
             )
         num_heads = config.num_attention_heads
         if self.heads is not None and not (self.heads and all(0 <= head < num_heads for head in self.heads)):

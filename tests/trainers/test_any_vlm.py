@@ -70,13 +70,10 @@ def rows() -> list[dict[str, Any]]:
     ]
 
 
-def test_batches_are_the_processors(checkpoint: str):
-    """Its tokens and its pictures, padded on the right; answers are labels; words and visual tokens are where they stand."""
-    model, processor = load(checkpoint)
-    batch = DataCollatorForAnyVisionLanguageModel(processor, config=model.config)(rows())
-    chats = [with_images(one) for one in rows()]
+def check_processors_own(batch: dict[str, torch.Tensor], processor: ProcessorMixin) -> None:
+    """That the batch of the rows has all that their processor makes of them, to the bit."""
     expected = processor.apply_chat_template(
-        chats,
+        [with_images(one) for one in rows()],
         tokenize=True,
         return_dict=True,
         return_tensors="pt",
@@ -84,6 +81,13 @@ def test_batches_are_the_processors(checkpoint: str):
     )
     for name, values in expected.items():
         assert torch.equal(batch[name], values), name
+
+
+def test_batches_are_the_processors(checkpoint: str):
+    """Its tokens and its pictures, padded on the right; answers are labels; words and visual tokens are where they stand."""
+    model, processor = load(checkpoint)
+    batch = DataCollatorForAnyVisionLanguageModel(processor, config=model.config)(rows())
+    check_processors_own(batch, processor)
     words = [processor.decode(labels[labels >= 0]).strip() for labels in batch["labels"]]
     assert words == [
         f"{answer}<|eot_id|>" for answer in ("Yes, there is a red cup on the table.", "No.", "Yes.", "B.")
@@ -152,16 +156,7 @@ def test_every_family_is_collated_and_guided(family: str, tmp_path: Path):
         processing_class=processor,
         train_dataset=Dataset.from_list(rows()),
     )
-    batch = run.data_collator(rows())
-    expected = processor.apply_chat_template(
-        [with_images(one) for one in rows()],
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-        processor_kwargs={"padding": True, "padding_side": "right"},
-    )
-    for name, values in expected.items():
-        assert torch.equal(batch[name], values), name
+    check_processors_own(run.data_collator(rows()), processor)
     run.train()
     logs = run.state.log_history[0]
     assert logs["guided_rows"] == 3 and logs["dropped_regions"] == 0 and logs["guidance_loss"] > 0
