@@ -18,7 +18,8 @@
 The parts: `heads`, how many attention heads are guided, and whether there is a place for nothing, with several seeds; `head
 ablations`, one thing changed at a time of a single guided head, one seed; `2x2`, guidance or none, LLM frozen or trained in stage 4,
 and the control whose masks belong to other pictures, with several seeds; `ablations`, one thing changed at a time of the paper's
-model, one seed; `long`, until the unguided model is good. Only where it is named: `smollm2`, around an LLM of
+model, one seed; `concatenation`, the same parts with the visual tokens among the words, with several seeds; `long`, until the
+unguided model is good. Only where it is named: `smollm2`, around an LLM of
 135M that has learned to write elsewhere (see docs/train.md for its package), one seed.
 All models go through the recipes of the four stages; stages that models share run once. A run that was stopped goes on where it
 stopped; of a model whose result is there, nothing runs. `results.csv`, `page.md` and its plots are written anew whenever a model
@@ -36,11 +37,11 @@ def main() -> None:
     parser.add_argument("--results", type=Path, help="folder of the results and their page; default: that of --out")
     parser.add_argument(
         "--only",
-        choices=("heads", "head ablations", "2x2", "ablations", "long", "smollm2"),
+        choices=("heads", "head ablations", "2x2", "ablations", "concatenation", "long", "smollm2"),
         help="part of the study; default: all but smollm2",
     )
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="models trained at the same time")
-    parser.add_argument("--seeds", type=int, default=3, help="seeds of heads and 2x2")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds of heads, 2x2 and concatenation")
     args = parser.parse_args()
 
     from recipes.study.plans import llm_checkpoint

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
-    from .any_vlm_collator import DataCollatorForAnyVisionLanguageModel
+    from .any_vlm_collator import DataCollatorForAnyVisionLanguageModel, collator_for
     from .data_collator import (
         BrokenRowError,
         DataCollatorForGuidedVisionLanguageModeling,
@@ -48,6 +48,7 @@ MODULES = {
     "Variant": "stages",
     "VisualTokens": "visual_tokens",
     "apply_stage": "stages",
+    "collator_for": "any_vlm_collator",
     "decode_rle": "run_lengths",
     "get_stage": "stages",
     "guidance_loss": "guidance",

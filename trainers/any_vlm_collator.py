@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, ProcessorMixin
 
 from .data_collator import DataCollatorForGuidedVisionLanguageModeling, Example, Tokens
 from .visual_tokens import VisualTokens
@@ -137,3 +137,13 @@ class DataCollatorForAnyVisionLanguageModel(DataCollatorForGuidedVisionLanguageM
                 # `max_length` may have cut off pictures behind
                 region_masks[row, k, places] = cells[: len(places)]
         return region_masks
+
+
+def collator_for(
+    config: PreTrainedConfig, processor: ProcessorMixin, **options: Any
+) -> DataCollatorForGuidedVisionLanguageModeling:
+    """The collator of rows for a model: an AGE-VLM's, or any other VLM's. `options` are fields of either."""
+    if config.model_type == "agevlm":
+        sink = config.text_config.attention_sink
+        return DataCollatorForGuidedVisionLanguageModeling(processor, attention_sink=sink, **options)
+    return DataCollatorForAnyVisionLanguageModel(processor, config=config, **options)

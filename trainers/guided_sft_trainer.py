@@ -34,9 +34,8 @@ from transformers import (
 from transformers.utils import logging
 from trl import SFTTrainer
 
-from .any_vlm_collator import DataCollatorForAnyVisionLanguageModel
+from .any_vlm_collator import collator_for
 from .checkpointing import CheckpointMixin
-from .data_collator import DataCollatorForGuidedVisionLanguageModeling
 from .evaluation import EvaluationMixin, likeliest_tokens
 from .guidance import GuidanceLoss, guidance_loss, guidance_loss_from_mass
 from .guided_sft_config import GuidedSFTConfig
@@ -155,29 +154,25 @@ class GuidedSFTTrainer(CheckpointMixin, EvaluationMixin, HubMixin, SFTTrainer):
             text_config.validate()
             sizes = ((n, p.numel()) for n, p in model.named_parameters())
             self._parameter_counts = count_parameters(sizes, text_config.cross_attention_layers)
-            of_model = {"attention_sink": text_config.attention_sink}
-            collate: Callable = DataCollatorForGuidedVisionLanguageModeling
         elif args.guidance_normalization != "sum":
             raise ValueError(
                 f"`guidance_normalization={args.guidance_normalization!r}` needs maps, which only an AGE-VLM gives: take 'sum'."
             )
         else:
             self._region_attention = RegionAttention(model, args.guidance_layers, args.guidance_heads)
-            of_model = {"config": model.config}
-            collate = DataCollatorForAnyVisionLanguageModel
         self._tells_absent = self._region_attention is not None or text_config.attention_sink
         self._reads_rows = data_collator is None
         evaluated = eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset}
         if data_collator is None:
-            data_collator = collate(
-                processor=processing_class,
+            data_collator = collator_for(
+                model.config,
+                processing_class,
                 max_length=args.max_length,
                 guidance_query=args.guidance_query,
                 guidance_level=args.guidance_level,
                 mask_downsampling=args.mask_downsampling,
                 broken_rows=args.broken_rows,
                 pad_to_multiple_of=args.pad_to_multiple_of,
-                **of_model,
             )
             for dataset in (train_dataset, *evaluated.values()):
                 if dataset is not None:

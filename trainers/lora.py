@@ -18,7 +18,7 @@ from typing import Any
 from peft import LoraConfig
 from torch import nn
 
-from .stages import Stage, trained_vision_modules
+from .stages import Stage, cross_attention_layers, trained_vision_modules
 
 
 def lora_config(model: nn.Module, stage: Stage, r: int = 16, lora_alpha: int = 32, **kwargs: Any) -> LoraConfig:
@@ -28,7 +28,7 @@ def lora_config(model: nn.Module, stage: Stage, r: int = 16, lora_alpha: int = 3
     with the adapters. It takes the place of `apply_stage`: peft freezes all the rest.
 
     Args:
-        model ([`AgeVlmForConditionalGeneration`]): The model to train.
+        model ([`AgeVlmForConditionalGeneration`], or a concatenation model): The model to train.
         stage ([`Stage`]): Which part of the vision tower trains.
         r (`int`, *optional*, defaults to 16): Rank of the adapters.
         lora_alpha (`int`, *optional*, defaults to 32): The adapters are scaled by `lora_alpha / r`.
@@ -36,7 +36,7 @@ def lora_config(model: nn.Module, stage: Stage, r: int = 16, lora_alpha: int = 3
     """
     base = model.model
     whole = [base.multi_modal_projector]
-    whole += [base.language_model.layers[i] for i in model.config.text_config.cross_attention_layers]
+    whole += [base.language_model.layers[i] for i in cross_attention_layers(model)]
     whole += trained_vision_modules(model, stage.vision)
     names = {module: name for name, module in model.named_modules()}
     return LoraConfig(

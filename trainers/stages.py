@@ -11,25 +11,33 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The four training stages (Table 1 of https://huggingface.co/papers/2511.17793) and the four final models."""
+"""
+The four training stages (Table 1 of https://huggingface.co/papers/2511.17793), the four final models, and the concatenation
+models that the paper compares them with.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 
 if TYPE_CHECKING:
     from torch import nn
 
-Variant = Literal["age-vlm", "age-vlm-lm", "ca-baseline", "ca-baseline-frozen"]
+Variant = Literal[
+    "age-vlm", "age-vlm-lm", "ca-baseline", "ca-baseline-frozen", "concatenation", "concatenation-guided"
+]
+CONCATENATION = ("concatenation", "concatenation-guided")
+"""The variants whose visual tokens stand among the words."""
+
 VisionTraining = Literal["none", "last_block", "last_stage", "all"]
 
 
 @dataclass(frozen=True)
 class Stage:
-    """What one stage trains. The projector and the cross-attention layers train in every stage."""
+    """What one stage trains. The projector and the cross-attention layers, if there are any, train in every stage."""
 
     number: int
     vision: VisionTraining
@@ -57,6 +65,9 @@ def get_stage(number: int, variant: Variant = "age-vlm") -> Stage:
     | guided in stage 3           | `age-vlm`             | `age-vlm-lm`, guided in stage 4 too |
     | never guided                | `ca-baseline-frozen`  | `ca-baseline`          |
 
+    A concatenation model has the same tower, projector and LLM, with the visual tokens among the words. Its LLM trains in
+    stage 4; `concatenation-guided` is guided in stages 3 and 4, `concatenation` never.
+
     Raises:
         ValueError: If there is no such stage or variant.
     """
@@ -72,18 +83,25 @@ def get_stage(number: int, variant: Variant = "age-vlm") -> Stage:
             return replace(stage, language_model=number == 4, guided=False)
         case "ca-baseline-frozen":
             return replace(stage, guided=False)
-    raise ValueError(
-        f"There is no variant {variant!r}; the variants are age-vlm, age-vlm-lm, ca-baseline and ca-baseline-frozen."
-    )
+        case "concatenation":
+            return replace(stage, language_model=number == 4, guided=False)
+        case "concatenation-guided":
+            return replace(stage, language_model=number == 4, guided=number >= 3)
+    raise ValueError(f"There is no variant {variant!r}; the variants are {', '.join(get_args(Variant))}.")
+
+
+def cross_attention_layers(model: nn.Module) -> Sequence[int]:
+    """The layers of the LLM that read the picture by cross-attention; none of a concatenation model."""
+    return getattr(model.config.text_config, "cross_attention_layers", ())
 
 
 def model_parts(model: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """The parameters of an [`AgeVlmForConditionalGeneration`] by part; tied parameters once, with the LLM."""
+    """
+    The parameters of an [`AgeVlmForConditionalGeneration`] or of a concatenation model by part; tied parameters once, with the
+    LLM.
+    """
     base = model.model
-    text_config = model.config.text_config
-    cross_attention = [
-        p for i in text_config.cross_attention_layers for p in base.language_model.layers[i].parameters()
-    ]
+    cross_attention = [p for i in cross_attention_layers(model) for p in base.language_model.layers[i].parameters()]
     ids = {id(p) for p in cross_attention}
     language_model = [p for p in base.language_model.parameters() if id(p) not in ids]
     if model.lm_head.weight is not base.language_model.embed_tokens.weight:
@@ -99,12 +117,14 @@ def model_parts(model: nn.Module) -> dict[str, list[nn.Parameter]]:
 def trained_vision_modules(model: nn.Module, vision: VisionTraining) -> list[nn.Module]:
     """What of the vision tower trains."""
     tower = model.model.vision_tower
-    last_stage = tower.stages[-1]
+    last_stage = tower.timm_model.stages[-1]
     return {"none": [], "last_block": [last_stage.blocks[-1]], "last_stage": [last_stage], "all": [tower]}[vision]
 
 
 def apply_stage(model: nn.Module, stage: Stage) -> None:
-    """Sets `requires_grad` of every parameter of an [`AgeVlmForConditionalGeneration`] as `stage` says."""
+    """
+    Sets `requires_grad` of every parameter of an [`AgeVlmForConditionalGeneration`] or of a concatenation model as `stage` says.
+    """
     parts = model_parts(model)
     for part, trains in {
         "vision_tower": False,
@@ -116,6 +136,9 @@ def apply_stage(model: nn.Module, stage: Stage) -> None:
             parameter.requires_grad_(trains)
     for module in trained_vision_modules(model, stage.vision):
         module.requires_grad_(True)
+    model.model.vision_tower.timm_model.head.requires_grad_(
+        False
+    )  # a norm in transformers' own towers, which is not used
 
 
 def count_parameters(sizes: Iterable[tuple[str, int]], cross_attention_layers: Sequence[int]) -> dict[str, int]:
@@ -136,12 +159,12 @@ def count_parameters(sizes: Iterable[tuple[str, int]], cross_attention_layers: S
 
 def parameter_table(model: nn.Module) -> str:
     """A table of the parameters per part: all of them and those that train. Adapters count with the LLM."""
-    layers = model.config.text_config.cross_attention_layers
+    layers = cross_attention_layers(model)
     # peft keeps the weights from before of what trains whole
     parameters = [(name, p) for name, p in model.named_parameters() if ".original_module." not in name]
     total = count_parameters(((name, p.numel()) for name, p in parameters), layers)
     trainable = count_parameters(((name, p.numel()) for name, p in parameters if p.requires_grad), layers)
-    rows = [(part, total[part], trainable[part]) for part in total]
+    rows = [(part, total[part], trainable[part]) for part in total if total[part]]
     rows.append(("total", sum(total.values()), sum(trainable.values())))
     lines = [f"{'part':<16}{'parameters':>16}{'trainable':>16}"]
     lines += [f"{name:<16}{total:>16,}{trainable:>16,}" for name, total, trainable in rows]

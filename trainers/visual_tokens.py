@@ -36,13 +36,13 @@ NUM_CLASS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0}
 BLACK, WHITE = False, True
 
 
-def _grids(batch: BatchFeature, config: PreTrainedConfig) -> torch.Tensor:
+def _grids(batch: BatchFeature, patch_size: int) -> torch.Tensor:
     """What is in each patch on average: `(num_frames, height, width)`, or without a grid what comes as patches."""
     values = batch["pixel_values"]
     if values.dim() < 4:  # (..., num_patches, values of a patch)
         return values.mean(dim=-1)
     frames = values.mean(dim=-3).flatten(0, -3)  # of rows, pictures and tiles, as far as a model has them
-    return nn.functional.avg_pool2d(frames, config.vision_config.patch_size)
+    return nn.functional.avg_pool2d(frames, patch_size)
 
 
 def _sequences(patches: torch.Tensor, config: PreTrainedConfig) -> torch.Tensor:
@@ -77,7 +77,7 @@ def _qwen2_vl(patches: torch.Tensor, batch: BatchFeature, config: PreTrainedConf
     return patches.view(-1, config.vision_config.spatial_merge_size**2).mean(dim=-1)
 
 
-def _paligemma(patches: torch.Tensor, batch: BatchFeature, config: PreTrainedConfig) -> torch.Tensor:
+def _all_patches(patches: torch.Tensor, batch: BatchFeature, config: PreTrainedConfig) -> torch.Tensor:
     return patches.flatten()
 
 
@@ -96,12 +96,13 @@ def _mllama(patches: torch.Tensor, batch: BatchFeature, config: PreTrainedConfig
 Merge = Callable[[torch.Tensor, BatchFeature, PreTrainedConfig], torch.Tensor]
 # From values of patches to those of the row's visual tokens, `(num_visual_tokens,)`, by model type.
 FAMILIES: dict[str, Merge] = {
+    "fast_vlm": _all_patches,  # of a convolutional tower: the cells of its last feature map
     "idefics3": _idefics3,
     "lfm2_vl": _lfm2_vl,
     "llava": _llava,
     "llava_onevision": _llava_onevision,
     "mllama": _mllama,
-    "paligemma": _paligemma,
+    "paligemma": _all_patches,
     "qwen2_5_vl": _qwen2_vl,
     "qwen2_vl": _qwen2_vl,
     "qwen3_vl": _qwen2_vl,
@@ -129,7 +130,9 @@ class VisualTokens:
     def __init__(self, processor: ProcessorMixin, config: PreTrainedConfig) -> None:
         model_type = config.model_type
         classes = {base.__name__ for base in type(processor).__mro__}
-        if model_type not in FAMILIES or PROCESSOR_MAPPING_NAMES[model_type] not in classes:
+        # Checkpoints of FastVLM name their processor, the library does not.
+        of_family = PROCESSOR_MAPPING_NAMES.get(model_type, "LlavaProcessor")
+        if model_type not in FAMILIES or of_family not in classes:
             raise ValueError(
                 f"It is not known which visual tokens show what with a {type(processor).__name__} and a model of type "
                 f"{model_type!r}, but for the processors of {', '.join(FAMILIES)}."
@@ -202,4 +205,6 @@ class VisualTokens:
         images = [PIL.Image.fromarray(mask.astype(np.uint8) * 255).convert("RGB") for mask in masks]
         text = self.processor.image_token * len(images)
         batch = self.processor(text=[text], images=[images], return_tensors="pt")
-        return _grids(batch, self.config), batch
+        # A timm tower's configuration does not say it.
+        patch_size = getattr(self.config.vision_config, "patch_size", None) or self.processor.patch_size
+        return _grids(batch, patch_size), batch

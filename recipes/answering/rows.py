@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from modeling_agevlm.image_reading_agevlm import read_image
 from recipes.answering.attention import split_sink
-from trainers import DataCollatorForGuidedVisionLanguageModeling
+from trainers import DataCollatorForGuidedVisionLanguageModeling, RegionAttention, collator_for
 
 
 def query(
@@ -41,12 +41,15 @@ def query(
 
 
 class Grounding(NamedTuple):
-    """Where the words of rows' regions look, on the CPU. R rows, K regions, L guided layers, S visual tokens."""
+    """
+    Where the words of rows' regions look, on the CPU. R rows, K regions, L layers, S visual tokens (of the row that has most).
+    An AGE-VLM is read in its guided heads and layers, any other VLM in those that its [`RegionAttention`] reads.
+    """
 
     maps: torch.Tensor
-    """The guided heads' attention: `(R, K, L, S)`."""
+    """The attention `(R, K, L, S)`; of a VLM whose visual tokens stand among its words, a share of that on the pictures."""
     sink: torch.Tensor
-    """Their attention on the sink, 0 for a model without one: `(R, K, L)`."""
+    """What lies on the sink, 0 for an AGE-VLM without one, or off the pictures: `(R, K, L)`."""
     cells: torch.Tensor
     """The regions' cells: `(R, K, S)`, 1 inside."""
 
@@ -58,16 +61,51 @@ def looking_inputs(batch: Mapping[str, torch.Tensor], device: torch.device) -> d
 
 
 @torch.inference_mode()
-def grounding_maps(model: PreTrainedModel, processor: ProcessorMixin, rows: list[dict[str, Any]]) -> Grounding:
+def grounding_maps(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    rows: list[dict[str, Any]],
+    attention: RegionAttention | None = None,
+) -> Grounding:
     """
     The attention that the rows' regions ask for.
 
     Args:
-        model ([`AgeVlmForConditionalGeneration`]): The model.
-        processor ([`AgeVlmProcessor`]): Its processor.
+        model ([`PreTrainedModel`]): The model.
+        processor ([`ProcessorMixin`]): Its processor.
         rows (`list[dict]`): Rows as for training, see [`DataCollatorForGuidedVisionLanguageModeling`].
+        attention ([`RegionAttention`], *optional*): Of the model, if it is no AGE-VLM.
     """
+    if attention is not None:
+        return _read(model, processor, collator_for(model.config, processor)(rows), attention)
     batch = DataCollatorForGuidedVisionLanguageModeling(processor)(rows)
     inputs = looking_inputs(batch, model.device)
     cells = batch["region_masks"]
     return Grounding(*split_sink(model.model(**inputs).grounding_maps, cells.shape[-1]), cells)
+
+
+def _read(
+    model: PreTrainedModel, processor: ProcessorMixin, batch: dict[str, torch.Tensor], attention: RegionAttention
+) -> Grounding:
+    """As `grounding_maps`: a map is how much of the attention is in regions of one visual token each."""
+    visual_tokens = batch["input_ids"] == processor.image_token_id
+    query_masks, regions = batch["query_masks"], batch["region_masks"]
+    num_rows, num_queries = query_masks.shape[:2]
+    places = [row.nonzero()[:, 0] for row in visual_tokens]
+    num_cells = max(len(row) for row in places)
+    cells = torch.zeros(num_rows, num_queries, num_cells)
+    each = torch.zeros(num_rows, num_cells + 1, regions.shape[-1])
+    each[:, -1, -1] = 1  # what is off the pictures is read as of words that mean nothing there
+    for row, of_row in enumerate(places):
+        cells[row, :, : len(of_row)] = regions[row][:, of_row]
+        each[row, range(len(of_row)), of_row] = 1
+    read = attention.reading(
+        query_masks.repeat_interleave(num_cells + 1, dim=1).to(model.device),
+        each.repeat(1, num_queries, 1).to(model.device),
+        visual_tokens.to(model.device),
+    )
+    names = ("labels", "query_masks", "region_masks", "dropped_regions", "skipped_rows")
+    with read as reading:
+        model.base_model(**{name: value.to(model.device) for name, value in batch.items() if name not in names})
+    found = torch.stack(reading.masses, dim=2).cpu().view(num_rows, num_queries, num_cells + 1, -1).transpose(2, 3)
+    return Grounding(found[..., :-1], found[..., -1], cells)

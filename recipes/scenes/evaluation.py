@@ -24,7 +24,8 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, ProcessorMixin
 
-from recipes.answering.answers import answer, generate
+from modeling_agevlm import AgeVlmConfig
+from recipes.answering.answers import answer, generate, one_question, prompts
 from recipes.answering.rows import grounding_maps, query
 from recipes.evaluation.captions import CaptionCounts, count_named
 from recipes.evaluation.metrics import area_under_curve, score_pope
@@ -35,7 +36,7 @@ from recipes.scenes.edits import load_pairs, load_recolored
 from recipes.scenes.pictures import sample_scene
 from recipes.scenes.questions import find_classes, load_questions
 from recipes.scenes.rows import load_scenes
-from trainers import DataCollatorForGuidedVisionLanguageModeling
+from trainers import RegionAttention, collator_for
 
 
 BATCH_SIZE = 100
@@ -63,7 +64,10 @@ class Judged:
 
 
 def attend(
-    model: PreTrainedModel, processor: ProcessorMixin, questions: list[dict[str, Any]]
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    questions: list[dict[str, Any]],
+    attention: RegionAttention | None = None,
 ) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     """Where each question's words look, as [`Judged`] keeps it: attention, sink and cells."""
     rows = [
@@ -80,7 +84,7 @@ def attend(
         }
         for question in questions
     ]
-    found = grounding_maps(model, processor, rows)
+    found = grounding_maps(model, processor, rows, attention)
     counts = [1 + len(question["phrases"]) for question in questions]
     return [tuple(tensor[row, :count] for tensor in found) for row, count in enumerate(counts)]
 
@@ -150,6 +154,8 @@ def answer_all(
     Greedy answers to one question about each picture, or without a picture where it is `None`. Pictures that are alike are
     prepared and run through the vision tower together, once for all their questions.
     """
+    if model.config.model_type != AgeVlmConfig.model_type:
+        return _answer_each(model, processor, images, questions, max_new_tokens)
     rows_of = defaultdict(list)
     for row, image in enumerate(images):
         # A question without a picture is a group of its own.
@@ -173,6 +179,29 @@ def answer_all(
             output = generate(model, inputs, max_new_tokens=max_new_tokens)
             texts = processor.batch_decode(output, skip_special_tokens=True)
             for row, text in zip(rows, texts, strict=True):
+                predictions[row] = text
+    return predictions
+
+
+def _answer_each(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    images: list[PIL.Image.Image | None],
+    questions: list[str],
+    max_new_tokens: int,
+) -> list[str]:
+    """As `answer_all`, for any VLM: each question with a picture of its own."""
+    predictions = [""] * len(questions)
+    rows = sorted(range(len(questions)), key=lambda row: (images[row] is None, len(questions[row])))
+    for _, same in groupby(rows, key=lambda row: images[row] is None):
+        group = list(same)
+        for first in range(0, len(group), BATCH_SIZE):
+            batch = group[first : first + BATCH_SIZE]
+            pictures = [[] if images[row] is None else [images[row]] for row in batch]
+            chats = [one_question(questions[row], *shown) for row, shown in zip(batch, pictures, strict=True)]
+            output = generate(model, prompts(processor, chats), max_new_tokens=max_new_tokens)
+            texts = processor.batch_decode(output, skip_special_tokens=True)
+            for row, text in zip(batch, texts, strict=True):
                 predictions[row] = text
     return predictions
 
@@ -273,15 +302,15 @@ def language_modeling_loss(
 ) -> float:
     """Mean negative log-likelihood of the rows' answer tokens, in nats."""
     model.eval()
-    collate = DataCollatorForGuidedVisionLanguageModeling(processor)
+    collate = collator_for(model.config, processor)
     loss = num_tokens = 0
     for first in range(0, len(rows), batch_size):
         batch = collate([{**row, "regions": []} for row in rows[first : first + batch_size]])
         labels = batch["labels"]
         inputs = {
-            name: batch[name].to(model.device)
-            for name in ("input_ids", "attention_mask", "labels", "pixel_values", "pixel_attention_mask")
-            if name in batch
+            name: value.to(model.device)
+            for name, value in batch.items()
+            if name not in ("dropped_regions", "skipped_rows")
         }
         count = (labels[:, 1:] != -100).sum().item()
         loss += model(**inputs).loss.item() * count
@@ -317,9 +346,10 @@ def evaluate_all(
     num_images: int = 200,
     image_size: int = 256,
     seed: int = 0,
+    attention: RegionAttention | None = None,
 ) -> Evaluation:
     """
-    All that the scenes measure, on the scenes 0 to `num_images` - 1 of a split.
+    All that the scenes measure, on the scenes 0 to `num_images` - 1 of a split. `attention` is of a model that is no AGE-VLM.
 
     The metrics are those of [`summarize`], [`summarize_pairs`], [`summarize_recolored`] and [`score_chair`]; `pope_accuracy`,
     `pope_f1` and `pope_yes_ratio` of the three kinds together, and the accuracy without the picture (`pope_accuracy_blind`)
@@ -350,7 +380,7 @@ def evaluate_all(
 
     looks = []
     for first in range(0, len(questions), BATCH_SIZE):
-        looks += attend(model, processor, questions[first : first + BATCH_SIZE])
+        looks += attend(model, processor, questions[first : first + BATCH_SIZE], attention)
     judged = [
         Judged(question, record["prediction"], *look)
         for question, record, look in zip(questions, records, looks, strict=True)

@@ -29,6 +29,7 @@ from recipes.inside.measures import interval as bootstrap_interval
 from recipes.study.settings import (
     ABLATIONS,
     BASELINE,
+    CONCATENATION_MODELS,
     HEAD_ABLATIONS,
     HEADS,
     LONG,
@@ -163,6 +164,7 @@ def report(folder: Path) -> None:
         ]
         header = ["", "seed", "LM loss", "POPE, guided", "POPE, unguided", "step, guided", "step, unguided"]
         sections.append(markdown(header, [row for a, b in pairs for row in matched_rows(a, b, models[a], models[b])]))
+    sections += concatenation_sections(folder, results)
     long = {name: found for name, setting in LONG_MODELS.items() if (found := of_seeds(results, setting))}
     if long:
         sections += ["## Trained longer", f"{LONG} times the steps of stage 4, one seed."]
@@ -246,6 +248,44 @@ def heads_sections(folder: Path, results: dict[str, dict[str, Any]]) -> list[str
     return sections
 
 
+def concatenation_sections(folder: Path, results: dict[str, dict[str, Any]]) -> list[str]:
+    """The same tower, projector and LLM with the visual tokens among the words, beside cross-attention."""
+    concatenation = {
+        name: found for name, setting in CONCATENATION_MODELS.items() if (found := of_seeds(results, setting))
+    }
+    if not concatenation:
+        return []
+    crossing = {
+        f"cross-attention, {name}": found
+        for name in (BASELINE, "all heads (the paper's)", "the same, weight 0.3")
+        if (found := of_seeds(results, HEADS[name]))
+    }
+    models = crossing | concatenation
+    columns = COLUMNS | {"text_perplexity": "perplexity of text without a picture"}
+    rows = [[title, *(interval_of(found, key) for found in models.values())] for key, title in columns.items()]
+    plot_curves(folder / "concatenation.png", models)
+    sections = [
+        "## Visual tokens among the words",
+        "The same ConvNeXt, projector and LLM as a concatenation model, trained by the same stages on the same rows. Its attention is a "
+        "share of that on the picture, and what lies off the picture stands for the sink. Mean and 95 % interval over the seeds.",
+        markdown(["", *(f"{name} ({len(found)})" for name, found in models.items())], rows),
+        "![existence over steps and LM loss, by architecture](concatenation.png)",
+    ]
+    added = []
+    for kind in (crossing, concatenation):
+        (_, unguided), *guided = kind.items() or [(None, {})]
+        added += [(name, found, unguided) for name, found in guided]
+    rows = [
+        [title, *(differences(found, unguided, key) for _, found, unguided in added)] for key, title in columns.items()
+    ]
+    if added:
+        sections += [
+            "What guidance adds to the unguided model of the same architecture and seed:",
+            markdown(["", *(name for name, *_ in added)], rows),
+        ]
+    return sections
+
+
 def matched_rows(
     guided: str, unguided: str, guided_results: dict[int, dict[str, Any]], unguided_results: dict[int, dict[str, Any]]
 ) -> list[list[str]]:
@@ -263,7 +303,13 @@ def matched_rows(
 def write_csv(path: Path, results: dict[str, dict[str, Any]]) -> None:
     """One row for every model: its name, its last stage's folder, its setting and what it scored."""
     settings = [*ABLATIONS.items(), *((f"one head: {name}", setting) for name, setting in HEAD_ABLATIONS.items())]
-    settings += [*SMOLLM2_MODELS.items(), *LONG_MODELS.items(), *MODELS.items(), *HEADS.items()]
+    settings += [
+        *CONCATENATION_MODELS.items(),
+        *SMOLLM2_MODELS.items(),
+        *LONG_MODELS.items(),
+        *MODELS.items(),
+        *HEADS.items(),
+    ]
     names = {replace(setting, seed=seed).folder(4): name for name, setting in settings for seed in range(len(results))}
     metrics = list(dict.fromkeys(name for result in results.values() for name in result["metrics"]))
     columns = [field.name for field in fields(Setting)]

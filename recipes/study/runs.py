@@ -15,6 +15,7 @@
 
 import functools
 import json
+import math
 import shutil
 import time
 from contextlib import redirect_stdout
@@ -24,20 +25,31 @@ from statistics import mean
 
 import torch
 from datasets import Dataset
-from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback, TrainerControl, TrainerState
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    PreTrainedModel,
+    ProcessorMixin,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+)
 
 from modeling_agevlm import AgeVlmForConditionalGeneration, AgeVlmProcessor
 from recipes.answering.answers import one_question, prompts
+from recipes.evaluation.perplexity import negative_log_likelihood
 from recipes.rows.appearing import appearing
 from recipes.scenes import BACKBONES
 from recipes.scenes.classes import POPE_KINDS
-from recipes.scenes.evaluation import evaluate_all, judge, summarize
+from recipes.scenes.evaluation import evaluate_all, judge, language_modeling_loss, summarize
+from recipes.scenes.texts import scene_texts
 from recipes.study import settings
 from recipes.study.plans import IMAGE_SIZE, llm_checkpoint
 from recipes.study.report import report
 from recipes.study.rows import dialogs, reshaped, test_questions, training_rows
 from recipes.study.settings import (
     ABLATIONS,
+    CONCATENATION_MODELS,
     HEAD_ABLATIONS,
     HEADS,
     LONG_MODELS,
@@ -48,7 +60,7 @@ from recipes.study.settings import (
 from recipes.study.side_by_side import Task, run_tasks
 from recipes.training.arguments import DataArguments, ModelArguments
 from recipes.training.stage import run_stage
-from trainers import DataCollatorForGuidedVisionLanguageModeling, GuidedSFTConfig
+from trainers import GuidedSFTConfig, RegionAttention
 
 
 # --- One stage, one evaluation ---
@@ -61,31 +73,20 @@ class Curve(TrainerCallback):
     def __init__(
         self, processor: ProcessorMixin, questions: list[dict], rows: Dataset, points: int, file: Path
     ) -> None:
-        self.processor, self.questions, self.points, self.file = processor, questions, points, file
-        collator = DataCollatorForGuidedVisionLanguageModeling(processor)
-        self.batches = [collator([rows[i] for i in range(n, n + 16)]) for n in range(0, len(rows), 16)]
+        self.processor, self.questions, self.points, self.file, self.rows = processor, questions, points, file, rows
 
     def on_step_end(
         self, args: GuidedSFTConfig, state: TrainerState, control: TrainerControl, model: PreTrainedModel, **kwargs
     ) -> None:
         if state.global_step % max(1, state.max_steps // self.points) == 0:
             model.eval()
-            entry = {"pope_accuracy": self.existence(model), "lm_loss": self.loss(model)}
+            loss = language_modeling_loss(model, self.processor, list(self.rows))
+            entry = {"pope_accuracy": self.existence(model), "lm_loss": loss}
             before = json.loads(self.file.read_text()) if self.file.exists() else []
             entries = [point for point in before if point["step"] < state.global_step]
             entries.append({"step": state.global_step, **entry})
             self.file.write_text(json.dumps(entries) + "\n")
             model.train()
-
-    @torch.no_grad()
-    def loss(self, model: PreTrainedModel) -> float:
-        total, count = 0.0, 0
-        for batch in self.batches:
-            names = ("input_ids", "attention_mask", "pixel_values", "labels", "pixel_attention_mask")
-            tokens = int((batch["labels"][:, 1:] != -100).sum())
-            inputs = {name: batch[name].to(model.device) for name in names if name in batch}
-            total, count = total + model(**inputs).loss.item() * tokens, count + tokens
-        return total / count
 
     @torch.no_grad()
     def existence(self, model: PreTrainedModel, batch_size: int = 100) -> float:
@@ -161,7 +162,7 @@ def train(out: Path, setting: Setting, number: int) -> None:
         activation_checkpointing=False,
         use_cpu=not torch.cuda.is_available(),
         logging_steps=20,
-        save_steps=500,
+        save_steps=100,
         save_total_limit=1,
         resume_from_checkpoint="true" if any(folder.glob("checkpoint-*")) else None,
         disable_tqdm=True,
@@ -171,7 +172,7 @@ def train(out: Path, setting: Setting, number: int) -> None:
     rows = training_rows(setting, number)
     callback = TrainerCallback()
     if number == 4:
-        processor = AgeVlmProcessor.from_pretrained(previous)
+        processor = AutoProcessor.from_pretrained(previous)
         questions = [q for q in test_questions(setting, 100) if q["kind"] in POPE_KINDS]
         held_out = dialogs("test", 80, settings.SHARES)
         if setting.pictures != "square":
@@ -191,16 +192,22 @@ def result_file(results: Path, setting: Setting) -> Path:
 def evaluate(out: Path, results: Path, setting: Setting) -> None:
     """Scores a model and writes what it scored."""
     folder = out / setting.folder(4)
-    model = AgeVlmForConditionalGeneration.from_pretrained(folder).eval()
-    processor = AgeVlmProcessor.from_pretrained(folder)
+    model = AutoModelForImageTextToText.from_pretrained(folder).eval()
+    processor = AutoProcessor.from_pretrained(folder)
     if torch.cuda.is_available():
         model = model.cuda()
+    attention = None
+    if setting.architecture == "concatenation":
+        attention = RegionAttention(model, setting.guidance_layers, setting.guidance_heads)
     by_picture = {}
     if setting.pictures == "square":
-        metrics, _, by_picture = evaluate_all(model, processor, num_images=settings.TEST_IMAGES, image_size=IMAGE_SIZE)
+        metrics, _, by_picture = evaluate_all(
+            model, processor, num_images=settings.TEST_IMAGES, image_size=IMAGE_SIZE, attention=attention
+        )
     else:
         metrics = summarize(judge(model, processor, test_questions(setting, settings.TEST_IMAGES)))
         metrics["pope_accuracy"] = mean(metrics[f"pope_{kind}_accuracy"] for kind in POPE_KINDS)
+    metrics["text_perplexity"] = text_perplexity(model, processor)
     curve = json.loads((folder / "curve.json").read_text())
     path = result_file(results, setting)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -208,6 +215,15 @@ def evaluate(out: Path, results: Path, setting: Setting) -> None:
     result["by_picture"] = {name: " ".join(f"{n}/{of}" for n, of in counts) for name, counts in by_picture.items()}
     with appearing(path) as aside:
         aside.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def text_perplexity(model: PreTrainedModel, processor: ProcessorMixin) -> float:
+    """Of chats about test scenes, without their pictures: what learning to see cost in language."""
+    texts = processor.tokenizer.apply_chat_template(list(scene_texts("test", settings.TEST_IMAGES)), tokenize=False)
+    documents = processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
+    vocabulary = len(processor.tokenizer)
+    tokens = sum(len(document) - 1 for document in documents)
+    return math.exp(negative_log_likelihood(model, documents, vocabulary) / tokens)
 
 
 # --- All of them ---
@@ -228,6 +244,12 @@ def planned(only: str | None, seeds: int) -> list[tuple[str, Setting]]:
         models += [(name, replace(setting, seed=seed)) for seed in range(seeds) for name, setting in MODELS.items()]
     if only in (None, "ablations"):
         models += ABLATIONS.items()
+    if only in (None, "concatenation"):
+        models += [
+            (name, replace(setting, seed=seed))
+            for seed in range(seeds)
+            for name, setting in CONCATENATION_MODELS.items()
+        ]
     if only in (None, "long"):
         models += LONG_MODELS.items()
     if only == "smollm2":  # needs a package that nothing else does

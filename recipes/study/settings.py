@@ -78,6 +78,10 @@ class Setting:
     """Stage 4 has so many times its steps."""
     text: Literal["llama", "smollm2"] = "llama"
     """The LLM: that of the scenes, or SmolLM2-135M-Instruct."""
+    architecture: Literal["cross-attention", "concatenation"] = "cross-attention"
+    """How the LLM reads the picture; of a concatenation model, guided layers are those of its self-attention."""
+    steps_share: float = 1.0
+    """Every stage has so much of its steps."""
 
     def choices(self, number: int) -> dict[str, Any]:
         """What of the setting stage `number` and those before it depend on."""
@@ -85,7 +89,7 @@ class Setting:
         names += ["stage2"] * (number >= 2) + ["language_model", "length"] * (number == 4)
         guided = [stage for stage in self.guided if stage <= number]
         # What was not there at first counts where it is not as it was then.
-        later = ["attention_sink", "positions", "text"]
+        later = ["attention_sink", "positions", "text", "architecture", "steps_share"]
         if guided:
             names += ["normalization", "level", "downsampling", "weight", "masked_share", "masks"]
             later += ["guidance_layers", "guidance_heads", "denied"] + ["fades"] * (number == 4)
@@ -94,7 +98,7 @@ class Setting:
 
     def steps(self, number: int) -> int:
         """The steps of stage `number`."""
-        return STEPS[self.text][number] * (self.length if number == 4 else 1)
+        return round(self.steps_share * STEPS[self.text][number] * (self.length if number == 4 else 1))
 
     def folder(self, number: int) -> str:
         """Name of the folder of stage `number`: the same for all settings that agree on it."""
@@ -103,6 +107,8 @@ class Setting:
 
     def variant(self, number: int) -> Variant:
         """The variant that runs stage `number`."""
+        if self.architecture == "concatenation":
+            return "concatenation-guided" if number in self.guided else "concatenation"
         if number < 4:
             return "age-vlm" if number in self.guided else "ca-baseline-frozen"
         if self.language_model:
@@ -187,6 +193,14 @@ ABLATIONS = {
     "wide pictures, stretched": replace(LM, pictures="stretched"),
     "wide pictures, padding masked": replace(LM, pictures="padded"),
     "wide pictures, padding seen": replace(LM, pictures="padded in the picture"),
+}
+CONCATENATION = replace(LM, architecture="concatenation")
+CONCATENATION_MODELS = {
+    "concatenation, no guidance": replace(CONCATENATION, guided=()),
+    "concatenation, all heads of all layers": replace(CONCATENATION, denied=False),
+    "concatenation, one head, denied words off the picture, weight 0.3": replace(
+        CONCATENATION, guidance_layers=(1,), guidance_heads=(0,), weight=0.3
+    ),
 }
 PAIRS = (("age-vlm", "ca-baseline-frozen"), ("age-vlm-lm", "ca-baseline"), ("age-vlm-lm, weight 0.1", "ca-baseline"))
 LONG_MODELS = {

@@ -80,7 +80,10 @@ class ModelArguments(PartsArguments):
     attn_implementation: str = field(default="sdpa", metadata={"help": "Attention of the LLM's own layers."})
     variant: Variant | None = field(
         default=None,
-        metadata={"help": "Which of the four final models is made. Default: the checkpoint's, or age-vlm."},
+        metadata={
+            "help": "Which of the final models is made: one of the paper's four, or a concatenation model, whose visual tokens "
+            "stand among the words. Default: the checkpoint's, or age-vlm."
+        },
     )
     vision_training: str | None = field(
         default=None,

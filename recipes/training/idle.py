@@ -23,9 +23,16 @@ from transformers import PreTrainedModel, ProcessorMixin
 from recipes.training.arguments import DataArguments, ModelArguments, PartsArguments
 from recipes.training.record import public_name
 from trainers import GuidedSFTConfig, Stage
+from trainers.stages import CONCATENATION
 
 
 PARTS = tuple(field.name for field in fields(PartsArguments))
+CROSS_ATTENTION = (
+    "cross_attention_layers",
+    "cross_attention_intermediate_size",
+    "use_visual_positions",
+    "attention_sink",
+)
 LORA = ("lora_r", "lora_alpha", "lora_dropout")
 # Of the trainer's, what says how and how often rows are evaluated
 EVALUATION = ("eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "per_device_eval_batch_size", "do_eval")
@@ -59,6 +66,9 @@ def idle_options(
             ("guidance_weight",),
             f"stage {stage.number} of {arguments.variant} is not guided",
         )
+    if arguments.variant in CONCATENATION:
+        yield CROSS_ATTENTION, f"a {arguments.variant} model has no cross-attention"
+        yield ("do_pad", "do_center_crop"), f"a {arguments.variant} model gets its pictures stretched"
     if data.masks_name is None:
         yield ("masked_share",), "there is no `--masks_name`"
     if all(name is None or name == "scenes" or Path(name.rpartition("=")[2]).exists() for name in names):
@@ -100,17 +110,17 @@ def check_parts(
     Raises `ValueError` if an option says that the checkpoint, which is built, is another. `built_from` are the parts that its
     record names.
     """
-    text = model.config.text_config
-    known = {
-        **built_from,
-        "image_size": model.config.vision_config.image_size,
-        "do_pad": processor.image_processor.do_pad,
-        "do_center_crop": processor.image_processor.do_center_crop,
-        "cross_attention_layers": list(text.cross_attention_layers),
-        "cross_attention_intermediate_size": text.cross_attention_intermediate_size,
-        "use_visual_positions": model.config.use_visual_positions,
-        "attention_sink": text.attention_sink,
-    }
+    known = {**built_from, "image_size": processor.image_processor.size["height"]}
+    if arguments.variant not in CONCATENATION:
+        text = model.config.text_config
+        known |= {
+            "do_pad": processor.image_processor.do_pad,
+            "do_center_crop": processor.image_processor.do_center_crop,
+            "cross_attention_layers": list(text.cross_attention_layers),
+            "cross_attention_intermediate_size": text.cross_attention_intermediate_size,
+            "use_visual_positions": model.config.use_visual_positions,
+            "attention_sink": text.attention_sink,
+        }
     for name in PARTS:
         value = getattr(arguments, name)
         same = public_name(value) if name in built_from else value  # as the record has it

@@ -11,21 +11,17 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Builds an AGE-VLM and its processor from a pretrained ConvNeXt and a pretrained LLaMA."""
+"""Builds an AGE-VLM, or a concatenation model, and its processor from a pretrained ConvNeXt and a pretrained LLaMA."""
 
 from typing import Any
 
-from transformers import AutoTokenizer, GenerationConfig
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, ProcessorMixin
 from transformers.utils import logging
 
-from modeling_agevlm import (
-    AgeVlmForConditionalGeneration,
-    AgeVlmImageProcessor,
-    AgeVlmProcessor,
-    from_vision_text_pretrained,
-)
+from modeling_agevlm import AgeVlmImageProcessor, AgeVlmProcessor, from_vision_text_pretrained
 from modeling_agevlm.conversion import TEXT_HINT, loading, split_gguf, timm_config
 from recipes.training.arguments import PartsArguments
+from recipes.training.concatenation import concatenate
 from trainers.rows import PLACEHOLDERS
 from trainers.turns import end_generation_with_turns, end_of_turn
 
@@ -37,11 +33,11 @@ PADDINGS = ("<|finetune_right_pad_id|>", "<|pad|>")
 
 
 def build(
-    parts: PartsArguments, attn_implementation: str | None = None
-) -> tuple[AgeVlmForConditionalGeneration, AgeVlmProcessor]:
+    parts: PartsArguments, attn_implementation: str | None = None, is_concatenation: bool = False
+) -> tuple[PreTrainedModel, ProcessorMixin]:
     """
-    An AGE-VLM around pretrained parts that still answers as its LLM does, and its processor. `attn_implementation` is that of
-    the LLM's own layers.
+    An AGE-VLM around pretrained parts that still answers as its LLM does, or a concatenation model, and its processor.
+    `attn_implementation` is that of the LLM's own layers.
 
     Raises:
         ValueError: If a part cannot be loaded, does not fit, or the tokenizer has no chat template that ends turns.
@@ -63,18 +59,21 @@ def build(
     with loading(parts.text):  # before its weights, for a tokenizer may have no chat template that can be used
         processor = AgeVlmProcessor(image_processor, tokenizer, image_token=image_token)
         end_of_turn(processor)
-    model = from_vision_text_pretrained(
-        parts.vision,
-        parts.text,
-        processor.image_token_id,
-        image_size=parts.image_size,
-        cross_attention_layers=parts.cross_attention_layers,
-        cross_attention_intermediate_size=parts.cross_attention_intermediate_size,
-        use_visual_positions=parts.use_visual_positions,
-        attention_sink=parts.attention_sink,
-        text_revision=parts.text_revision,
-        attn_implementation=attn_implementation,
-    )
+    if is_concatenation:
+        model, processor = concatenate(parts, processor, attn_implementation)
+    else:
+        model = from_vision_text_pretrained(
+            parts.vision,
+            parts.text,
+            processor.image_token_id,
+            image_size=parts.image_size,
+            cross_attention_layers=parts.cross_attention_layers,
+            cross_attention_intermediate_size=parts.cross_attention_intermediate_size,
+            use_visual_positions=parts.use_visual_positions,
+            attention_sink=parts.attention_sink,
+            text_revision=parts.text_revision,
+            attn_implementation=attn_implementation,
+        )
     eos = model.generation_config.eos_token_id or []
     eos = sorted({*([eos] if isinstance(eos, int) else eos), tokenizer.eos_token_id})
     if tokenizer.pad_token is None or tokenizer.pad_token_id in eos:  # the end of a turn is no padding

@@ -31,6 +31,7 @@ from modeling_agevlm import AgeVlmConfig
 from modeling_agevlm.conversion import loading
 from recipes.answering.checkpoint import load_checkpoint
 from recipes.training.arguments import DataArguments, ModelArguments
+from recipes.training.concatenation import CONCATENATION_TYPE, load_concatenation
 from recipes.training.data_sets import check_regions, load_evaluation_rows, load_rows, shuffled
 from recipes.training.idle import check_options, check_parts
 from recipes.training.looks import Looks
@@ -46,7 +47,7 @@ from recipes.training.resuming import (
 )
 from trainers import GuidedSFTConfig, GuidedSFTTrainer, Stage, apply_stage, get_stage, lora_config, parameter_table
 from trainers.checkpointing import checkpoints_of
-from trainers.stages import Variant
+from trainers.stages import CONCATENATION, Variant
 
 
 logger = logging.get_logger(__name__)
@@ -61,14 +62,14 @@ def load_model(arguments: ModelArguments, stage: Stage) -> tuple[PreTrainedModel
     Raises:
         ValueError: If there is no such checkpoint.
     """
-    name = arguments.model_name_or_path
+    name, is_concatenation = arguments.model_name_or_path, arguments.variant in CONCATENATION
     if name is None:
         if stage.number > 1:
             raise ValueError(
                 f"Stage {stage.number} starts from a checkpoint of stage {stage.number - 1}: pass its folder or Hub id "
                 "as `--model_name_or_path`."
             )
-        return build(arguments, arguments.attn_implementation)
+        return build(arguments, arguments.attn_implementation, is_concatenation)
     if Path(name).is_dir() and not (Path(name) / "config.json").exists():
         unfinished = " It holds checkpoints of a stage that has not ended: go on with that first."
         raise ValueError(
@@ -78,20 +79,28 @@ def load_model(arguments: ModelArguments, stage: Stage) -> tuple[PreTrainedModel
     with loading(name):
         config, _ = AgeVlmConfig.get_config_dict(name, revision=arguments.model_revision)
         model_type = config.get("model_type")
-    if model_type != AgeVlmConfig.model_type:
+    expected = CONCATENATION_TYPE if is_concatenation else AgeVlmConfig.model_type
+    if model_type != expected:
+        hint = "Build one around it with `recipes/init.py --text`."
+        if model_type in (CONCATENATION_TYPE, AgeVlmConfig.model_type):
+            hint = "Go on with a variant of its own kind, or build anew in stage 1."
         raise ValueError(
-            f"{name} is a {model_type!r} checkpoint, but a stage starts from an AGE-VLM ('agevlm'). Build one around it with "
-            "`recipes/init.py --text`."
+            f"{name} is a {model_type!r} checkpoint, but a stage of {arguments.variant} starts from {expected!r}. {hint}"
         )
+    attention = arguments.attn_implementation
     with loading(name):
-        model, processor = load_checkpoint(
-            name, arguments.model_revision, attn_implementation=arguments.attn_implementation, dtype="float32"
-        )
+        if is_concatenation:
+            model, processor = load_concatenation(name, arguments.model_revision, attention)
+        else:
+            model, processor = load_checkpoint(
+                name, arguments.model_revision, attn_implementation=attention, dtype="float32"
+            )
     mend_generation_config(model.generation_config, name)
-    if model.config.training_stage not in (stage.number - 1, stage.number):
+    been_through = getattr(model.config, "training_stage", 0)
+    if been_through not in (stage.number - 1, stage.number):
         raise ValueError(
             f"Stage {stage.number} starts from a checkpoint of stage {stage.number - 1}, or trains one of stage {stage.number} "
-            f"on, but {name} is one of stage {model.config.training_stage}. Run the stages in order."
+            f"on, but {name} is one of stage {been_through}. Run the stages in order."
         )
     return model, processor
 
@@ -187,7 +196,7 @@ def run_stage(
     model, processor = load_model(arguments, stage)
     if arguments.model_name_or_path is not None:
         check_parts(given, arguments, model, processor, parts_of(record))
-    image_size, skip_broken = model.config.vision_config.image_size, training.broken_rows == "skip"
+    image_size, skip_broken = processor.image_processor.size["height"], training.broken_rows == "skip"
     if rows is None:
         rows = load_rows(data, stage, image_size, skip_broken)
         rows = shuffled(rows, data, training.seed if training.data_seed is None else training.data_seed)
@@ -196,7 +205,8 @@ def run_stage(
         if checkpoint is not None:
             check_same_run(checkpoint, record)
     eval_rows = load_evaluation_rows(data, stage, image_size, skip_broken)
-    check_regions(rows, stage, training.guidance_weight, model.config.text_config.attention_sink)
+    is_concatenation = arguments.variant in CONCATENATION
+    check_regions(rows, stage, training.guidance_weight, is_concatenation or model.config.text_config.attention_sink)
     apply_stage(model, stage)
     adapters = peft_config(model, arguments, stage)
     model.config.training_stage = number
@@ -207,7 +217,7 @@ def run_stage(
         eval_dataset=eval_rows,
         processing_class=processor,
         peft_config=adapters,
-        card_template=card_template(),
+        card_template=None if is_concatenation else card_template(),
         record=record,
     )
     if augment is not None:
@@ -224,7 +234,7 @@ def run_stage(
         print(f"Stage {number} of {arguments.variant}\n{parameter_table(trainer.model)}", flush=True)
         if str(training.resume_from_checkpoint or "false").lower() != "false":
             print(how_it_begins(checkpoint, training), flush=True)
-    if training.report_to:
+    if training.report_to and not is_concatenation:
         trainer.add_callback(Looks(trainer))
     trainer.accelerator.wait_for_everyone()  # all have seen what there is
     if overwrite and training.should_save:
