@@ -21,6 +21,8 @@ from tokenizers import AddedToken
 from transformers import (
     CLIPImageProcessor,
     CLIPVisionConfig,
+    FastVlmConfig,
+    FastVlmForConditionalGeneration,
     GemmaConfig,
     Idefics3Config,
     Idefics3ForConditionalGeneration,
@@ -71,6 +73,7 @@ from transformers import (
     SmolVLMImageProcessor,
     SmolVLMProcessor,
     SmolVLMVideoProcessor,
+    TimmWrapperConfig,
 )
 from transformers.models.smolvlm import processing_smolvlm
 
@@ -127,6 +130,25 @@ def llava(tower: str = "clip", strategy: str = "default", do_pad: bool = False) 
         num_additional_image_tokens=int(tower == "clip"),
     )
     return LlavaForConditionalGeneration(config), processor
+
+
+def fast_vlm(do_center_crop: bool = False) -> Made:
+    """Behind a ConvNeXt whose last feature map has a cell for each 8 x 8 pixels."""
+    tokenizer, image = with_tokens("<image>")
+    config = FastVlmConfig(
+        vision_config=TimmWrapperConfig(
+            architecture="convnext_atto",
+            model_args={"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16], "patch_size": 1},
+            hidden_size=16,
+            do_pooling=False,
+        ),
+        text_config=LlamaConfig(**TEXT),
+        image_token_index=image,
+    )
+    size = {"shortest_edge": 36} if do_center_crop else SQUARE
+    image_processor = CLIPImageProcessor(size=size, crop_size=SQUARE, do_center_crop=do_center_crop)
+    processor = LlavaProcessor(image_processor, tokenizer, patch_size=8, vision_feature_select_strategy="full")
+    return FastVlmForConditionalGeneration(config), processor
 
 
 PINPOINTS = [[32, 32], [32, 64], [64, 32], [64, 64], [96, 96]]
@@ -259,6 +281,8 @@ FAMILIES: dict[str, Callable[[], Made]] = {
     "LLaVA, with class token": lambda: llava(strategy="full"),
     "LLaVA, SigLIP": lambda: llava("siglip", "full"),
     "LLaVA-OneVision": llava_onevision,
+    "FastVLM": fast_vlm,
+    "FastVLM, cut": lambda: fast_vlm(do_center_crop=True),
     "Idefics3": idefics3,
     "Idefics3, whole": lambda: idefics3(split=False),
     "SmolVLM": smolvlm,

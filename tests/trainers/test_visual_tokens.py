@@ -62,7 +62,13 @@ def made(family: str) -> Made:
                 weight.zero_()
             if "position" in name or "pos_embed" in name:
                 weight.zero_()
-            if "patch_embed" in name and weight.dim() > 1:
+            if name.endswith(".gamma"):  # of the blocks that look around
+                weight.zero_()
+            if name.endswith(".stem.0.bias"):  # else the norm behind would take the picture's brightness away
+                weight.normal_()
+            if ".downsample." in name and weight.dim() > 1:  # channels differ: behind a norm they add up to nothing
+                weight.copy_(weight[..., :1, :1].expand_as(weight))
+            if any(part in name for part in ("patch_embed", ".stem.")) and weight.dim() > 1:
                 weight.copy_(weight.flatten(1)[:, :1].expand(-1, weight[0].numel()).view_as(weight))
     return model.eval(), processor
 
