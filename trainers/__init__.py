@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .guidance import GuidanceLoss, guidance_loss, guidance_loss_from_mass
     from .guided_sft_config import GuidedSFTConfig
     from .guided_sft_trainer import GuidedSFTTrainer
+    from .head_choice import localizing_heads
     from .lora import lora_config
     from .region_attention import RegionAttention
     from .run_lengths import decode_rle
@@ -53,6 +54,7 @@ MODULES = {
     "get_stage": "stages",
     "guidance_loss": "guidance",
     "guidance_loss_from_mass": "guidance",
+    "localizing_heads": "head_choice",
     "lora_config": "lora",
     "parameter_table": "stages",
 }

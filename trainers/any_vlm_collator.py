@@ -27,6 +27,7 @@ from .visual_tokens import VisualTokens
 
 # Resampling smears the edge of a mask over its neighbors: less of a visual token is not in the region.
 LEAST_COVERAGE = 0.01
+TARGETS = ("labels", "query_masks", "region_masks", "dropped_regions", "skipped_rows")  # of a batch
 
 
 @dataclass
@@ -137,6 +138,11 @@ class DataCollatorForAnyVisionLanguageModel(DataCollatorForGuidedVisionLanguageM
                 # `max_length` may have cut off pictures behind
                 region_masks[row, k, places] = cells[: len(places)]
         return region_masks
+
+
+def without_targets(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What of a batch the forward pass of any VLM takes to look at its pictures: neither labels nor regions."""
+    return {name: value for name, value in batch.items() if name not in TARGETS}
 
 
 def collator_for(

@@ -37,6 +37,9 @@ UNUSED |= {
 }
 
 
+AUTO = "auto"
+
+
 @dataclass
 class GuidedSFTConfig(SFTConfig):
     """
@@ -58,9 +61,10 @@ class GuidedSFTConfig(SFTConfig):
         Which cross-attention layers are guided, by their indices in the combined stack. Kept in the model's config.
         Defaults to what that says, which is all of them unless a training before chose some. Of another VLM, layers of its
         language model, all by default.
-    guidance_heads (`list[int]`, *optional*):
+    guidance_heads (`list[int]` or `"auto"`, *optional*):
         Which attention heads of these layers are guided. Kept in the model's config, and defaults to what that says: all
-        of them unless a training before chose some.
+        of them unless a training before chose some. Of another VLM, heads of all those layers, or `"auto"` for the few of all
+        layers that already localize, as the trained model's attention tells ([`localizing_heads`]).
     mask_downsampling (`str`, *optional*, defaults to `"any"`):
         When a visual token's cell belongs to a mask: if `"any"` of it is covered (small objects survive), or if more
         than half of its `"area"` is.
@@ -134,8 +138,12 @@ class GuidedSFTConfig(SFTConfig):
     guidance_layers: list[int] | None = field(
         default=None, metadata={"help": "Cross-attention layers that are guided; default: the checkpoint's, or all."}
     )
-    guidance_heads: list[int] | None = field(
-        default=None, metadata={"help": "Attention heads of them that are guided; default: the checkpoint's, or all."}
+    guidance_heads: list[str] | None = field(  # numbers; of words, a command line can only have a list
+        default=None,
+        metadata={
+            "help": "Attention heads of them that are guided; default: the checkpoint's, or all. Of a VLM that is no AGE-VLM "
+            "also `auto`: the few of all layers that already localize."
+        },
     )
     mask_downsampling: str = field(
         default="any",
@@ -170,6 +178,17 @@ class GuidedSFTConfig(SFTConfig):
             choices = self.__dataclass_fields__[name].metadata["choices"]
             if getattr(self, name) not in choices:
                 raise ValueError(f"`{name}` has to be one of {choices}, but is {getattr(self, name)!r}.")
+        if self.guidance_heads in (AUTO, [AUTO]):
+            self.guidance_heads = AUTO
+            if self.guidance_layers is not None:
+                raise ValueError("`guidance_heads='auto'` chooses among all layers: leave `guidance_layers` out.")
+        elif self.guidance_heads is not None:
+            try:
+                self.guidance_heads = [int(head) for head in self.guidance_heads]
+            except ValueError:
+                raise ValueError(
+                    f"`guidance_heads` has to be 'auto', or the numbers of heads, but is {self.guidance_heads}."
+                ) from None
         if self.early_stopping_patience is not None and not self.load_best_model_at_end:
             raise ValueError(
                 "`early_stopping_patience` needs `load_best_model_at_end=True`, with evaluations (`eval_strategy`) that fall "

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset, IterableDataset
 from peft import PeftModel
 from torch import nn
@@ -38,7 +39,8 @@ from .any_vlm_collator import collator_for
 from .checkpointing import CheckpointMixin
 from .evaluation import EvaluationMixin, likeliest_tokens
 from .guidance import GuidanceLoss, guidance_loss, guidance_loss_from_mass
-from .guided_sft_config import GuidedSFTConfig
+from .guided_sft_config import AUTO, GuidedSFTConfig
+from .head_choice import localizing_heads
 from .hub import HubMixin
 from .region_attention import RegionAttention
 from .rows import COLUMNS, check_columns, has_transform, undecoded, with_lengths
@@ -148,6 +150,11 @@ class GuidedSFTTrainer(CheckpointMixin, EvaluationMixin, HubMixin, SFTTrainer):
         self._region_attention: RegionAttention | None = None
         # CODEPATH: an AGE-VLM reads its regions itself, and keeps in its config what guides; other VLMs do neither
         if model.config.model_type == "agevlm":
+            if args.guidance_heads == AUTO:
+                raise ValueError(
+                    "`guidance_heads='auto'` finds heads that localize already, which those of an AGE-VLM only learn: name them, "
+                    "or leave it out."
+                )
             for name in ("guidance_layers", "guidance_heads"):
                 if getattr(args, name) is not None:
                     setattr(text_config, name, getattr(args, name))
@@ -158,9 +165,9 @@ class GuidedSFTTrainer(CheckpointMixin, EvaluationMixin, HubMixin, SFTTrainer):
             raise ValueError(
                 f"`guidance_normalization={args.guidance_normalization!r}` needs maps, which only an AGE-VLM gives: take 'sum'."
             )
-        else:
+        elif args.guidance_heads != AUTO:
             self._region_attention = RegionAttention(model, args.guidance_layers, args.guidance_heads)
-        self._tells_absent = self._region_attention is not None or text_config.attention_sink
+        self._tells_absent = model.config.model_type != "agevlm" or text_config.attention_sink
         self._reads_rows = data_collator is None
         evaluated = eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset}
         if data_collator is None:
@@ -210,12 +217,28 @@ class GuidedSFTTrainer(CheckpointMixin, EvaluationMixin, HubMixin, SFTTrainer):
             raise ValueError("The data set to train on has no rows.") from None
         finally:
             args.assistant_only_loss = True
+        if args.guidance_heads == AUTO:  # the model is where it runs now
+            self._region_attention = self._find_heads(train_dataset, processing_class)
         args.check_checkpointing()
         self.check_best_metric()
         self._heed_preemption()
         self._num_regions: torch.Tensor | None = None
         self._sums = {mode: torch.zeros(len(SUMS), device=self.accelerator.device) for mode in ("train", "eval")}
         self._num_steps = 0
+
+    def _find_heads(self, rows: Dataset | IterableDataset | None, processor: ProcessorMixin) -> RegionAttention:
+        """The heads that already localize, by the first process's count."""
+        if rows is None:
+            raise ValueError("`guidance_heads='auto'` finds heads by the words of rows: pass a `train_dataset`.")
+        heads = broadcast_object_list([localizing_heads(self.model, processor, rows)])[0]
+        logger.warning(f"Guided heads, by layer: {heads}.")
+        return RegionAttention(self.model, heads=heads)
+
+    @property
+    def guided_heads(self) -> dict[int, list[int] | None] | None:
+        """Of a VLM that is no AGE-VLM, the heads that are guided by layer, None for all; of an AGE-VLM its config tells."""
+        attention = self._region_attention
+        return None if attention is None else {n: h and list(h) for n, h in sorted(attention.heads.items())}
 
     def _base_model(self) -> nn.Module:
         model = self.accelerator.unwrap_model(self.model)

@@ -19,7 +19,7 @@ region, whichever kernel computes it. That is done in the attention function, wh
 model's code has to change.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -32,6 +32,17 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 PREFIX = "guided_"  # of the names of the attention functions
 NUM_OVERALL = 2  # channels before those of the regions: on the picture, and off it
+
+
+def shares(query_masks: torch.BoolTensor) -> torch.Tensor:
+    """The share of each token in its query, `(B, K, T)`."""
+    weights = query_masks.float()
+    return weights / weights.sum(dim=-1, keepdim=True).clamp(min=1)
+
+
+def as_channels(regions: torch.Tensor) -> torch.Tensor:
+    """Regions `(B, C, S)` as channels of the values, `(B, 1, S, C)` with zeros up to a multiple of 8, which kernels want."""
+    return nn.functional.pad(regions.transpose(1, 2), (0, -regions.shape[1] % 8)).unsqueeze(1)
 
 
 class RegionReading:
@@ -48,18 +59,15 @@ class RegionReading:
         query_masks: torch.BoolTensor,
         region_masks: torch.FloatTensor,
         visual_tokens: torch.BoolTensor,
-        layers: frozenset[int],
-        heads: Sequence[int] | None,
+        heads: Mapping[int, Sequence[int] | None],
     ) -> None:
-        self.layers, self.heads = layers, heads
-        weights = query_masks.float()
-        self.weights = weights / weights.sum(dim=-1, keepdim=True).clamp(min=1)  # (B, K, T)
+        self.heads = heads
+        """By layer that is read, its heads; None for all."""
+        self.weights = shares(query_masks)  # (B, K, T)
         self.is_absent = region_masks[..., -1] > 0  # (B, K)
         visual = visual_tokens[:, None].float()
         regions = region_masks[..., :-1] * visual
-        channels = torch.cat([visual, 1 - visual, regions], dim=1).transpose(1, 2)
-        # Kernels want a multiple of 8.
-        self.channels = nn.functional.pad(channels, (0, -channels.shape[-1] % 8)).unsqueeze(1)  # (B, 1, S, C)
+        self.channels = as_channels(torch.cat([visual, 1 - visual, regions], dim=1))
         self.found: dict[int, torch.Tensor] = {}
         """By layer: the attention of each query `(B, H, K)` on the picture, off it, and in its region, stacked first."""
 
@@ -94,15 +102,16 @@ class RegionReading:
         Raises:
             ValueError: If the model ran past a layer, or past the attention function.
         """
-        if missing := self.layers - self.found.keys():
+        if missing := self.heads.keys() - self.found.keys():
             raise ValueError(
                 f"Nothing was read in layers {', '.join(map(str, sorted(missing)))}: their attention does not go through the "
                 "attention interface of transformers, or the language model was not run."
             )
-        heads = slice(None) if self.heads is None else list(self.heads)
         masses = []
-        for layer in sorted(self.layers):
-            on_picture, off_picture, in_region = self.found[layer][:, :, heads].mean(dim=2)
+        for layer in sorted(self.heads):
+            heads = self.heads[layer]
+            found = self.found[layer] if heads is None else self.found[layer][:, :, list(heads)]
+            on_picture, off_picture, in_region = found.mean(dim=2)
             least = torch.finfo(on_picture.dtype).tiny
             present = in_region / on_picture.clamp(min=least)
             absent = (off_picture + in_region) / (on_picture + off_picture).clamp(min=least)
@@ -110,8 +119,31 @@ class RegionReading:
         return tuple(masses)
 
 
+class MapReading:
+    """As [`RegionReading`], for maps: what is asked for is how much of the attention each visual token gets, V of a row at most."""
+
+    def __init__(
+        self, query_masks: torch.BoolTensor, visual_tokens: torch.BoolTensor, heads: Mapping[int, Sequence[int] | None]
+    ) -> None:
+        self.heads = heads
+        self.weights = shares(query_masks)
+        places = torch.where(visual_tokens, visual_tokens.cumsum(dim=-1), 0)  # counted from 1
+        numbers = torch.arange(1, int(places.max()) + 1, device=places.device)
+        each = (places[:, None] == numbers[:, None]).float()  # (B, V, S)
+        self.num_visual_tokens = len(numbers)
+        self.channels = as_channels(each)
+        self.maps: dict[int, torch.Tensor] = {}
+        """By layer, in their order: the attention of each query in every head that is read, `(B, K, H, V)`."""
+
+    def keep(self, layer: int, inside: torch.Tensor) -> None:
+        """As [`RegionReading.keep`]."""
+        heads = slice(None) if self.heads[layer] is None else list(self.heads[layer])
+        inside = inside[:, :, heads, : self.num_visual_tokens].float()
+        self.maps[layer] = torch.einsum("bkt,bthv->bkhv", self.weights, inside)
+
+
 def with_region_channels(attention: Callable) -> Callable:
-    """An attention function of transformers that also takes a [`RegionReading`], and is unchanged without."""
+    """An attention function of transformers that also takes what is to be read, and is unchanged without."""
 
     def forward(
         module: nn.Module,
@@ -119,10 +151,10 @@ def with_region_channels(attention: Callable) -> Callable:
         key: torch.Tensor,
         value: torch.Tensor,
         attention_mask: torch.Tensor | None,
-        region_reading: RegionReading | None = None,
+        region_reading: RegionReading | MapReading | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        if region_reading is None or module.layer_idx not in region_reading.layers:
+        if region_reading is None or module.layer_idx not in region_reading.heads:
             return attention(module, query, key, value, attention_mask, **kwargs)
         channels = region_reading.channels
         if channels.shape[2] != key.shape[2]:
@@ -178,14 +210,18 @@ class RegionAttention:
             or one with adapters of PEFT. Its attention function is exchanged for the same one with region channels.
         layers (`Sequence[int]`, *optional*): Layers of the language model that are read. All that have attention by default; of a
             model that reads pictures by cross-attention, all layers that do.
-        heads (`Sequence[int]`, *optional*): Heads in each of them, all by default.
+        heads (`Sequence[int]` or `Mapping[int, Sequence[int]]`, *optional*):
+            Heads in each of them, all by default; or by layer, as [`localizing_heads`] finds them, in place of `layers`.
 
     Raises:
         ValueError: For an attention that is not of that interface, and for layers or heads that the model does not have.
     """
 
     def __init__(
-        self, model: nn.Module, layers: Sequence[int] | None = None, heads: Sequence[int] | None = None
+        self,
+        model: nn.Module,
+        layers: Sequence[int] | None = None,
+        heads: Sequence[int] | Mapping[int, Sequence[int]] | None = None,
     ) -> None:
         if hasattr(model, "get_base_model"):  # peft
             model = model.get_base_model()
@@ -198,20 +234,24 @@ class RegionAttention:
             if hasattr(module, "layer_idx") and hasattr(module, "scaling")
         }
         known = attending if crossing is None else set(crossing)
-        self.layers = frozenset(known if layers is None else layers)
-        self.heads = None if heads is None else tuple(heads)
-        unknown = self.layers - known
-        if unknown or not self.layers:
+        if isinstance(heads, Mapping):
+            self.heads = dict(heads)
+        else:
+            self.heads = dict.fromkeys(known if layers is None else layers, heads)
+        """By layer that is read, its heads; None for all."""
+        unknown = self.heads.keys() - known
+        if unknown or not self.heads:
             named, readable = (", ".join(map(str, sorted(of))) or "none" for of in (unknown, known))
             raise ValueError(
                 f"Layers {named} cannot be read: of this model's language model those with attention to pictures are {readable}."
             )
         num_heads = config.num_attention_heads
-        if self.heads is not None and not (self.heads and all(0 <= head < num_heads for head in self.heads)):
-            raise ValueError(f"Heads {list(self.heads)} cannot be read: each layer has heads 0 to {num_heads - 1}.")
+        for of_layer in self.heads.values():
+            if of_layer is not None and not (of_layer and all(0 <= head < num_heads for head in of_layer)):
+                raise ValueError(f"Heads {list(of_layer)} cannot be read: each layer has heads 0 to {num_heads - 1}.")
         if not config._attn_implementation.startswith(PREFIX):
             self.text_model.set_attn_implementation(register(config._attn_implementation))
-        self._reading: RegionReading | None = None
+        self._reading: RegionReading | MapReading | None = None
         self.text_model.register_forward_pre_hook(self._hand_on, with_kwargs=True)
 
     def _hand_on(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
@@ -244,8 +284,24 @@ class RegionAttention:
                 f"`region_masks` are of shape {tuple(region_masks.shape)}, but queries of shape {tuple(query_masks.shape)} and visual "
                 f"tokens of shape {tuple(visual_tokens.shape)} need {expected}."
             )
-        self._reading = RegionReading(query_masks, region_masks, visual_tokens, self.layers, self.heads)
+        with self._asked(RegionReading(query_masks, region_masks, visual_tokens, self.heads)) as reading:
+            yield reading
+
+    @contextmanager
+    def mapping(self, query_masks: torch.BoolTensor, visual_tokens: torch.BoolTensor) -> Iterator[MapReading]:
+        """
+        The model's forward passes inside of this are asked for maps; arguments as in [`reading`].
+
+        Yields:
+            [`MapReading`]: Its `maps`.
+        """
+        with self._asked(MapReading(query_masks, visual_tokens, self.heads)) as reading:
+            yield reading
+
+    @contextmanager
+    def _asked(self, reading: Any) -> Iterator[Any]:
+        self._reading = reading
         try:
-            yield self._reading
+            yield reading
         finally:
             self._reading = None

@@ -34,6 +34,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 # Of the vision towers that LLaVA models are built with.
 NUM_CLASS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0}
 BLACK, WHITE = False, True
+MOST_ROWS = 8  # of masks that the processor is given at once
 
 
 def _grids(batch: BatchFeature, patch_size: int) -> torch.Tensor:
@@ -181,9 +182,9 @@ class VisualTokens:
         blank = [np.full((image.height, image.width), BLACK) for image in images]
         sizes = [image.size for image in images]
         if self._ends is None or sizes != self._sizes:
-            black, batch = self._seen(blank)
-            white, _ = self._seen([np.full_like(mask, WHITE) for mask in blank])
-            self._sizes, self._ends = sizes, (black, white, batch)
+            black, batch = self._seen([blank])
+            white, _ = self._seen([[np.full_like(mask, WHITE) for mask in blank]])
+            self._sizes, self._ends = sizes, (black[0], white[0], batch)
         black, white, batch = self._ends
         nothing = self._merge(torch.zeros_like(black), batch, self.config)
         written = int((batch["input_ids"] == self.config.image_token_id).sum())
@@ -193,18 +194,36 @@ class VisualTokens:
                 "its settings are not those of the model's configuration."
             )
         coverages = [nothing.new_zeros(0, len(nothing))]
-        for index, mask in regions:
-            arrived, _ = self._seen([*blank[:index], mask, *blank[index + 1 :]])
-            # Where the picture is not, both are the same; next to it, resizing may overshoot and turn them around.
-            patches = torch.where(white > black, (arrived - black) / (white - black), 0).clamp(0, 1)
-            coverages.append(self._merge(patches, batch, self.config)[None])
+        for first in range(0, len(regions), MOST_ROWS):
+            rows = [[*blank[:n], mask, *blank[n + 1 :]] for n, mask in regions[first : first + MOST_ROWS]]
+            for arrived in self._seen(rows)[0]:
+                # Where the picture is not, both are the same; next to it, resizing may overshoot and turn them around.
+                patches = torch.where(white > black, (arrived - black) / (white - black), 0).clamp(0, 1)
+                coverages.append(self._merge(patches, batch, self.config)[None])
         return torch.cat(coverages)
 
-    def _seen(self, masks: list[np.ndarray]) -> tuple[torch.Tensor, BatchFeature]:
-        """What arrives of the masks in each patch, and all that the processor makes of them."""
-        images = [PIL.Image.fromarray(mask.astype(np.uint8) * 255).convert("RGB") for mask in masks]
-        text = self.processor.image_token * len(images)
-        batch = self.processor(text=[text], images=[images], return_tensors="pt")
+    def footprints(self, images: list[PIL.Image.Image], index: int, grid: tuple[int, int]) -> torch.Tensor:
+        """
+        Which part of a picture each visual token shows: `(num_visual_tokens, rows, columns)`, its share in each cell of a grid
+        over picture `index` of the row's `images`. It sums to 1, or is 0 for a token that shows nothing of that picture. Tokens
+        are taken for rectangles, so that a row and a column of cells say where they are.
+        """
+        size, (rows, columns) = images[index].size[::-1], grid
+        row_of, column_of = (np.arange(length) * cells // length for length, cells in zip(size, grid, strict=True))
+        stripes = [np.broadcast_to((row_of == n)[:, None], size) for n in range(rows)]
+        stripes += [np.broadcast_to(column_of == n, size) for n in range(columns)]
+        shares = self.coverage(images, [(index, stripe) for stripe in stripes]).split(grid)
+        placed = torch.einsum("rs,cs->src", *shares)
+        return placed / placed.sum(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(placed.dtype).tiny)
+
+    def _seen(self, rows: list[list[np.ndarray]]) -> tuple[torch.Tensor, BatchFeature]:
+        """What arrives of rows of masks in each patch, `(num_rows, ...)`, and all that the processor makes of them."""
+        images = [
+            [PIL.Image.fromarray(mask.astype(np.uint8) * 255).convert("RGB") for mask in masks] for masks in rows
+        ]
+        texts = [self.processor.image_token * len(of_row) for of_row in images]
+        batch = self.processor(text=texts, images=images, return_tensors="pt")
         # A timm tower's configuration does not say it.
         patch_size = getattr(self.config.vision_config, "patch_size", None) or self.processor.patch_size
-        return _grids(batch, patch_size), batch
+        patches = _grids(batch, patch_size)
+        return patches.view(len(rows), -1, *patches.shape[1:]), batch  # rows of pictures of the same sizes

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from modeling_agevlm.image_reading_agevlm import read_image
 from recipes.answering.attention import split_sink
 from trainers import DataCollatorForGuidedVisionLanguageModeling, RegionAttention, collator_for
+from trainers.any_vlm_collator import without_targets
 
 
 def query(
@@ -87,25 +88,16 @@ def grounding_maps(
 def _read(
     model: PreTrainedModel, processor: ProcessorMixin, batch: dict[str, torch.Tensor], attention: RegionAttention
 ) -> Grounding:
-    """As `grounding_maps`: a map is how much of the attention is in regions of one visual token each."""
+    """As `grounding_maps`."""
+    batch = {name: value.to(model.device) for name, value in batch.items()}
     visual_tokens = batch["input_ids"] == processor.image_token_id
     query_masks, regions = batch["query_masks"], batch["region_masks"]
-    num_rows, num_queries = query_masks.shape[:2]
-    places = [row.nonzero()[:, 0] for row in visual_tokens]
-    num_cells = max(len(row) for row in places)
-    cells = torch.zeros(num_rows, num_queries, num_cells)
-    each = torch.zeros(num_rows, num_cells + 1, regions.shape[-1])
-    each[:, -1, -1] = 1  # what is off the pictures is read as of words that mean nothing there
-    for row, of_row in enumerate(places):
-        cells[row, :, : len(of_row)] = regions[row][:, of_row]
-        each[row, range(len(of_row)), of_row] = 1
-    read = attention.reading(
-        query_masks.repeat_interleave(num_cells + 1, dim=1).to(model.device),
-        each.repeat(1, num_queries, 1).to(model.device),
-        visual_tokens.to(model.device),
-    )
-    names = ("labels", "query_masks", "region_masks", "dropped_regions", "skipped_rows")
-    with read as reading:
-        model.base_model(**{name: value.to(model.device) for name, value in batch.items() if name not in names})
-    found = torch.stack(reading.masses, dim=2).cpu().view(num_rows, num_queries, num_cells + 1, -1).transpose(2, 3)
-    return Grounding(found[..., :-1], found[..., -1], cells)
+    with attention.mapping(query_masks, visual_tokens) as reading:
+        model.base_model(**without_targets(batch))
+    maps = torch.stack([layer.mean(dim=2) for layer in reading.maps.values()], dim=2)  # (R, K, L, S)
+    on_picture = maps.sum(dim=-1)
+    cells = torch.zeros_like(maps[:, :, 0])
+    for row, is_visual in enumerate(visual_tokens):
+        cells[row, :, : is_visual.sum()] = regions[row][:, :-1][:, is_visual]
+    maps = maps / on_picture.clamp(min=torch.finfo(maps.dtype).tiny).unsqueeze(-1)
+    return Grounding(maps.cpu(), 1 - on_picture.cpu(), cells.cpu())

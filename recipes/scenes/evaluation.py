@@ -37,6 +37,7 @@ from recipes.scenes.pictures import sample_scene
 from recipes.scenes.questions import find_classes, load_questions
 from recipes.scenes.rows import load_scenes
 from trainers import RegionAttention, collator_for
+from trainers.any_vlm_collator import without_targets
 
 
 BATCH_SIZE = 100
@@ -307,11 +308,8 @@ def language_modeling_loss(
     for first in range(0, len(rows), batch_size):
         batch = collate([{**row, "regions": []} for row in rows[first : first + batch_size]])
         labels = batch["labels"]
-        inputs = {
-            name: value.to(model.device)
-            for name, value in batch.items()
-            if name not in ("dropped_regions", "skipped_rows")
-        }
+        inputs = {name: value.to(model.device) for name, value in without_targets(batch).items()}
+        inputs["labels"] = labels.to(model.device)
         count = (labels[:, 1:] != -100).sum().item()
         loss += model(**inputs).loss.item() * count
         num_tokens += count
