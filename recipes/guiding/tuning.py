@@ -1,0 +1,199 @@
+# Copyright 2026 The AGE-VLM authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Tunes any VLM of transformers with the guidance loss, and measures where its words look before and after."""
+
+import json
+import signal
+import sys
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, IterableDataset
+from peft import LoraConfig
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    PreTrainedModel,
+    ProcessorMixin,
+    set_seed,
+)
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+from modeling_agevlm.conversion import loading
+from recipes.guiding.arguments import GuideArguments
+from recipes.guiding.looking import Looked, draw, look, summarize, table
+from recipes.rows.appearing import appearing
+from recipes.training.arguments import DataArguments
+from recipes.training.data_sets import check_regions, load_evaluation_rows, load_rows, shuffled
+from recipes.training.record import public_name, run_record
+from recipes.training.resuming import check_same_run, check_writable, checkpoint_to_resume, clear
+from trainers import GuidedSFTConfig, GuidedSFTTrainer, RegionAttention, Stage, VisualTokens
+
+
+TUNING = Stage(4, vision="none", language_model=True, guided=True)
+SCENE_SIZE = 256  # pixels of the scenes, if they are the rows
+
+
+def load_vlm(arguments: GuideArguments, dtype: torch.dtype) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """
+    The VLM and its processor. Runs no code of the checkpoint, and reads no pickles.
+
+    Raises:
+        ValueError: If it cannot be loaded, or it is not known which of its tokens show what.
+    """
+    name, revision = arguments.model_name_or_path, arguments.model_revision
+    with loading(name, "`--model_name_or_path` is a vision-language model of transformers."):
+        config = AutoConfig.from_pretrained(name, revision=revision)
+        if config.model_type == "agevlm":
+            raise ValueError("it is an AGE-VLM, whose stages guide it: train it on with recipes/stage4.py")
+        processor = AutoProcessor.from_pretrained(name, revision=revision)
+        VisualTokens(processor, config)  # says what it does not know before the weights are read
+        model, report = AutoModelForImageTextToText.from_pretrained(
+            name,
+            revision=revision,
+            config=config,
+            dtype=dtype,
+            attn_implementation={"text_config": arguments.attn_implementation},
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+        if report["missing_keys"]:
+            raise ValueError(
+                f"{len(report['missing_keys'])} of its tensors are missing ({min(report['missing_keys'])})"
+            )
+    return model, processor
+
+
+def train_language_model(model: PreTrainedModel) -> None:
+    """Has the language model train, and nothing else."""
+    model.requires_grad_(False)
+    model.get_decoder().requires_grad_(True)
+    model.get_output_embeddings().requires_grad_(True)
+
+
+def adapters(model: PreTrainedModel, arguments: GuideArguments) -> LoraConfig | None:
+    """Low-rank adapters on all linear layers of the language model, if they are asked for."""
+    if not arguments.use_peft:
+        return None
+    decoder = {id(module) for module in model.get_decoder().modules() if isinstance(module, nn.Linear)}
+    return LoraConfig(
+        r=arguments.lora_r,
+        lora_alpha=arguments.lora_alpha,
+        lora_dropout=arguments.lora_dropout,
+        target_modules=[name for name, module in model.named_modules() if id(module) in decoder],
+    )
+
+
+def held_out(
+    rows: Dataset | IterableDataset, others: Dataset | dict[str, Dataset] | None, number: int
+) -> tuple[Dataset | IterableDataset, list[dict[str, Any]]]:
+    """
+    The rows that train, and those that are measured.
+
+    Raises:
+        ValueError: If nothing would be left of either.
+    """
+    if others is not None:
+        sets = others.values() if isinstance(others, dict) else [others]
+        return rows, [row for part in sets for row in islice(part, number)]
+    if not isinstance(rows, Dataset):
+        return rows.skip(number), list(rows.take(number))
+    if not 0 < number < len(rows):
+        raise ValueError(
+            f"`--num_held_out` is {number}, but {len(rows)} rows are to train and to be measured: leave some for either, or "
+            "name others to measure by `--eval_dataset_name`."
+        )
+    return rows.select(range(number, len(rows))), list(rows.select(range(number)))
+
+
+def guide(arguments: GuideArguments, data: DataArguments, training: GuidedSFTConfig) -> GuidedSFTTrainer:
+    """
+    Tunes a VLM, and saves it to `training.output_dir` with what was measured (`guided.json`) and drawn (`guided.png`).
+
+    Raises:
+        ValueError: If it cannot start from what it is given.
+    """
+    record = run_record(0, arguments, data, training)
+    record[-1]["base_models"] = [public_name(arguments.model_name_or_path)]
+    check_writable(training.output_dir)
+    overwrite = arguments.overwrite_output_dir
+    checkpoint = checkpoint_to_resume(training.output_dir, training.resume_from_checkpoint, overwrite, record)
+    set_seed(training.seed)
+    has_bf16 = arguments.use_peft and training.bf16  # frozen weights need no more
+    model, processor = load_vlm(arguments, torch.bfloat16 if has_bf16 else torch.float32)
+    skip_broken = training.broken_rows == "skip"
+    rows = shuffled(load_rows(data, TUNING, SCENE_SIZE, skip_broken), data, training.seed)
+    rows, measured = held_out(
+        rows, load_evaluation_rows(data, TUNING, SCENE_SIZE, skip_broken), arguments.num_held_out
+    )
+    if isinstance(rows, Dataset):
+        record[-1]["rows"] = len(rows)
+        if checkpoint is not None:
+            check_same_run(checkpoint, record)
+    check_regions(rows, TUNING, training.guidance_weight, attention_sink=True)
+    train_language_model(model)
+    trainer = GuidedSFTTrainer(
+        model,
+        training,
+        train_dataset=rows,
+        processing_class=processor,
+        peft_config=adapters(model, arguments),
+        record=record,
+    )
+    if trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled():
+        raise ValueError(
+            "Where words look is measured in between, which takes whole weights on every process: launch with plain data "
+            "parallelism (`accelerate launch --multi_gpu`) instead of FSDP or ZeRO-3."
+        )
+    if overwrite and training.should_save:
+        clear(training.output_dir)
+    before = measure(trainer, processor, measured)
+    if not any(one.inside is not None for one in before):
+        raise ValueError(
+            "None of the rows to measure has a region that shows something: name others by `--eval_dataset_name`."
+        )
+    trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    if trainer.is_preempted:
+        sys.exit(128 + signal.SIGTERM)
+    after = measure(trainer, processor, measured)
+    trainer.save_final_model()
+    if trainer.accelerator.is_main_process:
+        report(Path(training.output_dir), trainer, before, after)
+    return trainer
+
+
+def measure(trainer: GuidedSFTTrainer, processor: ProcessorMixin, rows: list[dict[str, Any]]) -> list[Looked]:
+    """Where words look now, in the guided heads. Every process measures, so that none waits too long."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=trainer.args.bf16):
+        return look(model, processor, RegionAttention(model, heads=trainer.guided_heads), rows)
+
+
+def report(folder: Path, trainer: GuidedSFTTrainer, before: list[Looked], after: list[Looked]) -> None:
+    """Writes and prints what was measured, and draws it."""
+    results = {
+        "guided_heads": trainer.guided_heads,
+        "regions": len(before),
+        "before": summarize(before),
+        "after": summarize(after),
+    }
+    with appearing(folder / "guided.json") as aside:
+        aside.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    draw(folder / "guided.png", before, after)
+    print(f"\n{table(results['before'], results['after'])}\n\nsee {folder / 'guided.png'}", flush=True)
