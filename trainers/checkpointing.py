@@ -27,6 +27,7 @@ from typing import Any
 
 from datasets import IterableDataset
 from peft import PeftModel
+from safetensors import safe_open
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
@@ -34,7 +35,7 @@ from transformers import PreTrainedModel, ProcessorMixin, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, sort_checkpoints
-from transformers.utils import CONFIG_NAME, logging
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
 from .hub import RECORD_NAME, WEIGHTS
 from .preemption import Preemption, shield_workers, undisturbed
@@ -131,6 +132,18 @@ def save_whole(folder: str | Path, *parts: PreTrainedModel | ProcessorMixin) -> 
     for part in parts:
         part.save_pretrained(aside)
     put_in_place(aside, Path(folder))
+
+
+def is_saved_by_own_names(model: nn.Module, checkpoint: Path) -> bool:
+    """Whether the tensors of a checkpoint are called as the model's are; also if it has none, as one with adapters."""
+    index, weights = checkpoint / SAFE_WEIGHTS_INDEX_NAME, checkpoint / SAFE_WEIGHTS_NAME
+    names: set[str] = set()
+    if index.is_file():
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+    elif weights.is_file():
+        with safe_open(weights, framework="pt") as tensors:
+            names = set(tensors.keys())
+    return names <= model.state_dict().keys()
 
 
 class CheckpointMixin:
@@ -339,6 +352,24 @@ class CheckpointMixin:
         self.rehearse_saving()
         checkpoint = str(resume_from_checkpoint) if resume_from_checkpoint else None
         return super().train(checkpoint, trial, ignore_keys_for_eval)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """
+        Also the weights of models that are saved under other names than they run with (LLaVA, Qwen2.5-VL, ...), of which
+        transformers (5.24) loads nothing, with a warning (https://github.com/huggingface/transformers/issues/43701).
+        """
+        loaded = self.model if model is None else model
+        if self.is_fsdp_enabled or is_saved_by_own_names(loaded, Path(resume_from_checkpoint)):
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        saved = type(loaded).from_pretrained(resume_from_checkpoint, dtype=loaded.dtype)
+        loaded.load_state_dict(saved.state_dict())
+
+    def _load_best_model(self) -> None:
+        """As [`_load_from_checkpoint`]."""
+        best = self.state.best_model_checkpoint
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled or is_saved_by_own_names(self.model, Path(best)):
+            return super()._load_best_model()
+        self._load_from_checkpoint(best)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """

@@ -22,14 +22,16 @@ import numpy as np
 import PIL.Image
 import torch
 from transformers import PreTrainedModel, ProcessorMixin
+from transformers.utils import logging
 
 from recipes.answering.rows import grounding_maps
 from recipes.drawing.attention import save_attention_lines
 from recipes.inside.measures import with_interval
 from recipes.terminal.tables import markdown
 from trainers import RegionAttention, collator_for
-from trainers.data_collator import BrokenRowError
 
+
+logger = logging.get_logger(__name__)
 
 GRID = (24, 24)  # cells of a picture that attention is drawn on
 NUM_LINES, NUM_PER_LINE = 4, 2  # of a drawing: rows, and words of each
@@ -64,7 +66,7 @@ def look(
     model: PreTrainedModel, processor: ProcessorMixin, attention: RegionAttention, rows: Iterable[dict[str, Any]]
 ) -> list[Looked]:
     """
-    Where the words of all regions of the rows look. Broken rows, and regions that training would drop, are left out.
+    Where the words of all regions of the rows look. Broken rows are left out, which is said, and regions that training would drop.
 
     Args:
         model ([`PreTrainedModel`]): Any VLM whose visual tokens stand among its words.
@@ -74,11 +76,12 @@ def look(
     """
     training = model.training
     model.eval()
-    collate, found = collator_for(model.config, processor), []
+    collate, found, broken = collator_for(model.config, processor), [], []
     for number, row in enumerate(rows):
         try:
             example = collate.read_row(row)
-        except (BrokenRowError, ValueError, OSError):
+        except (ValueError, OSError) as error:
+            broken.append(f"row {number}: {error}")
             continue
         if not example.region_masks:
             continue
@@ -103,6 +106,10 @@ def look(
                 )
             )
     model.train(training)
+    if broken:
+        logger.warning(
+            f"{len(broken)} of the rows to measure are broken and left out, the first one being {broken[0]}."
+        )
     return found
 
 
@@ -137,15 +144,15 @@ def table(before: dict[str, dict[str, float]], after: dict[str, dict[str, float]
 def draw(path: Path, before: Sequence[Looked], after: Sequence[Looked]) -> None:
     """The first rows' pictures with where the same words look before and after: phrases first, for whole messages look around."""
     lines = []
-    numbers = list(dict.fromkeys(one.row for one in before if one.inside is not None))[:NUM_LINES]
-    for number in numbers:
-        pairs = [
-            pair for pair in zip(before, after, strict=True) if pair[0].row == number and pair[0].inside is not None
-        ]
+    shown = [pair for pair in zip(before, after, strict=True) if pair[0].inside is not None]
+    for number in list(dict.fromkeys(one.row for one, _ in shown))[:NUM_LINES]:
+        pairs = {
+            one.words: (one, other) for one, other in reversed(shown) if one.row == number
+        }  # the first of each words
         panels = {}
-        for one, other in sorted(pairs, key=lambda pair: len(pair[0].words))[:NUM_PER_LINE]:
-            for when, looked in (("before", one), ("after", other)):
-                panels[f"{looked.words}, {when}: {looked.inside:.0%} inside"] = (looked.attention, 0.0)
-        lines.append((pairs[0][0].picture, panels))
+        for words in sorted(pairs, key=len)[:NUM_PER_LINE]:
+            for when, looked in zip(("before", "after"), pairs[words], strict=True):
+                panels[f"{words}, {when}: {looked.inside:.0%} inside"] = (looked.attention, 0.0)
+        lines.append((next(iter(pairs.values()))[0].picture, panels))
     path.parent.mkdir(parents=True, exist_ok=True)
     save_attention_lines(path, lines)

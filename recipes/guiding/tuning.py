@@ -42,7 +42,7 @@ from recipes.training.arguments import DataArguments
 from recipes.training.data_sets import check_regions, load_evaluation_rows, load_rows, shuffled
 from recipes.training.record import public_name, run_record
 from recipes.training.resuming import check_same_run, check_writable, checkpoint_to_resume, clear
-from trainers import GuidedSFTConfig, GuidedSFTTrainer, RegionAttention, Stage, VisualTokens
+from trainers import GuidedSFTConfig, GuidedSFTTrainer, RegionAttention, Stage, collator_for
 
 
 TUNING = Stage(4, vision="none", language_model=True, guided=True)
@@ -62,7 +62,7 @@ def load_vlm(arguments: GuideArguments, dtype: torch.dtype) -> tuple[PreTrainedM
         if config.model_type == "agevlm":
             raise ValueError("it is an AGE-VLM, whose stages guide it: train it on with recipes/stage4.py")
         processor = AutoProcessor.from_pretrained(name, revision=revision)
-        VisualTokens(processor, config)  # says what it does not know before the weights are read
+        collator_for(config, processor)  # says what it does not know before the weights are read
         model, report = AutoModelForImageTextToText.from_pretrained(
             name,
             revision=revision,
