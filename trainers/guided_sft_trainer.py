@@ -165,8 +165,9 @@ class GuidedSFTTrainer(CheckpointMixin, EvaluationMixin, HubMixin, SFTTrainer):
             raise ValueError(
                 f"`guidance_normalization={args.guidance_normalization!r}` needs maps, which only an AGE-VLM gives: take 'sum'."
             )
-        elif args.guidance_heads != AUTO:
-            self._region_attention = RegionAttention(model, args.guidance_layers, args.guidance_heads)
+        elif args.guidance_heads != AUTO or args.guidance_weight == 0:
+            heads = None if args.guidance_heads == AUTO else args.guidance_heads  # where none is guided, all are read
+            self._region_attention = RegionAttention(model, args.guidance_layers, heads)
         self._tells_absent = model.config.model_type != "agevlm" or text_config.attention_sink
         self._reads_rows = data_collator is None
         evaluated = eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset}
@@ -217,7 +218,7 @@ class GuidedSFTTrainer(CheckpointMixin, EvaluationMixin, HubMixin, SFTTrainer):
             raise ValueError("The data set to train on has no rows.") from None
         finally:
             args.assistant_only_loss = True
-        if args.guidance_heads == AUTO:  # the model is where it runs now
+        if args.guidance_heads == AUTO and args.guidance_weight > 0:  # the model is where it runs now
             self._region_attention = self._find_heads(train_dataset, processing_class)
         args.check_checkpointing()
         self.check_best_metric()
@@ -232,6 +233,8 @@ class GuidedSFTTrainer(CheckpointMixin, EvaluationMixin, HubMixin, SFTTrainer):
             raise ValueError("`guidance_heads='auto'` finds heads by the words of rows: pass a `train_dataset`.")
         heads = broadcast_object_list([localizing_heads(self.model, processor, rows)])[0]
         logger.warning(f"Guided heads, by layer: {heads}.")
+        if self._record:
+            self._record[-1]["guided_heads"] = heads
         return RegionAttention(self.model, heads=heads)
 
     @property

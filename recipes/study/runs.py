@@ -59,8 +59,10 @@ from recipes.study.settings import (
 )
 from recipes.study.side_by_side import Task, run_tasks
 from recipes.training.arguments import DataArguments, ModelArguments
+from recipes.training.record import read_record
 from recipes.training.stage import run_stage
 from trainers import GuidedSFTConfig, RegionAttention
+from trainers.guided_sft_config import AUTO
 
 
 # --- One stage, one evaluation ---
@@ -154,7 +156,7 @@ def train(out: Path, setting: Setting, number: int) -> None:
         train_sampling_strategy="group_by_length",  # a quarter of a mixed batch would be padding
         guidance_weight=setting.weight,
         guidance_layers=setting.guidance_layers and list(setting.guidance_layers),
-        guidance_heads=setting.guidance_heads and list(setting.guidance_heads),
+        guidance_heads=list(heads) if isinstance(heads := setting.guidance_heads, tuple) else heads,
         guidance_normalization=setting.normalization,
         guidance_level=setting.level,
         guidance_query="question" if number == 4 else "answer",
@@ -198,7 +200,11 @@ def evaluate(out: Path, results: Path, setting: Setting) -> None:
         model = model.cuda()
     attention = None
     if setting.architecture == "concatenation":
-        attention = RegionAttention(model, setting.guidance_layers, setting.guidance_heads)
+        heads = setting.guidance_heads
+        if heads == AUTO:
+            found = read_record(str(folder))[-1]["guided_heads"]
+            heads = {int(layer): of_layer for layer, of_layer in found.items()}
+        attention = RegionAttention(model, setting.guidance_layers, heads)
     by_picture = {}
     if setting.pictures == "square":
         metrics, _, by_picture = evaluate_all(

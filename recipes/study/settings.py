@@ -52,8 +52,8 @@ class Setting:
     weight: float = 1.0
     guidance_layers: tuple[int, ...] | None = None
     """The cross-attention layers that are guided; None for all."""
-    guidance_heads: tuple[int, ...] | None = None
-    """Their attention heads that are guided; None for all."""
+    guidance_heads: tuple[int, ...] | Literal["auto"] | None = None
+    """Their attention heads that are guided; None for all, "auto" for those of a concatenation model that already localize."""
     attention_sink: bool = False
     """Whether the cross-attention has a place for nothing."""
     positions: bool = False
@@ -200,6 +200,9 @@ CONCATENATION_MODELS = {
     "concatenation, all heads of all layers": replace(CONCATENATION, denied=False),
     "concatenation, one head, denied words off the picture, weight 0.3": replace(
         CONCATENATION, guidance_layers=(1,), guidance_heads=(0,), weight=0.3
+    ),
+    "concatenation, three heads that localize already, else the same": replace(
+        CONCATENATION, guidance_heads="auto", weight=0.3
     ),
 }
 PAIRS = (("age-vlm", "ca-baseline-frozen"), ("age-vlm-lm", "ca-baseline"), ("age-vlm-lm, weight 0.1", "ca-baseline"))

@@ -178,6 +178,26 @@ def trainer(checkpoint: str, out: Path, **arguments: Any) -> GuidedSFTTrainer:
     )
 
 
+@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize("family", ["LLaVA", "LLaVA-OneVision", "Qwen2.5-VL", "SmolVLM"])
+def test_training_goes_on_with_the_saved_weights(family: str, sharded: bool, tmp_path: Path):
+    """Also of families whose tensors are called otherwise in a file: as it goes on, and for the best model in the end."""
+    model, processor = VLM_FAMILIES[family]()
+    expected = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.save_pretrained(tmp_path / "checkpoint-1", max_shard_size="50KB" if sharded else "1GB")
+    assert (tmp_path / "checkpoint-1/model.safetensors.index.json").exists() == sharded
+    framed = f"<|vision_start|>{processor.image_token}<|vision_end|>" if "Qwen" in family else processor.image_token
+    processor.chat_template = TURNS.replace("IMAGE\\n", framed)
+    args = GuidedSFTConfig(output_dir=str(tmp_path), **CPU)
+    run = GuidedSFTTrainer(model=model, args=args, processing_class=processor, train_dataset=Dataset.from_list(rows()))
+    run.state.best_model_checkpoint = str(tmp_path / "checkpoint-1")
+    for load_weights in (lambda: run._load_from_checkpoint(run.state.best_model_checkpoint), run._load_best_model):
+        for parameter in model.parameters():
+            parameter.data.normal_()
+        load_weights()
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
+
+
 def test_the_loss_is_that_of_its_own_maps(checkpoint: str, tmp_path: Path):
     """As eager attention gives them, over both accumulated batches."""
     expected = trainer(checkpoint, tmp_path)

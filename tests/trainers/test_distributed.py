@@ -48,7 +48,8 @@ from testing_utils import (
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
-from transformers import TrainerCallback
+from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback
+from vlm_families import FAMILIES
 
 from modeling_agevlm import AgeVlmForConditionalGeneration
 from trainers import GuidedSFTConfig, GuidedSFTTrainer, apply_stage, get_stage
@@ -125,9 +126,15 @@ QUICK = {  # (wrapper, stage): what is tried without `-m slow`
         "accumulation with a remainder",
         "streaming",
     ],
+    ("ddp", "LLaVA"): ["guided on rank 0 only", "no picture on any rank", "accumulation with a remainder"],
     ("fsdp2", "stage 4-LM"): ["guided on rank 0 only", "no picture on one rank", "a head of its own"],
 }
 RUNS = [(wrapper, stage, name) for wrapper in ("ddp", "fsdp2") for stage in STAGES for name in CASES]
+RUNS += [("ddp", "LLaVA", name) for name in QUICK["ddp", "LLaVA"]]
+TEMPLATE = (
+    "{% for m in messages %}{% for p in m['content'] %}{{ '<image>' if p['type'] == 'image' else p['text'] }}{% endfor %}"
+    "{{ '<|eot_id|>' if m['role'] == 'assistant' else ' ' }}{% endfor %}"
+)
 LOGGED = ("loss", "grad_norm", "guided_rows", "dropped_regions", "skipped_rows", *SCALARS)
 
 
@@ -143,6 +150,20 @@ class Preempted(TrainerCallback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+def make(case: Case, stage: str) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """What is trained in a stage: an AGE-VLM, or the LLM of another VLM."""
+    if stage != "LLaVA":
+        model = tiny_model(tie_word_embeddings=case.tied, text_config={"tie_word_embeddings": case.tied})
+        apply_stage(model, STAGES[stage])
+        return model, tiny_processor()
+    torch.manual_seed(0)
+    model, processor = FAMILIES["LLaVA, SigLIP"]()
+    processor.chat_template = TEMPLATE
+    model.model.vision_tower.requires_grad_(False)
+    model.model.multi_modal_projector.requires_grad_(False)
+    return model, processor
+
+
 def train(
     out: Path,
     case: Case,
@@ -153,8 +174,7 @@ def train(
     **arguments: Any,
 ):
     """Trains as one of so many processes, or alone on what they see together."""
-    model = tiny_model(tie_word_embeddings=case.tied, text_config={"tie_word_embeddings": case.tied})
-    apply_stage(model, STAGES[stage])
+    model, processor = make(case, stage)
     rows = case.rows()
     train_dataset = dataset(rows if processes > 1 else rows + rows[: case.wrapped])
     if case.streaming:
@@ -175,7 +195,7 @@ def train(
     trainer = GuidedSFTTrainer(
         model=model,
         args=GuidedSFTConfig(output_dir=str(out), **arguments),
-        processing_class=tiny_processor(),
+        processing_class=processor,
         train_dataset=train_dataset,
         eval_dataset=dataset(rows) if case.evaluates else None,
         callbacks=[callback] if callback else None,
@@ -278,7 +298,7 @@ def test_two_processes_are_one(tmp: Path, tmp_path: Path, wrapper: str, stage: s
     trainer = train(tmp_path, CASES[name], stage, 1)
     expected = whole_parameters(trainer)
     assert set(found) == set(expected)
-    initial = tiny_model(tie_word_embeddings=CASES[name].tied, text_config={"tie_word_embeddings": CASES[name].tied})
+    initial, _ = make(CASES[name], stage)
     for parameter, value in expected.items():
         start = initial.get_parameter(parameter).detach()
         kept = tolerance(start.dtype, 1) * start.abs().max().item()  # of a parameter, at each step

@@ -181,6 +181,8 @@ OVERRIDDEN = {
         "_get_dataloader",
         "_get_output_dir",
         "_init_training_state",
+        "_load_best_model",
+        "_load_from_checkpoint",
         "_load_optimizer_and_scheduler",
         "_push_from_checkpoint",
         "_save",

@@ -25,7 +25,7 @@ import pytest
 from recipes.scenes.questions import load_questions
 from recipes.study import report, runs, settings
 from recipes.study.rows import exchange_masks, reshape, reshape_mask, training_rows
-from recipes.study.settings import ABLATIONS, HEADS, LM, LONG_MODELS, MODELS, Setting
+from recipes.study.settings import ABLATIONS, CONCATENATION_MODELS, HEADS, LM, LONG_MODELS, MODELS, Setting
 from trainers.run_lengths import decode_rle
 
 
@@ -48,7 +48,8 @@ def test_models_share_the_stages_that_they_agree_on():
 
 
 def test_every_ablation_is_another_model():
-    assert len({setting.folder(4) for setting in ABLATIONS.values()}) == len(ABLATIONS)
+    for models in (ABLATIONS, CONCATENATION_MODELS):
+        assert len({setting.folder(4) for setting in models.values()}) == len(models)
     assert MODELS["age-vlm-lm"] == ABLATIONS["base (age-vlm-lm)"]
 
 
@@ -56,6 +57,9 @@ def test_the_variants_run_the_stages():
     for name, setting in MODELS.items():
         assert setting.variant(4) == name.partition(",")[0]
         assert (setting.variant(3) == "age-vlm") == name.startswith("age-vlm")
+    for setting in CONCATENATION_MODELS.values():
+        kinds = [setting.variant(number) for number in (2, 3, 4)]
+        assert kinds == ["concatenation"] + ["concatenation-guided" if setting.guided else "concatenation"] * 2
     with pytest.raises(ValueError, match="no variant that guides stage 4"):
         Setting(guided=(4,)).variant(4)
 
@@ -185,9 +189,11 @@ def test_a_model_from_its_first_stage_to_the_page(tmp_path, monkeypatch):
     monkeypatch.setattr(settings, "TEST_IMAGES", 20)
     monkeypatch.setattr(settings, "CURVE_POINTS", 2)
     padded = ABLATIONS["wide pictures, padding masked"]
-    for setting in (LM, padded):
+    concatenation = list(CONCATENATION_MODELS.values())
+    for setting in (LM, padded, *concatenation[:1], *concatenation[-1:]):
         for number in range(1, 5):
-            runs.train(tmp_path / "stages", setting, number)
+            if not (tmp_path / "stages" / setting.folder(number) / "config.json").exists():
+                runs.train(tmp_path / "stages", setting, number)
         runs.evaluate(tmp_path / "stages", tmp_path, setting)
     report.report(tmp_path)
     result = json.loads(runs.result_file(tmp_path, LM).read_text())
@@ -195,7 +201,9 @@ def test_a_model_from_its_first_stage_to_the_page(tmp_path, monkeypatch):
     page = (tmp_path / "page.md").read_text()
     assert "| wide pictures, padding masked |" in page and (tmp_path / "ablations.png").exists()
     assert "| age-vlm-lm (1) |" in page and (tmp_path / "curves.png").exists()
-    assert len((tmp_path / "results.csv").read_text().splitlines()) == 3
+    assert len((tmp_path / "results.csv").read_text().splitlines()) == 5
+    assert "| concatenation, no guidance (1) |" in page and "| perplexity of text without a picture |" in page
+    assert (tmp_path / "concatenation.png").exists()
 
 
 def test_the_whole_study_needs_no_further_package():
