@@ -37,6 +37,9 @@ TRAINER = "trainers/guided_sft_trainer.py"
 REGION_ATTENTION = "trainers/region_attention.py"
 VISUAL_TOKENS = "trainers/visual_tokens.py"
 ANY_VLM_COLLATOR = "trainers/any_vlm_collator.py"
+HEAD_CHOICE = "trainers/head_choice.py"
+CHECKPOINTING = "trainers/checkpointing.py"
+LOOKING = "recipes/guiding/looking.py"
 
 
 class Mutant(NamedTuple):
@@ -469,7 +472,7 @@ MUTANTS = [
     Mutant(
         "heads of other VLMs read beside the chosen",
         REGION_ATTENTION,
-        {"self.found[layer][:, :, heads].mean(dim=2)": "self.found[layer].mean(dim=2)"},
+        {"self.found[layer] if heads is None else self.found[layer][:, :, list(heads)]": "self.found[layer]"},
         "test_guidance_of_others.py",
     ),
     Mutant(
@@ -507,7 +510,7 @@ MUTANTS = [
     Mutant(
         "a mask drawn into the first picture of its row",
         VISUAL_TOKENS,
-        {"self._seen([*blank[:index], mask, *blank[index + 1 :]])": "self._seen([mask, *blank[1:]])"},
+        {"[[*blank[:n], mask, *blank[n + 1 :]] for n, mask": "[[mask, *blank[1:]] for _, mask"},
         "test_visual_tokens.py",
     ),
     Mutant(
@@ -515,6 +518,50 @@ MUTANTS = [
         ANY_VLM_COLLATOR,
         {"            starts[behind] -= grown\n": "            starts[behind] -= 0 * grown\n"},
         "test_any_vlm.py",
+    ),
+    Mutant(
+        "masks of a row exchanged",
+        ANY_VLM_COLLATOR,
+        {
+            "iter(self.visual_tokens.coverage(images, shown))": "iter(self.visual_tokens.coverage(images, shown).flip(0))"
+        },
+        "test_any_vlm.py",
+    ),
+    Mutant(
+        "footprints with rows for columns",
+        VISUAL_TOKENS,
+        {'torch.einsum("rs,cs->src", *shares)': 'torch.einsum("rs,cs->scr", *shares)'},
+        "test_visual_tokens.py",
+    ),
+    Mutant(
+        "heads chosen that do not look at the picture",
+        HEAD_CHOICE,
+        {".masked_fill(on_picture < knee(on_picture), torch.inf)": ""},
+        "test_head_choice.py",
+    ),
+    Mutant(
+        "maps in one place are in many",
+        HEAD_CHOICE,
+        {"nn.functional.max_pool2d(labels[:, None], 3, stride=1, padding=1)[:, 0]": "labels"},
+        "test_head_choice.py",
+    ),
+    Mutant(
+        "weights of a checkpoint with other names not loaded",
+        CHECKPOINTING,
+        {"    return names <= model.state_dict().keys()\n": "    return True\n"},
+        "test_any_vlm.py",
+    ),
+    Mutant(
+        "maps of another layer's heads",
+        REGION_ATTENTION,
+        {"slice(None) if self.heads[layer] is None else list(self.heads[layer])": "slice(None)"},
+        "test_concatenation.py",
+    ),
+    Mutant(
+        "what is measured is of the picture's even attention",
+        LOOKING,
+        {"(on_tokens * seen.cells[0, k]).sum().item() if is_shown": "seen.cells[0, k].mean().item() if is_shown"},
+        "test_guide.py",
     ),
 ]
 

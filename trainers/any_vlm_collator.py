@@ -13,6 +13,8 @@
 # limitations under the License.
 """Rows with regions, collated for any VLM of transformers whose visual tokens stand among its words."""
 
+import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +23,7 @@ import PIL.Image
 import torch
 from transformers import PreTrainedConfig, ProcessorMixin
 
-from .data_collator import DataCollatorForGuidedVisionLanguageModeling, Example, Tokens
+from .data_collator import DataCollatorForGuidedVisionLanguageModeling, Example, MaskKey, Tokens, mask_key
 from .visual_tokens import VisualTokens
 
 
@@ -97,13 +99,19 @@ class DataCollatorForAnyVisionLanguageModel(DataCollatorForGuidedVisionLanguageM
             ends[behind] -= grown
         return Tokens(tokens.input_ids, starts, ends, pictures)
 
-    def _region_cells(self, region: dict[str, Any], images: list[PIL.Image.Image]) -> torch.Tensor | None:
-        """The region on the row's visual tokens: `(num_visual_tokens,)`, 1 inside; None if it is nowhere in its picture."""
-        mask = self._region_mask(region, images)
-        if mask is None:
-            return None
-        (coverage,) = self.visual_tokens.coverage(images, [(region["image"], mask)])
-        return (coverage > (LEAST_COVERAGE if self.mask_downsampling == "any" else 0.5)).float()
+    def _region_cells(
+        self, regions: Sequence[dict[str, Any]], images: list[PIL.Image.Image]
+    ) -> dict[MaskKey, torch.Tensor | None]:
+        """All of the regions on the row's visual tokens, for the processor is quicker with their masks together:
+        `(num_visual_tokens,)`, 1 inside; None if it is nowhere in its picture."""
+        masks = {mask_key(regions[0]): self._region_mask(regions[0], images)}
+        for region in regions[1:]:
+            with contextlib.suppress(Exception):  # which is said when it is its turn
+                masks.setdefault(mask_key(region), self._region_mask(region, images))
+        shown = [(key[0], mask) for key, mask in masks.items() if mask is not None]
+        coverages = iter(self.visual_tokens.coverage(images, shown))
+        least = LEAST_COVERAGE if self.mask_downsampling == "any" else 0.5
+        return {key: None if mask is None else (next(coverages) > least).float() for key, mask in masks.items()}
 
     def _pixel_values(self, examples: list[Example]) -> dict[str, torch.Tensor]:
         """What the processor makes of the pictures of a batch; nothing if it has none."""

@@ -18,7 +18,7 @@ import functools
 import math
 import numbers
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -45,6 +45,14 @@ Span = tuple[int, int]
 TAG = re.compile(r"\n?<image>\n?")
 # Around the words of each part, with its number, to find them in the chat text. No text has these characters.
 MARKED = re.compile("\ufdd0([0-9]+)\ufdd1(.*?)\ufdd2", re.DOTALL)
+
+
+MaskKey = tuple[int, str]
+
+
+def mask_key(region: dict[str, Any]) -> MaskKey:
+    """What regions with the same mask have in common."""
+    return region["image"], str(region["mask"])
 
 
 class BrokenRowError(ValueError):
@@ -330,9 +338,8 @@ class DataCollatorForGuidedVisionLanguageModeling:
                     continue
                 try:
                     located = located or self._locate_words(messages, text)
-                    mask = (region["image"], str(region["mask"]))
-                    if mask not in cells_of:
-                        cells_of[mask] = self._region_cells(region, images)
+                    if (mask := mask_key(region)) not in cells_of:
+                        cells_of |= self._region_cells(regions[n:], images)
                     cells = cells_of[mask]
                     is_somewhere = self.attention_sink if cells is None else bool(cells.any())
                     image_start = int(starts[pictures[region["image"]][0]])
@@ -476,13 +483,18 @@ class DataCollatorForGuidedVisionLanguageModeling:
             raise ValueError(f"its phrase {region['text']!r} does not stand in its message {place}")
         return [min(found)[2:]]
 
-    def _region_cells(self, region: dict[str, Any], images: list[PIL.Image.Image]) -> torch.Tensor | None:
-        """The region on the grid of the visual tokens: `(h, w)`, 1 inside; None if it is nowhere in its picture."""
-        mask = self._region_mask(region, images)
+    def _region_cells(
+        self, regions: Sequence[dict[str, Any]], images: list[PIL.Image.Image]
+    ) -> dict[MaskKey, torch.Tensor | None]:
+        """
+        The first one of the regions, and others if that is no more work, on the grid of the visual tokens: `(h, w)`, 1 inside;
+        None if it is nowhere in its picture.
+        """
+        mask = self._region_mask(regions[0], images)
         if mask is None:
-            return None
+            return {mask_key(regions[0]): None}
         coverage = self.processor.image_processor.mask_coverage(mask)
-        return (coverage > (0.0 if self.mask_downsampling == "any" else 0.5)).float()
+        return {mask_key(regions[0]): (coverage > (0.0 if self.mask_downsampling == "any" else 0.5)).float()}
 
     def _region_mask(self, region: dict[str, Any], images: list[PIL.Image.Image]) -> np.ndarray | None:
         """The region in the pixels of its picture: `(height, width)`, boolean; None if it is nowhere there."""

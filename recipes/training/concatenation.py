@@ -77,6 +77,7 @@ def concatenate(
         image_mean=processor.image_processor.image_mean,
         image_std=processor.image_processor.image_std,
     )
+    model.model.vision_tower.timm_model.stem.register_forward_pre_hook(in_channels_last)
     return model.eval(), LlavaProcessor(
         image_processor,
         processor.tokenizer,
@@ -109,7 +110,13 @@ def load_concatenation(
     )
     if report["missing_keys"]:
         raise ValueError(f"{len(report['missing_keys'])} of its tensors are missing ({min(report['missing_keys'])})")
+    model.model.vision_tower.timm_model.stem.register_forward_pre_hook(in_channels_last)
     return model, LlavaProcessor.from_pretrained(name, revision=revision)
+
+
+def in_channels_last(module: torch.nn.Module, args: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+    """The pictures as a ConvNeXt, which normalizes over channels, never has to copy them: as an AGE-VLM gives them to it."""
+    return (args[0].contiguous(memory_format=torch.channels_last),)
 
 
 def check_tower(config: PreTrainedConfig) -> None:

@@ -244,3 +244,18 @@ def test_what_does_not_fit_is_refused():
     config = Idefics3Config(**model.config.to_dict() | {"scale_factor": 4})
     with pytest.raises(ValueError, match="Idefics3Processor writes 28 visual tokens where the model has 7"):
         VisualTokens(processor, config).coverage(images, [(0, mask)])
+
+
+@pytest.mark.parametrize("family", ["LLaVA, SigLIP", "SmolVLM", "Qwen2.5-VL", "LFM2-VL"])
+def test_footprints_are_where_tokens_look(family: str):
+    """On a grid as fine as the pixels, what each token shows of a mask is what of its footprint is in the mask."""
+    model, processor = made(family)
+    images = [PIL.Image.new("RGB", (24, 30)), PIL.Image.new("RGB", (36, 16))]
+    visual_tokens = VisualTokens(processor, model.config)
+    placed = visual_tokens.footprints(images, 1, (16, 36))
+    mask = np.zeros((16, 36), dtype=bool)
+    mask[3:9, 20:] = True
+    (expected,) = visual_tokens.coverage(images, [(1, mask)])
+    torch.testing.assert_close(placed[:, 3:9, 20:].sum(dim=(1, 2)), expected, atol=0.02, rtol=0)
+    (shows,) = visual_tokens.coverage(images, [(1, np.ones_like(mask))])
+    torch.testing.assert_close(placed.sum(dim=(1, 2)), (shows > 0).float())
