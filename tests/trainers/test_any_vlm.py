@@ -270,14 +270,14 @@ def test_maps_are_not_to_be_had(checkpoint: str, tmp_path: Path):
 
 
 def test_the_page_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """What docs/train.md shows, with a checkpoint of this size and rows that lie in files."""
+    """What docs/other_vlms.md shows, with a checkpoint of this size and rows that lie in files."""
     folder = tiny_idefics3(tmp_path / "tiny")
     (Path(folder) / "chat_template.jinja").write_text(TURNS.replace("IMAGE\\n", "<image>"))
     monkeypatch.chdir(tmp_path)
     picture().save("cup.png")
     lines = [json.dumps(row(images=["cup.png"], regions=[region(text="red cup", span=None)])) for _ in range(4)]
     Path("rows.jsonl").write_text("\n".join(lines))
-    (block,) = blocks(PAGES["docs/train.md"], "python")
+    (block,) = blocks(PAGES["docs/other_vlms.md"], "python")
     for shown, here in {
         '"HuggingFaceTB/SmolVLM-256M-Instruct"': repr(folder),
         "guidance_layers=[8, 12]": f"guidance_layers=[0, 2], max_steps=1, **{CPU}",
