@@ -27,7 +27,7 @@ from transformers.trainer_utils import HubStrategy
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 from transformers.utils.hub import PushInProgress, hf_api
 
-from .model_card import model_card
+from .model_card import model_card, other_vlm_card
 
 
 logger = logging.get_logger(__name__)
@@ -121,21 +121,24 @@ class HubMixin:
     _parameter_counts: dict[str, int]
     """Parameters per part of the model."""
 
+    _region_attention: Any = None
+    """What reads the attention of a model that is no AGE-VLM."""
+
     def create_model_card(
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
     ) -> None:
-        """Writes the README.md of the output folder from the card's template."""
-        if self._card_template is None:
+        """Writes the README.md of the output folder: of an AGE-VLM from the card's template."""
+        is_age_vlm, record = self._region_attention is None, self._current_record()
+        if not (record if not is_age_vlm else self._card_template):
             return super().create_model_card(model_name, dataset_name, tags)
         if self.is_world_process_zero():
-            card = model_card(
-                self._card_template,
-                self.hub_model_id or model_name or Path(self.args.output_dir).name,
-                self._base_model().config.to_dict(),
-                self._parameter_counts,
-                log_history=self.state.log_history,
-                record=self._current_record(),
-            )
+            name = self.hub_model_id or model_name or Path(self.args.output_dir).name
+            log = self.state.log_history
+            if is_age_vlm:
+                config = self._base_model().config.to_dict()
+                card = model_card(self._card_template, name, config, self._parameter_counts, log, record)
+            else:
+                card = other_vlm_card(name, record, log)
             Path(self.args.output_dir).mkdir(parents=True, exist_ok=True)
             Path(self.args.output_dir, CARD_NAME).write_text(card, encoding="utf-8")
 

@@ -85,6 +85,69 @@ def model_card(
     return str(card)
 
 
+OTHER_VLM = """
+# {name}
+
+{opening}
+
+```python
+from transformers import pipeline
+
+answer = pipeline("image-text-to-text", model="{name}")
+content = [{{"type": "image", "path": "picture.jpg"}}, {{"type": "text", "text": "Is there a cup?"}}]
+print(answer(text=[{{"role": "user", "content": content}}], return_full_text=False)[0]["generated_text"])
+```
+
+## How it was trained
+
+{stages}
+
+```bash
+{commands}
+```
+
+Code: {code}.
+
+{log}
+"""
+
+
+def other_vlm_card(
+    name: str, record: Sequence[Mapping[str, Any]], log_history: Sequence[Mapping[str, float]] = ()
+) -> str:
+    """
+    The text of the model card of a VLM that is no AGE-VLM: tuned with guidance, or a concatenation model.
+
+    Args:
+        name (`str`): Id of the repository, or name of the folder.
+        record (`Sequence[Mapping]`): One entry per run that the weights went through (`training.json`).
+        log_history (`Sequence[Mapping]`, *optional*): The trainer's log.
+    """
+    run, base_models = record[-1], next((run["base_models"] for run in record if run.get("base_models")), [])
+    parts = next(
+        (" and ".join(as_code(run[part]) for part in ("vision", "text")) for run in record if run.get("text")), None
+    )
+    origin = parts or ", ".join(map(as_code, base_models)) or UNKNOWN
+    guided = run["hyperparameters"].get("guidance_weight", 0) > 0
+    heads = f" Guided heads, by layer: {run['guided_heads']}." if run.get("guided_heads") else ""
+    opening = f"Made from {origin} by `age-vlm`; {'its words were' if guided else 'none of its words was'} guided to look at what they mean.{heads}"
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="image-text-to-text",
+        tags=["age-vlm", "trl", "sft"],
+        base_model=list(filter(is_hub_id, base_models)) or None,
+    )
+    text = OTHER_VLM.format(
+        name=one_line(name),
+        opening=opening,
+        stages=stages_table(record),
+        commands=commands(record),
+        code=one_line(run["code"]),
+        log=log_table(log_history),
+    )
+    return f"---\n{data.to_yaml()}\n---\n{text}"
+
+
 def is_hub_id(name: Any) -> bool:
     """Whether the Hub could have a repository of this name: such a name is nothing else in YAML either. None is no name."""
     if name is None:  # to the Hub's own check, a repository that nobody asks for

@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from huggingface_hub import ModelCard
 from testing_utils import assert_close, picture, region, row
 from transformers import AutoModelForCausalLM, FastVlmForConditionalGeneration
 
@@ -136,6 +137,14 @@ def test_transformers_loads_it_by_itself(trained: Path):
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd=trained)
     assert result.returncode == 0, result.stderr[-2000:]
     assert str(BACKBONES) not in (trained / "s4/config.json").read_text()
+
+
+def test_its_card_says_what_it_is(trained: Path):
+    card = ModelCard.load(trained / "s4/README.md")
+    assert card.data.pipeline_tag == "image-text-to-text" and card.data.base_model is None
+    assert "Made from `recipes/scenes/backbones/convnext` and `recipes/scenes/backbones/llama` by" in card.text
+    assert "its words were guided" in card.text and "| stage | 1 | 2 | 3 | 4 |" in card.text
+    assert "none of its words was guided" in (trained / "s2/README.md").read_text()
 
 
 def loaded(trained: Path) -> tuple[FastVlmForConditionalGeneration, Any]:
