@@ -231,7 +231,8 @@ class GuidedSFTTrainer(CheckpointMixin, EvaluationMixin, HubMixin, SFTTrainer):
         """The heads that already localize, by the first process's count."""
         if rows is None:
             raise ValueError("`guidance_heads='auto'` finds heads by the words of rows: pass a `train_dataset`.")
-        heads = broadcast_object_list([localizing_heads(self.model, processor, rows)])[0]
+        with self.accelerator.autocast():
+            (heads,) = broadcast_object_list([localizing_heads(self.model, processor, rows)])
         logger.warning(f"Guided heads, by layer: {heads}.")
         if self._record:
             self._record[-1]["guided_heads"] = heads

@@ -20,6 +20,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
 from peft import LoraConfig
@@ -118,7 +119,8 @@ def held_out(
             f"`--num_held_out` is {number}, but {len(rows)} rows are to train and to be measured: leave some for either, or "
             "name others to measure by `--eval_dataset_name`."
         )
-    return rows.select(range(number, len(rows))), list(rows.select(range(number)))
+    order = np.random.default_rng(0).permutation(len(rows))
+    return rows.select(np.sort(order[number:])), list(rows.select(np.sort(order[:number])))
 
 
 def guide(arguments: GuideArguments, data: DataArguments, training: GuidedSFTConfig) -> GuidedSFTTrainer:

@@ -26,9 +26,20 @@ import PIL.Image
 import pytest
 import torch
 from testing_utils import box_mask, picture, rle, tiny_model, tiny_processor
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    LlamaConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
+    SmolVLMImageProcessor,
+    SmolVLMProcessor,
+    SmolVLMVideoProcessor,
+)
 from transformers.models.smolvlm import processing_smolvlm
-from vlm_families import FAMILIES
+from vlm_families import FAMILIES, with_tokens
 
 from recipes.answering.rows import grounding_maps
 from recipes.guiding.arguments import GuideArguments
@@ -185,6 +196,47 @@ def test_it_goes_on_where_it_stopped(llava: Path, rows: Path, tmp_path: Path):
         assert torch.equal(expected, tensor)
     with pytest.raises(ValueError, match="holds the checkpoints of another run"):
         run(llava, rows, tmp_path / "parts", learning_rate=1.0)
+
+
+def smolvlm_256m(folder: Path) -> Path:
+    """SmolVLM-256M-Instruct's architecture and pictures of 1024 pixels in tiles of 512 (half of its own), with weights as they are drawn."""
+    tiles = [f"<row_{i}_col_{j}>" for i in range(1, 7) for j in range(1, 7)]
+    tokenizer, image = with_tokens(
+        "<image>", "<fake_token_around_image>", "<end_of_utterance>", "<global-img>", *tiles
+    )
+    text = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9}
+    text |= {"num_key_value_heads": 3, "vocab_size": 49280, "max_position_embeddings": 8192, "rope_theta": 100000.0}
+    vision = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+    config = SmolVLMConfig(
+        vision_config=vision | {"image_size": 512, "patch_size": 16},
+        text_config=LlamaConfig(**text),
+        image_token_id=image,
+        scale_factor=4,
+    )
+    image_processor = SmolVLMImageProcessor(size={"longest_edge": 1024}, max_image_size={"longest_edge": 512})
+    processor = SmolVLMProcessor(image_processor, tokenizer, SmolVLMVideoProcessor(), image_seq_len=64)
+    processor.chat_template = TEMPLATE
+    torch.manual_seed(0)
+    SmolVLMForConditionalGeneration(config).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_smolvlm_of_256m(rows: Path, tmp_path: Path):
+    """Its tiles, hundreds of visual tokens, the three heads of 270 that localize most."""
+    start = smolvlm_256m(tmp_path / "start")
+    over = {"use_peft": True, "num_held_out": 1}
+    few = rows.with_name("few.jsonl")
+    few.write_text("".join(rows.read_text().splitlines(keepends=True)[:4]))
+    trained = run(
+        start, rows, tmp_path / "out", over, guidance_heads="auto", per_device_train_batch_size=1, max_steps=2
+    )
+    assert sum(p.numel() for p in trained.model.parameters()) > 250e6
+    found = json.loads((tmp_path / "out/guided.json").read_text())
+    assert sum(map(len, found["guided_heads"].values())) == 3
+    assert 0 < found["before"]["uniform_mass"]["value"] < 0.6
+    assert found["before"]["in_mask_mass"]["value"] == pytest.approx(found["before"]["uniform_mass"]["value"], rel=0.3)
 
 
 def without_a_tensor(folder: Path) -> Path:
