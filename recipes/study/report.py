@@ -36,6 +36,7 @@ from recipes.study.settings import (
     LONG_MODELS,
     MODELS,
     PAIRS,
+    SAME_TIME,
     SMOLLM2_MODELS,
     STEPS,
     Setting,
@@ -255,35 +256,41 @@ def concatenation_sections(folder: Path, results: dict[str, dict[str, Any]]) -> 
     }
     if not concatenation:
         return []
-    crossing = {
-        f"cross-attention, {name}": found
-        for name in (BASELINE, "all heads (the paper's)", "the same, weight 0.3")
-        if (found := of_seeds(results, HEADS[name]))
+    names = {
+        "cross-attention, no guidance": BASELINE,
+        "cross-attention, all heads (the paper's)": "all heads (the paper's)",
+        "cross-attention, one head, denied words to the sink, weight 0.3": "the same, weight 0.3",
     }
+    crossing = {name: found for name, known in names.items() if (found := of_seeds(results, HEADS[known]))}
     models = crossing | concatenation
     columns = COLUMNS | {"text_perplexity": "perplexity of text without a picture"}
     rows = [[title, *(interval_of(found, key) for found in models.values())] for key, title in columns.items()]
     plot_curves(folder / "concatenation.png", models)
     sections = [
         "## Visual tokens among the words",
-        "The same ConvNeXt, projector and LLM as a concatenation model, trained by the same stages on the same rows. Its attention is a "
+        "The same ConvNeXt, projector and LLM as a concatenation model, trained by the same stages on the same rows, with as many steps or, "
+        f"at the end, {SAME_TIME} of them, which take as long with the paper's 576 visual tokens ([speed](../speed.md)). Its attention is a "
         "share of that on the picture, and what lies off the picture stands for the sink. Mean and 95 % interval over the seeds.",
         markdown(["", *(f"{name} ({len(found)})" for name, found in models.items())], rows),
         "![existence over steps and LM loss, by architecture](concatenation.png)",
     ]
-    added = []
-    for kind in (crossing, concatenation):
-        (_, unguided), *guided = kind.items() or [(None, {})]
-        added += [(name, found, unguided) for name, found in guided]
-    rows = [
-        [title, *(differences(found, unguided, key) for _, found, unguided in added)] for key, title in columns.items()
-    ]
-    if added:
+    pairs = [(name, unguided_of(name)) for name in models if unguided_of(name) in models.keys() - {name}]
+    if pairs:
+        rows = [
+            [title, *(differences(models[guided], models[unguided], key) for guided, unguided in pairs)]
+            for key, title in columns.items()
+        ]
         sections += [
-            "What guidance adds to the unguided model of the same architecture and seed:",
-            markdown(["", *(name for name, *_ in added)], rows),
+            "What guidance adds to the unguided model of the same architecture, steps and seed:",
+            markdown(["", *(guided for guided, _ in pairs)], rows),
         ]
     return sections
+
+
+def unguided_of(name: str) -> str:
+    """The model without guidance beside which one of the two architectures stands."""
+    architecture, *_, last = name.split(", ")
+    return ", ".join([architecture, "no guidance", *([last] if last.startswith("steps") else [])])
 
 
 def matched_rows(

@@ -64,6 +64,15 @@ def test_the_variants_run_the_stages():
         Setting(guided=(4,)).variant(4)
 
 
+def test_what_guidance_adds_is_of_the_same_architecture_and_steps():
+    for name, setting in CONCATENATION_MODELS.items():
+        unguided = CONCATENATION_MODELS[report.unguided_of(name)]
+        assert unguided == replace(
+            setting, guided=(), guidance_layers=None, guidance_heads=None, weight=1.0, denied=True
+        )
+    assert report.unguided_of("cross-attention, all heads (the paper's)") == "cross-attention, no guidance"
+
+
 def test_exchanged_masks_belong_to_other_rows():
     rows = [[{"mask": f"{n}{k}", "text": k} for k in range(count)] for n, count in enumerate((2, 0, 3, 1))]
     exchanged = exchange_masks(rows)
