@@ -309,6 +309,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "scenes_model": scenes_model,
     "claim": claim,
     "open_points": open_points,
+    "guidance": lambda: rows_table(json.loads((DOCS / "guidance.json").read_text())).partition("\n\n")[0],
     "onnx": lambda: exported_table(json.loads((DOCS / "onnx.json").read_text())),
     "readout": lambda: readout()["readout"],
     "reliability": lambda: readout()["reliability"],

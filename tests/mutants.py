@@ -472,7 +472,7 @@ MUTANTS = [
     Mutant(
         "heads of other VLMs read beside the chosen",
         REGION_ATTENTION,
-        {"self.found[layer] if heads is None else self.found[layer][:, :, list(heads)]": "self.found[layer]"},
+        {"found if heads is None else found[:, :, list(heads)]": "found"},
         "test_guidance_of_others.py",
     ),
     Mutant(
@@ -562,6 +562,29 @@ MUTANTS = [
         LOOKING,
         {"(on_tokens * seen.cells[0, k]).sum().item() if is_shown": "seen.cells[0, k].mean().item() if is_shown"},
         "test_guide.py",
+    ),
+    Mutant(
+        "even attention on pictures that come behind the words",
+        LOOKING,
+        {"seen.cells[0, k, :num_before]": "seen.cells[0, k]"},
+        "test_guide.py",
+    ),
+    Mutant(
+        "a stream shuffled before rows are held out",
+        "recipes/guiding/tuning.py",
+        {
+            "rows = load_rows(data, TUNING, SCENE_SIZE, skip_broken)": "rows = shuffled(load_rows(data, TUNING, SCENE_SIZE, "
+            "skip_broken), data, training)",
+        },
+        "test_guide.py",
+    ),
+    Mutant(
+        "heads chosen by other words than those that train",
+        HEAD_CHOICE,
+        {
+            "example = collate.read_row(row)": "example = type(collate)(collate.processor, config=collate.config).read_row(row)"
+        },
+        "test_head_choice.py",
     ),
 ]
 

@@ -52,7 +52,10 @@ MaskKey = tuple[int, str]
 
 def mask_key(region: dict[str, Any]) -> MaskKey:
     """What regions with the same mask have in common."""
-    return region["image"], str(region["mask"])
+    mask = region["mask"]
+    # A long array's words are cut short, and so would be those of others.
+    mask = mask and {name: part.tolist() if hasattr(part, "tolist") else part for name, part in mask.items()}
+    return region["image"], str(mask)
 
 
 class BrokenRowError(ValueError):
@@ -251,6 +254,10 @@ class DataCollatorForGuidedVisionLanguageModeling:
         batch = self._collate(list(examples.values()) or [self._nothing()], pictures)
         batch["skipped_rows"] = torch.tensor([skipped_rows] + [0] * (len(batch["input_ids"]) - 1))
         return batch
+
+    def batch_of(self, example: Example) -> dict[str, torch.Tensor]:
+        """A row that was read, as a batch of its own; without the counts of skipped rows."""
+        return self._collate([example], self._pixel_values([example]))
 
     @contextlib.contextmanager
     def _naming(self, position: int, row: Any) -> Iterator[None]:

@@ -14,6 +14,7 @@
 """Arguments of [`GuidedSFTTrainer`]."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from trl import SFTConfig
@@ -40,6 +41,20 @@ UNUSED |= {
 AUTO = "auto"
 
 
+def as_indices(name: str, value: Any, meant: str) -> list[int] | None:
+    """A number, or numbers, also in words as of a command line, as a list. Raises `ValueError` for anything else."""
+    if value is None:
+        return None
+    values = [value] if isinstance(value, (int, str)) else value
+    try:
+        numbers = [int(one) for one in values]
+        if any(one != number for one, number in zip(values, numbers, strict=True) if not isinstance(one, str)):
+            raise ValueError
+    except (TypeError, ValueError):
+        raise ValueError(f"`{name}` has to be {meant}, but is {value!r}.") from None
+    return numbers
+
+
 @dataclass
 class GuidedSFTConfig(SFTConfig):
     """
@@ -60,7 +75,7 @@ class GuidedSFTConfig(SFTConfig):
     guidance_layers (`list[int]`, *optional*):
         Which cross-attention layers are guided, by their indices in the combined stack. Kept in the model's config.
         Defaults to what that says, which is all of them unless a training before chose some. Of another VLM, layers of its
-        language model, all by default.
+        language model; kept in the trainer's `record`.
     guidance_heads (`list[int]` or `"auto"`, *optional*):
         Which attention heads of these layers are guided. Kept in the model's config, and defaults to what that says: all
         of them unless a training before chose some. Of another VLM, heads of all those layers, or `"auto"` for the few of all
@@ -182,13 +197,9 @@ class GuidedSFTConfig(SFTConfig):
             self.guidance_heads = AUTO
             if self.guidance_layers is not None:
                 raise ValueError("`guidance_heads='auto'` chooses among all layers: leave `guidance_layers` out.")
-        elif self.guidance_heads is not None:
-            try:
-                self.guidance_heads = [int(head) for head in self.guidance_heads]
-            except ValueError:
-                raise ValueError(
-                    f"`guidance_heads` has to be 'auto', or the numbers of heads, but is {self.guidance_heads}."
-                ) from None
+        else:
+            self.guidance_heads = as_indices("guidance_heads", self.guidance_heads, "'auto', or the numbers of heads")
+        self.guidance_layers = as_indices("guidance_layers", self.guidance_layers, "the numbers of layers")
         if self.early_stopping_patience is not None and not self.load_best_model_at_end:
             raise ValueError(
                 "`early_stopping_patience` needs `load_best_model_at_end=True`, with evaluations (`eval_strategy`) that fall "

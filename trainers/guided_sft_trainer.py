@@ -39,7 +39,7 @@ from .any_vlm_collator import collator_for
 from .checkpointing import CheckpointMixin
 from .evaluation import EvaluationMixin, likeliest_tokens
 from .guidance import GuidanceLoss, guidance_loss, guidance_loss_from_mass
-from .guided_sft_config import AUTO, GuidedSFTConfig
+from .guided_sft_config import AUTO, GuidedSFTConfig, as_indices
 from .head_choice import localizing_heads
 from .hub import HubMixin
 from .region_attention import RegionAttention
@@ -167,6 +167,8 @@ class GuidedSFTTrainer(CheckpointMixin, EvaluationMixin, HubMixin, SFTTrainer):
             )
         elif args.guidance_heads != AUTO or args.guidance_weight == 0:
             heads = None if args.guidance_heads == AUTO else args.guidance_heads  # where none is guided, all are read
+            if heads is args.guidance_layers is None and (heads := heads_before(record or [])) is not None:
+                logger.warning(f"Guided heads, by layer, as in the training before: {heads}.")
             self._region_attention = RegionAttention(model, args.guidance_layers, heads)
         self._tells_absent = model.config.model_type != "agevlm" or text_config.attention_sink
         self._reads_rows = data_collator is None
@@ -218,8 +220,11 @@ class GuidedSFTTrainer(CheckpointMixin, EvaluationMixin, HubMixin, SFTTrainer):
             raise ValueError("The data set to train on has no rows.") from None
         finally:
             args.assistant_only_loss = True
-        if args.guidance_heads == AUTO and args.guidance_weight > 0:  # the model is where it runs now
-            self._region_attention = self._find_heads(train_dataset, processing_class)
+        if args.guidance_heads == AUTO and args.guidance_weight > 0:
+            self._region_attention = self._find_heads(train_dataset)  # the model is where it runs now
+            logger.warning(f"Guided heads, by layer: {self.guided_heads}.")
+        if record and self._region_attention is not None and args.guidance_weight > 0:
+            record[-1]["guided_heads"] = {str(layer): heads for layer, heads in self.guided_heads.items()}
         args.check_checkpointing()
         self.check_best_metric()
         self._heed_preemption()
@@ -227,15 +232,14 @@ class GuidedSFTTrainer(CheckpointMixin, EvaluationMixin, HubMixin, SFTTrainer):
         self._sums = {mode: torch.zeros(len(SUMS), device=self.accelerator.device) for mode in ("train", "eval")}
         self._num_steps = 0
 
-    def _find_heads(self, rows: Dataset | IterableDataset | None, processor: ProcessorMixin) -> RegionAttention:
+    def _find_heads(self, rows: Dataset | IterableDataset | None) -> RegionAttention:
         """The heads that already localize, by the first process's count."""
-        if rows is None:
-            raise ValueError("`guidance_heads='auto'` finds heads by the words of rows: pass a `train_dataset`.")
+        if rows is None or not self._reads_rows:
+            raise ValueError(
+                "`guidance_heads='auto'` finds heads by the words of rows: pass a `train_dataset`, and leave `data_collator` out."
+            )
         with self.accelerator.autocast():
-            (heads,) = broadcast_object_list([localizing_heads(self.model, processor, rows)])
-        logger.warning(f"Guided heads, by layer: {heads}.")
-        if self._record:
-            self._record[-1]["guided_heads"] = heads
+            (heads,) = broadcast_object_list([localizing_heads(self.model, self.data_collator, rows)])
         return RegionAttention(self.model, heads=heads)
 
     @property
@@ -433,6 +437,25 @@ class GuidedSFTTrainer(CheckpointMixin, EvaluationMixin, HubMixin, SFTTrainer):
         for name in ("guided_rows", "dropped_regions", "skipped_rows"):
             logs[name] = total[name] / steps
         return logs
+
+
+def heads_before(record: list[dict[str, Any]]) -> dict[int, list[int] | None] | None:
+    """
+    The heads that were guided last, by layer, of a VLM whose config cannot keep them; None if none were.
+
+    Raises:
+        ValueError: If the record says something else.
+    """
+    known = next((run["guided_heads"] for run in reversed(record) if run.get("guided_heads")), None)
+    if known is None:
+        return None
+    try:
+        return {int(layer): as_indices("guided_heads", heads, "numbers of heads") for layer, heads in known.items()}
+    except (AttributeError, ValueError):
+        raise ValueError(
+            f"The record of what the model went through tells of guided heads {known!r}, which are none: name those to be guided by "
+            "`guidance_layers` and `guidance_heads`."
+        ) from None
 
 
 def count_regions(batch: dict[str, torch.Tensor]) -> int:

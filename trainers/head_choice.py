@@ -19,19 +19,27 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from .any_vlm_collator import DataCollatorForAnyVisionLanguageModel, without_targets
+from .data_collator import Example
 from .region_attention import RegionAttention
 
 
+logger = logging.get_logger(__name__)
+
 GRID = (24, 24)  # cells of a picture that maps are drawn on
 MOST_QUERIES = 200
+MOST_READ, MOST_WALKED = 1_000, 100_000  # rows with regions, and rows
 ROUNDING = 1e-3  # an even map is not above its mean by more
 
 
 def localizing_heads(
-    model: PreTrainedModel, processor: ProcessorMixin, rows: Iterable[dict[str, Any]], num_heads: int = 3
+    model: PreTrainedModel,
+    collate: DataCollatorForAnyVisionLanguageModel,
+    rows: Iterable[dict[str, Any]],
+    num_heads: int = 3,
 ) -> dict[int, list[int]]:
     """
     The heads of a VLM whose attention says where things are, without a look at any mask. Each query of the rows' regions votes
@@ -40,37 +48,46 @@ def localizing_heads(
 
     Args:
         model ([`PreTrainedModel`]): Any VLM whose visual tokens stand among its words.
-        processor ([`ProcessorMixin`]): Its processor.
-        rows (`Iterable[dict]`): Rows with regions, as for training. The first ones with `MOST_QUERIES` queries are read.
+        collate ([`DataCollatorForAnyVisionLanguageModel`]): That of the training, as `collator_for` makes it: which words guide.
+        rows (`Iterable[dict]`): Rows as for training. Of those with regions the first ones with `MOST_QUERIES` queries are read.
+            Broken ones are left out, which is said.
         num_heads (`int`, *optional*, defaults to 3): How many are chosen, of all layers.
 
     Returns:
         `dict[int, list[int]]`: By layer, its chosen heads, as [`RegionAttention`] takes them.
 
     Raises:
-        ValueError: If no row has a region that shows something.
+        ValueError: If none of the rows has a region that shows something.
     """
     attention = RegionAttention(model)
     layers = sorted(attention.heads)
-    collate = DataCollatorForAnyVisionLanguageModel(processor, config=model.config)
-    votes, num_queries = 0, 0
+    votes, num_queries, num_read, num_walked, broken = 0, 0, 0, 0, []
     training = model.training
     model.eval()
-    for row in islice(rows, 2 * MOST_QUERIES):
-        try:
-            on_picture, maps = maps_of_row(model, attention, collate, row)
-        except (ValueError, OSError):  # a broken row, which training stops at or skips
+    for num_walked, row in enumerate(islice(rows, MOST_WALKED), start=1):
+        if not row.get("regions"):
             continue
-        for of_query, drawn in zip(on_picture, maps, strict=True):
-            votes = votes + vote(of_query, drawn, num_heads)
-            num_queries += 1
-        if num_queries >= MOST_QUERIES:
+        num_read += 1
+        try:
+            example = collate.read_row(row)
+            batch = collate.batch_of(example)
+        except Exception as error:  # whatever a row raises, which training stops at or skips
+            broken.append(f"row {num_walked - 1}: {error}")
+        else:
+            for of_query, drawn in zip(*maps_of_row(model, attention, collate, example, batch), strict=True):
+                votes = votes + vote(of_query, drawn, num_heads)
+                num_queries += 1
+        if num_queries >= MOST_QUERIES or num_read >= MOST_READ:
             break
     model.train(training)
+    left_out = f" {len(broken)} rows are broken, the first one being {broken[0]}." if broken else ""
     if num_queries == 0:
         raise ValueError(
-            "No row has a region that shows something in its picture, by whose words the heads that localize could be found."
+            f"None of the first {num_walked} rows, {num_read} of which have regions, has one that shows something in its picture, by "
+            f"whose words the heads that localize could be found.{left_out}"
         )
+    if broken:
+        logger.warning(f"The heads that localize are chosen without some rows.{left_out}")
     heads_per_layer = len(votes) // len(layers)
     chosen: dict[int, list[int]] = {}
     for number in votes.topk(num_heads).indices.sort().values.tolist():
@@ -83,21 +100,21 @@ def maps_of_row(
     model: PreTrainedModel,
     attention: RegionAttention,
     collate: DataCollatorForAnyVisionLanguageModel,
-    row: dict[str, Any],
+    example: Example,
+    batch: dict[str, torch.Tensor],
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Where the words of a row's K regions that are shown look, in all heads of all layers: the share of their attention on the
     pictures, `(K, L * H)`, and that on a grid over the region's picture, `(K, L * H, *GRID)`.
     """
-    example = collate.read_row(row)
     shown = [k for k, (_, cells) in enumerate(example.region_masks) if cells is not None]
     if not shown:
         return torch.zeros(0, 0), torch.zeros(0, 0, *GRID)
-    batch = {name: value.to(model.device) for name, value in collate([row]).items()}
+    batch = {name: value.to(model.device) for name, value in batch.items()}
     visual_tokens = batch["input_ids"] == collate.processor.image_token_id
     with attention.mapping(batch["query_masks"], visual_tokens) as reading:
         model.base_model(**without_targets(batch))
-    maps = torch.cat([reading.maps[layer][0] for layer in sorted(reading.maps)], dim=1)[shown]  # (K, L * H, V)
+    maps = torch.cat([of_layer[0] for of_layer in reading.maps], dim=1)[shown]  # (K, L * H, V)
     pictures = [example.region_masks[k][0] for k in shown]
     places = {n: collate.visual_tokens.footprints(example.images, n, GRID).to(maps.device) for n in {*pictures}}
     drawn = [torch.einsum("hv,vyx->hyx", of_query, places[n]) for of_query, n in zip(maps, pictures, strict=True)]

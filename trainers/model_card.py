@@ -113,7 +113,10 @@ Code: {code}.
 
 
 def other_vlm_card(
-    name: str, record: Sequence[Mapping[str, Any]], log_history: Sequence[Mapping[str, float]] = ()
+    name: str,
+    record: Sequence[Mapping[str, Any]],
+    log_history: Sequence[Mapping[str, float]] = (),
+    code: str | None = None,
 ) -> str:
     """
     The text of the model card of a VLM that is no AGE-VLM: tuned with guidance, or a concatenation model.
@@ -122,15 +125,19 @@ def other_vlm_card(
         name (`str`): Id of the repository, or name of the folder.
         record (`Sequence[Mapping]`): One entry per run that the weights went through (`training.json`).
         log_history (`Sequence[Mapping]`, *optional*): The trainer's log.
+        code (`str`, *optional*): Commit or version of the code that writes the card, for want of a record.
     """
-    run, base_models = record[-1], next((run["base_models"] for run in record if run.get("base_models")), [])
-    parts = next(
-        (" and ".join(as_code(run[part]) for part in ("vision", "text")) for run in record if run.get("text")), None
-    )
-    origin = parts or ", ".join(map(as_code, base_models)) or UNKNOWN
-    guided = run["hyperparameters"].get("guidance_weight", 0) > 0
-    heads = f" Guided heads, by layer: {run['guided_heads']}." if run.get("guided_heads") else ""
-    opening = f"Made from {origin} by `age-vlm`; {'its words were' if guided else 'none of its words was'} guided to look at what they mean.{heads}"
+    base_models = next((run["base_models"] for run in record if run.get("base_models")), [])
+    first = record[0] if record else {}
+    names = [first[part] for part in ("vision", "text", "model") if first.get(part)]
+    origin = " and ".join(map(as_code, names)) or UNKNOWN
+    weights = [run["hyperparameters"].get("guidance_weight") for run in record]
+    guided = [
+        run for run, weight in zip(record, weights, strict=True) if isinstance(weight, int | float) and weight > 0
+    ]
+    opening = f"Made from {origin} by `age-vlm`; {'its words were' if guided else 'none of its words was'} guided to look at what they mean."
+    if guided and guided[-1].get("guided_heads"):
+        opening += f" Guided heads, by layer: {one_line(guided[-1]['guided_heads'])}."
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag="image-text-to-text",
@@ -142,7 +149,7 @@ def other_vlm_card(
         opening=opening,
         stages=stages_table(record),
         commands=commands(record),
-        code=one_line(run["code"]),
+        code=one_line(record[-1]["code"]) if record else f"{code or UNKNOWN} (when this card was written)",
         log=log_table(log_history),
     )
     return f"---\n{data.to_yaml()}\n---\n{text}"

@@ -32,6 +32,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 PREFIX = "guided_"  # of the names of the attention functions
 NUM_OVERALL = 2  # channels before those of the regions: on the picture, and off it
+WIDEST = 256  # values that all kernels take
 
 
 def shares(query_masks: torch.BoolTensor) -> torch.Tensor:
@@ -96,27 +97,28 @@ class RegionReading:
         """
         For each layer, in their order, `(B, K)`: of the attention on the picture (averaged over heads and a query's tokens) the share
         in the query's region; for words that mean nothing in a picture, of all attention what is off all pictures or in the others.
-        It is what
-        [`guidance_loss_from_mass`] takes.
-
-        Raises:
-            ValueError: If the model ran past a layer, or past the attention function.
+        It is what [`guidance_loss_from_mass`] takes. Raises `ValueError` if the model ran past a layer.
         """
-        if missing := self.heads.keys() - self.found.keys():
-            raise ValueError(
-                f"Nothing was read in layers {', '.join(map(str, sorted(missing)))}: their attention does not go through the "
-                "attention interface of transformers, or the language model was not run."
-            )
         masses = []
-        for layer in sorted(self.heads):
+        for layer, found in in_order(self.found, self.heads):
             heads = self.heads[layer]
-            found = self.found[layer] if heads is None else self.found[layer][:, :, list(heads)]
+            found = found if heads is None else found[:, :, list(heads)]
             on_picture, off_picture, in_region = found.mean(dim=2)
             least = torch.finfo(on_picture.dtype).tiny
             present = in_region / on_picture.clamp(min=least)
             absent = (off_picture + in_region) / (on_picture + off_picture).clamp(min=least)
             masses.append(torch.where(self.is_absent, absent, present))
         return tuple(masses)
+
+
+def in_order(found: Mapping[int, torch.Tensor], heads: Mapping[int, Any]) -> list[tuple[int, torch.Tensor]]:
+    """What was found in each layer that is read. Raises `ValueError` if the model ran past one, or past the attention function."""
+    if missing := heads.keys() - found.keys():
+        raise ValueError(
+            f"Nothing was read in layers {', '.join(map(str, sorted(missing)))}: their attention does not go through the "
+            "attention interface of transformers, or the language model was not run."
+        )
+    return sorted(found.items())
 
 
 class MapReading:
@@ -132,14 +134,21 @@ class MapReading:
         each = (places[:, None] == numbers[:, None]).float()  # (B, V, S)
         self.num_visual_tokens = len(numbers)
         self.channels = as_channels(each)
-        self.maps: dict[int, torch.Tensor] = {}
-        """By layer, in their order: the attention of each query in every head that is read, `(B, K, H, V)`."""
+        self.found: dict[int, torch.Tensor] = {}
 
     def keep(self, layer: int, inside: torch.Tensor) -> None:
         """As [`RegionReading.keep`]."""
         heads = slice(None) if self.heads[layer] is None else list(self.heads[layer])
         inside = inside[:, :, heads, : self.num_visual_tokens].float()
-        self.maps[layer] = torch.einsum("bkt,bthv->bkhv", self.weights, inside)
+        self.found[layer] = torch.einsum("bkt,bthv->bkhv", self.weights, inside)
+
+    @property
+    def maps(self) -> tuple[torch.Tensor, ...]:
+        """
+        For each layer, in their order: the attention of each query in every head that is read, `(B, K, H, V)`. Raises `ValueError` if
+        the model ran past a layer.
+        """
+        return tuple(of_layer for _, of_layer in in_order(self.found, self.heads))
 
 
 def with_region_channels(attention: Callable) -> Callable:
@@ -165,11 +174,18 @@ def with_region_channels(attention: Callable) -> Callable:
         if kwargs.get("scaling") is None:
             kwargs["scaling"] = query.shape[-1] ** -0.5
         channels = channels.to(value.dtype).expand(*value.shape[:3], -1)
-        # All three are widened alike, for the kernels; the zeros of queries and keys change no score.
-        query, key = (nn.functional.pad(states, (0, channels.shape[-1])) for states in (query, key))
-        widened = torch.cat([value, channels], dim=-1)
-        output, weights = attention(module, query, key, widened, attention_mask, **kwargs)
-        output, inside = output.split([value.shape[-1], channels.shape[-1]], dim=-1)
+        width, num_channels = value.shape[-1], channels.shape[-1]
+        if width + num_channels <= WIDEST:
+            # All three are widened alike, for the kernels; the zeros of queries and keys change no score.
+            query, key = (nn.functional.pad(states, (0, num_channels)) for states in (query, key))
+            widened = torch.cat([value, channels], dim=-1)
+            output, weights = attention(module, query, key, widened, attention_mask, **kwargs)
+            output, inside = output.split([width, num_channels], dim=-1)
+        else:  # in the place of the values, as many at a time as these are wide
+            output, weights = attention(module, query, key, value, attention_mask, **kwargs)
+            parts = nn.functional.pad(channels, (0, -num_channels % width)).split(width, dim=-1)
+            inside = [attention(module, query, key, part, attention_mask, **kwargs)[0] for part in parts]
+            inside = torch.cat(inside, dim=-1)
         region_reading.keep(module.layer_idx, inside)
         return output, weights
 

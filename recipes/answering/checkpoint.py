@@ -13,6 +13,7 @@
 # limitations under the License.
 """Loading a checkpoint: whatever is wrong with one ends in a sentence that says which part it is."""
 
+import inspect
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -20,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import PIL.Image
+import timm
 import torch
 from safetensors import safe_open
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedConfig
 from transformers import initialization as init
 from transformers.utils import (
     ADAPTER_CONFIG_NAME,
@@ -39,6 +41,9 @@ from recipes.answering.answers import one_question, prompts
 
 
 FLOATS = ("F64", "F32", "F16", "BF16")  # as safetensors names what weights are stored as
+LOADING = {*inspect.signature(timm.create_model).parameters} - {
+    "kwargs"
+}  # what timm asks for besides a model's arguments
 # Of a generation_config.json
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "suppress_tokens")
 FLAGS = (
@@ -82,6 +87,21 @@ def read_config(name: str, revision: str) -> AgeVlmConfig:
             if key == "num_labels":  # would make as many names
                 raise ValueError("`num_labels` is of a classifier, which this model is not")
         return AgeVlmConfig.from_pretrained(name, revision=revision)
+
+
+def check_tower(config: PreTrainedConfig) -> None:
+    """
+    Raises `ValueError` if a VLM's vision tower is one that timm would fetch, or read from a file that its arguments name.
+    """
+    vision = getattr(config, "vision_config", None)
+    name = getattr(vision, "architecture", getattr(vision, "backbone", None))
+    if name is None:
+        return
+    if not timm.is_model(str(name)):
+        raise ValueError(f"its vision tower is {name!r}, which is no name in timm's registry")
+    others = sorted(LOADING & (getattr(vision, "model_args", None) or {}).keys())
+    if others:
+        raise ValueError(f"`model_args` of its vision tower has `{others[0]}`, which would read other files")
 
 
 def weight_files(name: str, revision: str) -> list[str]:

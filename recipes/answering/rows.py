@@ -78,23 +78,24 @@ def grounding_maps(
         attention ([`RegionAttention`], *optional*): Of the model, if it is no AGE-VLM.
     """
     if attention is not None:
-        return _read(model, processor, collator_for(model.config, processor)(rows), attention)
+        return read_maps(model, processor, collator_for(model.config, processor)(rows), attention)
     batch = DataCollatorForGuidedVisionLanguageModeling(processor)(rows)
     inputs = looking_inputs(batch, model.device)
     cells = batch["region_masks"]
     return Grounding(*split_sink(model.model(**inputs).grounding_maps, cells.shape[-1]), cells)
 
 
-def _read(
+@torch.inference_mode()
+def read_maps(
     model: PreTrainedModel, processor: ProcessorMixin, batch: dict[str, torch.Tensor], attention: RegionAttention
 ) -> Grounding:
-    """As `grounding_maps`."""
+    """As `grounding_maps`, of a batch of rows for a model whose visual tokens stand among its words."""
     batch = {name: value.to(model.device) for name, value in batch.items()}
     visual_tokens = batch["input_ids"] == processor.image_token_id
     query_masks, regions = batch["query_masks"], batch["region_masks"]
     with attention.mapping(query_masks, visual_tokens) as reading:
         model.base_model(**without_targets(batch))
-    maps = torch.stack([layer.mean(dim=2) for layer in reading.maps.values()], dim=2)  # (R, K, L, S)
+    maps = torch.stack([layer.mean(dim=2) for layer in reading.maps], dim=2)  # (R, K, L, S)
     on_picture = maps.sum(dim=-1)
     cells = torch.zeros_like(maps[:, :, 0])
     for row, is_visual in enumerate(visual_tokens):

@@ -39,13 +39,14 @@ from lmms_eval.api.model import lmms
 from lmms_eval.protocol import ChatMessages
 from lmms_eval.utils import Collator
 from tqdm import tqdm
-from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig, PreTrainedConfig
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, GenerationConfig, PreTrainedConfig
 
 from modeling_agevlm import AgeVlmConfig
 from modeling_agevlm.conversion import check_tensors, loading
 from modeling_agevlm.image_reading_agevlm import read_image
 from recipes.answering.answers import generate, prompts
 from recipes.answering.attention import look_of_phrases
+from recipes.answering.checkpoint import check_tower
 from recipes.answering.phrases import guess_phrases
 from recipes.evaluation.journal import Journal
 from recipes.evaluation.pictures import fingerprint, save
@@ -124,8 +125,10 @@ class ImageTextToTextModel(lmms):
         self.device = self.accelerator.device if own_device else torch.device(device)
         with loading(pretrained):
             self.processor = AutoProcessor.from_pretrained(pretrained)
+            config = AutoConfig.from_pretrained(pretrained)
+            check_tower(config)
             model, report = AutoModelForImageTextToText.from_pretrained(
-                pretrained, dtype=dtype, output_loading_info=True
+                pretrained, config=config, dtype=dtype, output_loading_info=True
             )
         check_tensors(pretrained, missing=report["missing_keys"])
         if self.processor.chat_template is None:

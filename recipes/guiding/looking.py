@@ -21,14 +21,14 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from recipes.answering.rows import grounding_maps
+from recipes.answering.rows import read_maps
 from recipes.drawing.attention import save_attention_lines
 from recipes.inside.measures import with_interval
 from recipes.terminal.tables import markdown
-from trainers import RegionAttention, collator_for
+from trainers import DataCollatorForAnyVisionLanguageModel, RegionAttention
 
 
 logger = logging.get_logger(__name__)
@@ -52,7 +52,7 @@ class Looked:
     inside: float | None
     """Share of the attention on the row's pictures that is in the region; None for words that mean nothing there."""
     even: float | None
-    """That share for even attention."""
+    """That share for even attention on what of the pictures stands before the words."""
     hit: bool | None
     """Whether the visual token with most attention is in the region."""
     off: float
@@ -63,42 +63,48 @@ class Looked:
 
 
 def look(
-    model: PreTrainedModel, processor: ProcessorMixin, attention: RegionAttention, rows: Iterable[dict[str, Any]]
+    model: PreTrainedModel,
+    collate: DataCollatorForAnyVisionLanguageModel,
+    attention: RegionAttention,
+    rows: Iterable[dict[str, Any]],
 ) -> list[Looked]:
     """
     Where the words of all regions of the rows look. Broken rows are left out, which is said, and regions that training would drop.
 
     Args:
         model ([`PreTrainedModel`]): Any VLM whose visual tokens stand among its words.
-        processor ([`ProcessorMixin`]): Its processor.
+        collate ([`DataCollatorForAnyVisionLanguageModel`]): That of its training: which words guide to which visual tokens.
         attention ([`RegionAttention`]): Of the model: what is read are the layers and heads that it reads.
         rows (`Iterable[dict]`): Rows as for training.
     """
     training = model.training
     model.eval()
-    collate, found, broken = collator_for(model.config, processor), [], []
+    found, broken = [], []
     for number, row in enumerate(rows):
         try:
             example = collate.read_row(row)
-        except (ValueError, OSError) as error:
+            batch = collate.batch_of(example)
+        except Exception as error:  # whatever a row raises
             broken.append(f"row {number}: {error}")
             continue
         if not example.region_masks:
             continue
-        seen = grounding_maps(model, processor, [row], attention)
+        seen = read_maps(model, collate.processor, batch, attention)
         tokens = np.array(example.input_ids)
+        places = np.flatnonzero(tokens == collate.processor.image_token_id)
         footprints = {
             n: collate.visual_tokens.footprints(example.images, n, GRID) for n in {n for n, _ in example.region_masks}
         }
         for k, (picture, cells) in enumerate(example.region_masks):
             on_tokens = seen.maps[0, k].mean(dim=0)
             is_shown = cells is not None
+            num_before = int((places <= example.query_masks[k].nonzero()[0].max()).sum())
             found.append(
                 Looked(
                     number,
-                    processor.tokenizer.decode(tokens[example.query_masks[k]]).strip(),
+                    collate.processor.tokenizer.decode(tokens[example.query_masks[k]]).strip(),
                     (on_tokens * seen.cells[0, k]).sum().item() if is_shown else None,
-                    seen.cells[0, k].mean().item() if is_shown else None,
+                    seen.cells[0, k, :num_before].mean().item() if is_shown else None,
                     bool(seen.cells[0, k, on_tokens.argmax()]) if is_shown else None,
                     seen.sink[0, k].mean().item(),
                     example.images[picture],

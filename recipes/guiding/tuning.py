@@ -34,18 +34,22 @@ from transformers import (
     set_seed,
 )
 from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.utils import logging
 
 from modeling_agevlm.conversion import loading
+from recipes.answering.checkpoint import check_tower
 from recipes.guiding.arguments import GuideArguments
 from recipes.guiding.looking import Looked, draw, look, summarize, table
 from recipes.rows.appearing import appearing
 from recipes.training.arguments import DataArguments
 from recipes.training.data_sets import check_regions, load_evaluation_rows, load_rows, shuffled
-from recipes.training.record import public_name, run_record
+from recipes.training.record import public_name, read_record, run_record
 from recipes.training.resuming import check_same_run, check_writable, checkpoint_to_resume, clear
 from trainers import GuidedSFTConfig, GuidedSFTTrainer, RegionAttention, Stage, collator_for
+from trainers.rows import undecoded
 
 
+logger = logging.get_logger(__name__)
 TUNING = Stage(4, vision="none", language_model=True, guided=True)
 SCENE_SIZE = 256  # pixels of the scenes, if they are the rows
 
@@ -63,6 +67,7 @@ def load_vlm(arguments: GuideArguments, dtype: torch.dtype) -> tuple[PreTrainedM
         if config.model_type == "agevlm":
             raise ValueError("it is an AGE-VLM, whose stages guide it: train it on with recipes/stage4.py")
         processor = AutoProcessor.from_pretrained(name, revision=revision)
+        check_tower(config)
         collator_for(config, processor)  # says what it does not know before the weights are read
         model, report = AutoModelForImageTextToText.from_pretrained(
             name,
@@ -104,23 +109,24 @@ def held_out(
     rows: Dataset | IterableDataset, others: Dataset | dict[str, Dataset] | None, number: int
 ) -> tuple[Dataset | IterableDataset, list[dict[str, Any]]]:
     """
-    The rows that train, and those that are measured.
+    The rows that train, and those that are measured: the first ones of `others`, or some of `rows`. A stream must not be shuffled
+    yet: it would be into another order with every pass.
 
     Raises:
         ValueError: If nothing would be left of either.
     """
     if others is not None:
         sets = others.values() if isinstance(others, dict) else [others]
-        return rows, [row for part in sets for row in islice(part, number)]
+        return rows, [row for part in sets for row in islice(undecoded(part), number)]
     if not isinstance(rows, Dataset):
-        return rows.skip(number), list(rows.take(number))
+        return rows.skip(number), list(undecoded(rows).take(number))
     if not 0 < number < len(rows):
         raise ValueError(
             f"`--num_held_out` is {number}, but {len(rows)} rows are to train and to be measured: leave some for either, or "
             "name others to measure by `--eval_dataset_name`."
         )
     order = np.random.default_rng(0).permutation(len(rows))
-    return rows.select(np.sort(order[number:])), list(rows.select(np.sort(order[:number])))
+    return rows.select(np.sort(order[number:])), list(undecoded(rows).select(np.sort(order[:number])))
 
 
 def guide(arguments: GuideArguments, data: DataArguments, training: GuidedSFTConfig) -> GuidedSFTTrainer:
@@ -130,8 +136,18 @@ def guide(arguments: GuideArguments, data: DataArguments, training: GuidedSFTCon
     Raises:
         ValueError: If it cannot start from what it is given.
     """
-    record = run_record(0, arguments, data, training)
-    record[-1]["base_models"] = [public_name(arguments.model_name_or_path)]
+    name = arguments.model_name_or_path
+    try:
+        before = read_record(name, arguments.model_revision)
+    except ValueError as error:
+        logger.warning(f"{error} It is left out of what is recorded here.")
+        before = []
+    record = run_record(0, arguments, data, training, before)
+    record[-1] |= {
+        "model": public_name(name),
+        "base_models": [] if Path(name).exists() else [name],
+        "num_held_out": arguments.num_held_out,
+    }
     check_writable(training.output_dir)
     overwrite = arguments.overwrite_output_dir
     checkpoint = checkpoint_to_resume(training.output_dir, training.resume_from_checkpoint, overwrite, record)
@@ -139,20 +155,21 @@ def guide(arguments: GuideArguments, data: DataArguments, training: GuidedSFTCon
     has_bf16 = arguments.use_peft and training.bf16  # frozen weights need no more
     model, processor = load_vlm(arguments, torch.bfloat16 if has_bf16 else torch.float32)
     skip_broken = training.broken_rows == "skip"
-    rows = shuffled(load_rows(data, TUNING, SCENE_SIZE, skip_broken), data, training.seed)
-    rows, measured = held_out(
-        rows, load_evaluation_rows(data, TUNING, SCENE_SIZE, skip_broken), arguments.num_held_out
-    )
+    others = load_evaluation_rows(data, TUNING, SCENE_SIZE, skip_broken)
+    rows = load_rows(data, TUNING, SCENE_SIZE, skip_broken)
+    rows, measured = held_out(rows, others, arguments.num_held_out)
+    rows = shuffled(rows, data, training)
     if isinstance(rows, Dataset):
         record[-1]["rows"] = len(rows)
         if checkpoint is not None:
             check_same_run(checkpoint, record)
-    check_regions(rows, TUNING, training.guidance_weight, attention_sink=True)
+    check_regions(rows, training.guidance_weight, attention_sink=True)
     train_language_model(model)
     trainer = GuidedSFTTrainer(
         model,
         training,
         train_dataset=rows,
+        eval_dataset=others,
         processing_class=processor,
         peft_config=adapters(model, arguments),
         record=record,
@@ -164,7 +181,7 @@ def guide(arguments: GuideArguments, data: DataArguments, training: GuidedSFTCon
         )
     if overwrite and training.should_save:
         clear(training.output_dir)
-    before = measure(trainer, processor, measured)
+    before = measure(trainer, measured)
     if not any(one.inside is not None for one in before):
         raise ValueError(
             "None of the rows to measure has a region that shows something: name others by `--eval_dataset_name`."
@@ -172,19 +189,19 @@ def guide(arguments: GuideArguments, data: DataArguments, training: GuidedSFTCon
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     if trainer.is_preempted:
         sys.exit(128 + signal.SIGTERM)
-    after = measure(trainer, processor, measured)
+    after = measure(trainer, measured)
     trainer.save_final_model()
     if trainer.accelerator.is_main_process:
         report(Path(training.output_dir), trainer, before, after)
     return trainer
 
 
-def measure(trainer: GuidedSFTTrainer, processor: ProcessorMixin, rows: list[dict[str, Any]]) -> list[Looked]:
+def measure(trainer: GuidedSFTTrainer, rows: list[dict[str, Any]]) -> list[Looked]:
     """Where words look now, in the guided heads. Every process measures, so that none waits too long."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     model = model.get_base_model() if hasattr(model, "get_base_model") else model
     with torch.autocast(model.device.type, torch.bfloat16, enabled=trainer.args.bf16):
-        return look(model, processor, RegionAttention(model, heads=trainer.guided_heads), rows)
+        return look(model, trainer.data_collator, RegionAttention(model, heads=trainer.guided_heads), rows)
 
 
 def report(folder: Path, trainer: GuidedSFTTrainer, before: list[Looked], after: list[Looked]) -> None:

@@ -33,6 +33,7 @@ import numpy as np
 import PIL.Image
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForImageTextToText,
     AutoProcessor,
     BatchFeature,
@@ -47,7 +48,7 @@ from modeling_agevlm.grounding_agevlm import GroundingReadout
 from modeling_agevlm.processing_agevlm import find_words
 from recipes.answering.answers import generate, one_question, prompts
 from recipes.answering.attention import split_sink
-from recipes.answering.checkpoint import load_checkpoint, short_names
+from recipes.answering.checkpoint import check_tower, load_checkpoint, short_names
 
 
 # Of the layers that read the picture.
@@ -366,8 +367,11 @@ def load_vlm(name: str) -> Vlm:
         if model_type == AgeVlmConfig.model_type:
             model, processor = load_checkpoint(name)
             return AgeVlm(name, model.to(device), processor, model.config.image_token_id)
+        config = AutoConfig.from_pretrained(name)
+        check_tower(config)
         model, report = AutoModelForImageTextToText.from_pretrained(
             name,
+            config=config,
             attn_implementation="eager",  # the other backends do not return attention weights
             dtype=torch.float32 if device == "cpu" else "auto",
             output_loading_info=True,

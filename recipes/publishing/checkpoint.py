@@ -29,10 +29,11 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 import modeling_agevlm
+from modeling_agevlm import AgeVlmConfig
 from recipes.publishing.results import eval_results, results_of, with_model_index
 from recipes.training.record import MODEL_CARD, card_template, code_version, read_record
 from trainers.hub import CODE, RECORD_NAME, checkpoint_files, upload_checkpoint
-from trainers.model_card import model_card
+from trainers.model_card import model_card, other_vlm_card
 from trainers.stages import count_parameters
 
 
@@ -59,6 +60,11 @@ def read_object(file: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"{file} is no JSON object. Mend it, or save the checkpoint again.")
     return found
+
+
+def is_age_vlm(folder: Path) -> bool:
+    """Whether a checkpoint is an AGE-VLM, which brings its code; what guide.py and the concatenation variants save is transformers'."""
+    return read_object(folder / CONFIG_NAME).get("model_type") == AgeVlmConfig.model_type
 
 
 def check_links(folder: Path) -> None:
@@ -108,8 +114,9 @@ def check_files(folder: Path) -> None:
             f"{folder} holds pickle files ({', '.join(pickles)}), which run code in whoever loads them: save the "
             "model with `save_pretrained`, which writes safetensors, and remove them."
         )
-    code = {path.name for path in Path(modeling_agevlm.__file__).parent.glob(CODE)}
-    needed = {CONFIG_NAME, "processor_config.json", "tokenizer.json", *code}
+    needed = {CONFIG_NAME, "processor_config.json", "tokenizer.json"}
+    if CONFIG_NAME not in names or is_age_vlm(folder):
+        needed |= {path.name for path in Path(modeling_agevlm.__file__).parent.glob(CODE)}
     if SAFE_WEIGHTS_NAME not in names:
         index = folder / SAFE_WEIGHTS_INDEX_NAME
         shards = read_object(index).get("weight_map") if index.exists() else {"": SAFE_WEIGHTS_NAME}
@@ -155,8 +162,17 @@ def find_metrics(folder: Path) -> tuple[dict[str, float], str | None]:
     return {}, None
 
 
-def make_card(folder: Path, repo_id: str, template: str, metrics_command: str | None = None) -> str:
-    """The model card of a checkpoint folder, from what lies in it and beside it."""
+def make_card(folder: Path, repo_id: str, template: str | None, metrics_command: str | None = None) -> str:
+    """The model card of a checkpoint folder, from what lies in it and beside it; `template` is an AGE-VLM's."""
+    state = folder / TRAINER_STATE_NAME
+    log_history = read_object(state).get("log_history", ()) if state.exists() else ()
+    if not isinstance(log_history, list | tuple) or not all(isinstance(entry, dict) for entry in log_history):
+        raise ValueError(f"{state} has no `log_history` of entries. Mend it, or remove it.")
+    record = read_record(str(folder))
+    if not is_age_vlm(folder):
+        return other_vlm_card(repo_id, record, log_history, code_version())
+    if template is None:
+        raise ValueError(f"There is no {MODEL_CARD}: pass the template of the model card as `--model_card`.")
     config = read_object(folder / CONFIG_NAME)
     sizes = []
     for file in checkpoint_files(folder):
@@ -167,10 +183,6 @@ def make_card(folder: Path, repo_id: str, template: str, metrics_command: str | 
                     for side in tensors.get_slice(name).get_shape():
                         count *= side
                     sizes.append((name, count))
-    state = folder / TRAINER_STATE_NAME
-    log_history = read_object(state).get("log_history", ()) if state.exists() else ()
-    if not isinstance(log_history, list | tuple) or not all(isinstance(entry, dict) for entry in log_history):
-        raise ValueError(f"{state} has no `log_history` of entries. Mend it, or remove it.")
     metrics, command = find_metrics(folder)
     return model_card(
         template,
@@ -178,7 +190,7 @@ def make_card(folder: Path, repo_id: str, template: str, metrics_command: str | 
         config,
         count_parameters(sizes, config["text_config"]["cross_attention_layers"]),
         log_history=log_history,
-        record=read_record(str(folder)),
+        record=record,
         metrics=metrics,
         metrics_command=metrics_command or command,
         code=code_version(),
@@ -216,9 +228,6 @@ def push(
             nothing to show, or a public repository is to become a private one.
     """
     folder = Path(checkpoint)
-    template = template or card_template()
-    if template is None:
-        raise ValueError(f"There is no {MODEL_CARD}: pass the template of the model card as `--model_card`.")
     check_files(folder)
     check_links(folder)
     results = {} if evaluation is None else results_of(evaluation, folder)
@@ -229,7 +238,7 @@ def push(
         found = load_problems([copy])[0]
         if found is not None:
             raise ValueError(f"{folder} does not load back: {found}.")
-        card = make_card(folder, repo_id, template, metrics_command)
+        card = make_card(folder, repo_id, template or card_template(), metrics_command)
         if results:
             card = with_model_index(card, repo_id.split("/")[-1], results)
         api = api or HfApi()

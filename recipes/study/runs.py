@@ -63,6 +63,7 @@ from recipes.training.record import read_record
 from recipes.training.stage import run_stage
 from trainers import GuidedSFTConfig, RegionAttention
 from trainers.guided_sft_config import AUTO
+from trainers.guided_sft_trainer import heads_before
 
 
 # --- One stage, one evaluation ---
@@ -202,8 +203,7 @@ def evaluate(out: Path, results: Path, setting: Setting) -> None:
     if setting.architecture == "concatenation":
         heads = setting.guidance_heads
         if heads == AUTO:
-            found = read_record(str(folder))[-1]["guided_heads"]
-            heads = {int(layer): of_layer for layer, of_layer in found.items()}
+            heads = heads_before(read_record(str(folder)))
         attention = RegionAttention(model, setting.guidance_layers, heads)
     by_picture = {}
     if setting.pictures == "square":

@@ -16,7 +16,6 @@ The concatenation model that the paper compares AGE-VLM with: the same ConvNeXt,
 among the words, where self-attention reads them. It is a FastVLM of transformers, whose own classes load and run it.
 """
 
-import timm
 import torch
 from transformers import (
     AutoConfig,
@@ -28,7 +27,7 @@ from transformers import (
     TimmWrapperConfig,
 )
 
-from modeling_agevlm import AgeVlmProcessor
+from modeling_agevlm import AgeVlmProcessor, AgeVlmVisionConfig
 from modeling_agevlm.conversion import VISUAL_STRIDE, load_llama, load_timm_tower, timm_tower
 from recipes.training.arguments import PartsArguments
 
@@ -98,7 +97,7 @@ def load_concatenation(
         ValueError: If its tower is no ConvNeXt, or tensors are missing.
     """
     config = AutoConfig.from_pretrained(name, revision=revision)
-    check_tower(config)
+    check_convnext(config)
     model, report = FastVlmForConditionalGeneration.from_pretrained(
         name,
         revision=revision,
@@ -119,8 +118,7 @@ def in_channels_last(module: torch.nn.Module, args: tuple[torch.Tensor]) -> tupl
     return (args[0].contiguous(memory_format=torch.channels_last),)
 
 
-def check_tower(config: PreTrainedConfig) -> None:
-    """Raises `ValueError` if the tower is none of timm's ConvNeXts: timm would open, or fetch, what its name says."""
-    architecture = getattr(config.vision_config, "architecture", None)
-    if architecture is None or not timm.models.is_model_in_modules(architecture, ["convnext"]):
-        raise ValueError(f"its vision tower is no ConvNeXt of timm, but {architecture!r}")
+def check_convnext(config: PreTrainedConfig) -> None:
+    """Raises `ValueError` if the tower is not one that an AGE-VLM could have."""
+    vision = config.vision_config
+    AgeVlmVisionConfig(architecture=getattr(vision, "architecture", None) or "", model_args=vision.model_args)

@@ -44,7 +44,7 @@ from recipes.rows.records import FEATURES, REGIONS, Fault, hashed, read_as_writt
 from recipes.rows.tars import load_tars
 from recipes.scenes.rows import load_scenes
 from recipes.training.arguments import DataArguments, RowsArguments
-from trainers import Stage
+from trainers import GuidedSFTConfig, Stage
 from trainers.rows import as_row, has_transform, undecoded
 
 
@@ -281,13 +281,16 @@ def joined(names: str | list[str] | None, column: str, folder: str) -> dict[str,
     return {column: None if names is None else os.path.join(folder, names)}
 
 
-def shuffled(rows: Dataset | IterableDataset, data: DataArguments, seed: int) -> Dataset | IterableDataset:
+def shuffled(
+    rows: Dataset | IterableDataset, data: DataArguments, training: GuidedSFTConfig
+) -> Dataset | IterableDataset:
     """
     A stream in another order in every pass, the same from the same seed. Scenes do not depend on each other, and other data
     sets are shuffled by their sampler.
     """
     if not isinstance(rows, IterableDataset) or data.shuffle_buffer_size == 0 or data.dataset_name == "scenes":
         return rows
+    seed = training.seed if training.data_seed is None else training.data_seed
     return rows.shuffle(seed=seed, buffer_size=data.shuffle_buffer_size)
 
 
@@ -304,9 +307,9 @@ def with_types(features: Features | None) -> Features | None:
     return Features({**features, "regions": List({**fields, **untyped})}) if untyped else None
 
 
-def check_regions(rows: Dataset | IterableDataset, stage: Stage, guidance_weight: float, attention_sink: bool) -> None:
-    """Raises `ValueError` if a guided stage would train on rows without a single region that this model can look at."""
-    if not stage.guided or guidance_weight == 0 or has_transform(rows):
+def check_regions(rows: Dataset | IterableDataset, guidance_weight: float, attention_sink: bool) -> None:
+    """Raises `ValueError` if guidance would train on rows without a single region that this model can look at."""
+    if guidance_weight == 0 or has_transform(rows):
         return
     num_regions = num_masks = 0
     if "regions" in (rows.column_names or []):
@@ -318,15 +321,14 @@ def check_regions(rows: Dataset | IterableDataset, stage: Stage, guidance_weight
                 num_regions += len(regions)
                 has_field = "mask" in regions.type.names  # otherwise the collator says what is missing
                 num_masks += len(regions) - (regions.field("mask").null_count if has_field else 0)
-    unguided = "train without guidance (`--guidance_weight 0`, or `--variant ca-baseline-frozen` or `ca-baseline`)"
+    unguided = "train without guidance (`--guidance_weight 0`, or a variant that is never guided)"
     if num_regions == 0:
         raise ValueError(
-            f"Stage {stage.number} adds the guidance loss, but no row of the data set has a region. Make masks first, or "
-            f"{unguided}."
+            f"The guidance loss is added, but no row of the data set has a region. Make masks first, or {unguided}."
         )
     if num_masks == 0 and not attention_sink:
         raise ValueError(
-            f"Stage {stage.number} adds the guidance loss, but every region of the data set is nowhere in its picture (its "
-            "`mask` is null), where only the words of a model with an attention sink can look. Make masks, build the model "
-            f"with `--attention_sink true`, or {unguided}."
+            "The guidance loss is added, but every region of the data set is nowhere in its picture (its `mask` is null), where "
+            "only the words of a model with an attention sink can look. Make masks, build the model with `--attention_sink "
+            f"true`, or {unguided}."
         )

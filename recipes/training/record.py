@@ -36,7 +36,8 @@ HYPERPARAMETERS += ("guidance_query", "guidance_level", "guidance_layers", "guid
 LORA = ("lora_r", "lora_alpha", "lora_dropout")
 # Of each stage's entry in the record
 FIELDS = {"stage": int, "variant": str, "dataset": str, "hyperparameters": dict, "code": str}
-FIELDS |= dict.fromkeys(("command", "dataset_id", "vision", "text"), str | None) | {"base_models": list | None}
+FIELDS |= dict.fromkeys(("command", "dataset_id", "vision", "text", "model"), str | None)
+FIELDS |= {"base_models": list | None, "guided_heads": dict | None}
 SECRET = re.compile(r"\bhf_\w+")
 REDACTED = "..."
 
@@ -128,15 +129,18 @@ def parts_of(record: list[dict[str, Any]]) -> dict[str, str]:
     return {name: run[name] for run in record for name in ("vision", "text") if isinstance(run.get(name), str)}
 
 
-def run_record(number: int, arguments: Any, data: Any, training: GuidedSFTConfig) -> list[dict[str, Any]]:
+def run_record(
+    number: int, arguments: Any, data: Any, training: GuidedSFTConfig, before: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
     """
-    The record of stage `number` after those of what the checkpoint went through before. It holds no token and no folder of this machine.
+    The record of a run after those of what the checkpoint went through before. It holds no token and no folder of this machine.
 
     Args:
-        number (`int`): 1 to 4.
+        number (`int`): 1 to 4 for a stage.
         arguments ([`ModelArguments`]): The model that the stage starts from, and the variant.
         data ([`DataArguments`]): The rows.
         training ([`GuidedSFTConfig`]): The training arguments.
+        before (`list[dict]`): What the checkpoint's own record says, as `read_record` gives it.
     """
     name = arguments.model_name_or_path
     scenes = data.dataset_name == "scenes"
@@ -165,4 +169,4 @@ def run_record(number: int, arguments: Any, data: Any, training: GuidedSFTConfig
             "text": public_name(arguments.text),
             "base_models": hub_ids(arguments.vision, arguments.text),
         }
-    return [*read_record(name, arguments.model_revision), run]
+    return [*before, run]

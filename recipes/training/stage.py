@@ -146,8 +146,9 @@ class Augmenting:
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         batch = self.collate(rows)
         if "pixel_values" in batch:
-            pictures = batch["pixel_values"]
-            batch["pixel_values"] = self.change(pictures.flatten(0, 1)).view_as(pictures)
+            pictures = batch["pixel_values"]  # an AGE-VLM has them by rows
+            by_rows = pictures.shape[:-3]
+            batch["pixel_values"] = self.change(pictures.flatten(0, len(by_rows) - 1)).view_as(pictures)
         return batch
 
 
@@ -186,7 +187,7 @@ def run_stage(
     check_options(given, stage, arguments, data, training)
     if not stage.guided:
         training.guidance_weight = 0.0
-    record = run_record(number, arguments, data, training)
+    record = run_record(number, arguments, data, training, record)
     overwrite, start = arguments.overwrite_output_dir, arguments.model_name_or_path
     if overwrite and start is not None and Path(start).resolve().parent == Path(training.output_dir).resolve():
         raise ValueError(f"`--overwrite_output_dir` would clear away {start}, from which the stage starts.")
@@ -198,15 +199,14 @@ def run_stage(
         check_parts(given, arguments, model, processor, parts_of(record))
     image_size, skip_broken = processor.image_processor.size["height"], training.broken_rows == "skip"
     if rows is None:
-        rows = load_rows(data, stage, image_size, skip_broken)
-        rows = shuffled(rows, data, training.seed if training.data_seed is None else training.data_seed)
+        rows = shuffled(load_rows(data, stage, image_size, skip_broken), data, training)
     if isinstance(rows, Dataset):
         record[-1]["rows"] = len(rows)
         if checkpoint is not None:
             check_same_run(checkpoint, record)
     eval_rows = load_evaluation_rows(data, stage, image_size, skip_broken)
     is_concatenation = arguments.variant in CONCATENATION
-    check_regions(rows, stage, training.guidance_weight, is_concatenation or model.config.text_config.attention_sink)
+    check_regions(rows, training.guidance_weight, is_concatenation or model.config.text_config.attention_sink)
     apply_stage(model, stage)
     adapters = peft_config(model, arguments, stage)
     model.config.training_stage = number

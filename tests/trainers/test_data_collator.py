@@ -37,7 +37,7 @@ from testing_utils import (
 )
 
 from trainers import BrokenRowError, DataCollatorForGuidedVisionLanguageModeling, data_collator
-from trainers.data_collator import as_parts, message_text
+from trainers.data_collator import as_parts, mask_key, message_text
 
 
 Collator = DataCollatorForGuidedVisionLanguageModeling
@@ -900,3 +900,15 @@ def test_max_length_leaves_no_trace_in_the_tokenizer(tmp_path):
     collate.processor.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "tokenizer.json").read_text())["truncation"] is None
     assert "max_length" not in json.loads((tmp_path / "tokenizer_config.json").read_text())
+
+
+def test_masks_that_differ_in_the_middle_are_two():
+    """NumPy writes of a long array the ends alone."""
+    mask = np.indices((64, 80)).sum(axis=0) % 2 == 0
+    changed = mask.copy()
+    changed[:, 30:50] = False
+    counts = [np.diff(np.flatnonzero(np.diff(m.T.ravel().astype(int), prepend=2, append=2))) for m in (mask, changed)]
+    masks = [{"size": [64, 80], "counts": np.insert(runs, 0, 0)} for runs in counts]
+    assert min(map(len, counts)) > 1000
+    keys = [mask_key(region(mask)) for mask in masks]
+    assert keys[0] != keys[1] and keys[0] == mask_key(region({**masks[0], "counts": masks[0]["counts"].tolist()}))

@@ -19,9 +19,12 @@ from peft import LoraConfig, get_peft_model
 from testing_utils import assert_close
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from vlm_families import FAMILIES
 
-from trainers import guidance_loss, guidance_loss_from_mass
+from trainers import guidance_loss, guidance_loss_from_mass, region_attention
 from trainers.region_attention import PREFIX, RegionAttention, RegionReading
 
 
@@ -185,6 +188,37 @@ def test_cross_attention_to_pictures_is_read():
     assert reading.uniform_mass[0].tolist() == pytest.approx([1 / 3, 0, 1, 0])
 
 
+def test_channels_that_are_too_many_for_a_kernel_take_turns(monkeypatch: pytest.MonkeyPatch):
+    """Flash attention takes 256 values: what does not fit beside those of the words is read in their place, gradients and all."""
+    widths = []
+
+    def narrow(module, query, key, value, attention_mask, **kwargs):
+        widths.append(value.shape[-1])
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "narrow", narrow)
+    monkeypatch.setitem(ALL_MASK_ATTENTION_FUNCTIONS._global_mapping, "narrow", ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+    input_ids, query_masks, region_masks, visual = regions()
+    found = []
+    for widest in (256, 16):
+        monkeypatch.setattr(region_attention, "WIDEST", widest)
+        model = llava()
+        model.set_attn_implementation({"text_config": "narrow"})
+        attention, read = RegionAttention(model), []
+        widths.clear()
+        with attention.mapping(query_masks, visual) as maps, torch.no_grad():
+            read.append(model(input_ids=input_ids).logits)
+        assert max(widths) == (8 + 16 if widest == 256 else 8)  # of a head; and nine visual tokens, in steps of 8
+        read += maps.maps
+        with attention.reading(query_masks, region_masks, visual) as reading:
+            outputs = model(input_ids=input_ids, use_cache=False)
+        (torch.stack(reading.masses).sum() + outputs.logits.square().mean()).backward()
+        found.append([*read, *reading.masses, outputs.logits, *gradients(model).values()])
+    assert len(found[0]) == len(found[1]) > 20
+    for one, other in zip(*found, strict=True):
+        assert_close(one.detach(), other.detach(), length=256)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -211,8 +245,11 @@ def test_what_cannot_be_read_is_said():
             pass
     with attention.reading(query_masks, region_masks, visual) as reading:
         pass
-    with pytest.raises(ValueError, match="Nothing was read in layers 0, 1, 2"):
-        _ = reading.masses
+    with attention.mapping(query_masks, visual) as maps:
+        pass
+    for read in (lambda: reading.masses, lambda: maps.maps):
+        with pytest.raises(ValueError, match="Nothing was read in layers 0, 1, 2"):
+            read()
     with attention.reading(query_masks, region_masks, visual), pytest.raises(ValueError, match="tell of 20: regions"):
         model(input_ids=input_ids[:, 1:])
     assert isinstance(reading, RegionReading) and not reading.found

@@ -23,7 +23,7 @@ from testing_utils import box_mask, picture, region, row, tiny_model, tiny_proce
 from transformers import PreTrainedModel
 from vlm_families import FAMILIES, Made
 
-from trainers import GuidedSFTConfig, GuidedSFTTrainer, localizing_heads
+from trainers import GuidedSFTConfig, GuidedSFTTrainer, collator_for, localizing_heads
 from trainers.head_choice import knee, spatial_entropy, vote
 
 
@@ -65,7 +65,8 @@ def planted(layer: int, head: int) -> Made:
 def test_a_planted_head_is_found(layer: int, head: int):
     """It alone has its attention on the picture, and in few places there."""
     model, processor = planted(layer, head)
-    assert localizing_heads(model, processor, [BROKEN, *ROWS], num_heads=1) == {layer: [head]}
+    collate = collator_for(model.config, processor)
+    assert localizing_heads(model, collate, [BROKEN, *ROWS], num_heads=1) == {layer: [head]}
     assert model.training  # as it was
 
 
@@ -100,7 +101,7 @@ def test_the_trainer_guides_what_it_finds(tmp_path: Path):
     model, processor = planted(1, 2)
     args = GuidedSFTConfig(str(tmp_path), guidance_heads="auto", max_steps=1, **CPU)
     trainer = GuidedSFTTrainer(model, args, processing_class=processor, train_dataset=Dataset.from_list(ROWS))
-    found = localizing_heads(planted(1, 2)[0], processor, ROWS)
+    found = localizing_heads(planted(1, 2)[0], collator_for(model.config, processor), ROWS)
     assert trainer.guided_heads == found and 2 in found[1] and sum(map(len, found.values())) == 3
     trainer.train()
     assert trainer.state.log_history[0]["guidance_loss"] > 0
@@ -117,6 +118,42 @@ def test_refusals(tmp_path: Path):
     model = planted(1, 2)[0]
     refused(tiny_model(), ROWS, tmp_path, "which those of an AGE-VLM only learn", guidance_heads=["auto"])
     refused(model, ROWS, tmp_path, "chooses among all layers", guidance_heads="auto", guidance_layers=[1])
-    refused(model, ROWS, tmp_path, r"or the numbers of heads, but is \['first'\]", guidance_heads=["first"])
-    refused(model, [row(regions=[])], tmp_path, "No row has a region that shows something", guidance_heads="auto")
-    assert GuidedSFTConfig(str(tmp_path), guidance_heads=["0", "3"], **CPU).guidance_heads == [0, 3]
+    message = "None of the first 1 rows, 0 of which have regions, has one that shows something"
+    refused(model, [row(regions=[])], tmp_path, message, guidance_heads="auto")
+    args = GuidedSFTConfig(str(tmp_path), guidance_heads="auto", **CPU)
+    with pytest.raises(ValueError, match="leave `data_collator` out"):
+        GuidedSFTTrainer(model, args, dict, Dataset.from_list(ROWS), processing_class=planted(1, 2)[1])
+
+
+@pytest.mark.parametrize("name", ["guidance_heads", "guidance_layers"])
+def test_numbers_of_heads_and_layers(name: str, tmp_path: Path):
+    for value in (["0", "3"], (0, 3), [0.0, 3]):
+        assert getattr(GuidedSFTConfig(str(tmp_path), **CPU | {name: value}), name) == [0, 3]
+    assert getattr(GuidedSFTConfig(str(tmp_path), **CPU | {name: 12}), name) == [12]
+    assert getattr(GuidedSFTConfig(str(tmp_path), **CPU | {name: "12"}), name) == [12]
+    for value in (["first"], [0.5], "1 2", [[1]], 1.5):
+        with pytest.raises(ValueError, match=rf"`{name}` has to be .*the numbers of .*, but is "):
+            GuidedSFTConfig(str(tmp_path), **CPU | {name: value})
+
+
+def test_heads_are_chosen_by_the_words_that_train(tmp_path: Path):
+    """The trainer's own options say which words guide, and what is wrong with rows is said."""
+    model, processor = planted(1, 2)
+    whole = [one | {"regions": one["regions"][1:]} for one in ROWS]  # of the answer as a whole, no phrase
+    options = {"guidance_heads": "auto", **CPU}
+    args = GuidedSFTConfig(str(tmp_path), guidance_level="phrase", **options)
+    with pytest.raises(ValueError, match="None of the first 4 rows, 4 of which have regions, has one that shows"):
+        GuidedSFTTrainer(model, args, processing_class=processor, train_dataset=Dataset.from_list(whole))
+    args = GuidedSFTConfig(str(tmp_path), max_length=5, **options)
+    with pytest.raises(ValueError, match=r"4 rows are broken, the first one being row 0: `max_length` \(5\) cuts"):
+        GuidedSFTTrainer(model, args, processing_class=processor, train_dataset=Dataset.from_list(whole))
+    processor.chat_template = "{{ raise_exception('no chats today') }}"
+    with pytest.raises(ValueError, match="the first one being row 0: no chats today"):
+        localizing_heads(model, collator_for(model.config, processor), ROWS)
+
+
+def test_rows_without_regions_are_walked_past():
+    model, processor = planted(1, 2)
+    collate = collator_for(model.config, processor)
+    many = [row(regions=[])] * 2_000
+    assert localizing_heads(model, collate, [*many, *ROWS], 1) == localizing_heads(model, collate, ROWS, 1)

@@ -25,6 +25,8 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from datasets import Dataset, Features, Image, List
+from huggingface_hub import ModelCard
 from testing_utils import box_mask, picture, rle, tiny_model, tiny_processor
 from transformers import (
     AutoModelForImageTextToText,
@@ -45,8 +47,10 @@ from recipes.answering.rows import grounding_maps
 from recipes.guiding.arguments import GuideArguments
 from recipes.guiding.looking import look, summarize
 from recipes.guiding.tuning import guide, held_out, load_vlm
+from recipes.inside.vlm import load_vlm as load_any_vlm
+from recipes.rows.records import FEATURES, REGIONS
 from recipes.training.arguments import DataArguments
-from trainers import GuidedSFTConfig, RegionAttention
+from trainers import DataCollatorForAnyVisionLanguageModel, GuidedSFTConfig, RegionAttention, collator_for
 
 
 RECIPE = Path(__file__).parents[3] / "recipes/guide.py"
@@ -101,9 +105,10 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(model: Path, rows: Path, out: Path, over: dict[str, Any] | None = None, **training: Any) -> Any:
     over = {"num_held_out": 4} | (over or {})
+    data = over.pop("data", {})
     return guide(
         GuideArguments(model_name_or_path=str(model), **over),
-        DataArguments(dataset_name=str(rows)),
+        DataArguments(dataset_name=str(rows), **data),
         GuidedSFTConfig(output_dir=str(out), **CPU | training),
     )
 
@@ -154,7 +159,8 @@ def test_what_is_measured(llava: Path, rows: Path):
     for row in data:
         row["images"] = [str(rows.parent / name) for name in row["images"]]
     attention = RegionAttention(model, layers=[1], heads=[2])
-    looked = look(model, processor, attention, [*data[:2], {"images": ["nowhere.png"], "messages": []}, *data[2:]])
+    collate = collator_for(model.config, processor)
+    looked = look(model, collate, attention, [*data[:2], {"images": ["nowhere.png"], "messages": []}, *data[2:]])
     assert [(one.row, one.words) for one in looked] == [(0, "cup"), (1, "dog"), (3, "cup"), (4, "dog")]
     for one, row in zip(looked, data, strict=True):
         found = grounding_maps(model, processor, [row], attention)
@@ -174,6 +180,89 @@ def test_what_is_measured(llava: Path, rows: Path):
     assert summary["in_mask_mass"]["value"] == pytest.approx((looked[0].inside + looked[2].inside) / 2)
     assert summary["off_mass"]["value"] == pytest.approx((looked[1].off + looked[3].off) / 2)
     assert model.training == load(llava)[0].training
+
+
+def test_even_attention_is_on_what_the_words_can_see(llava: Path):
+    """Pictures that come behind them are not."""
+    model, processor = load(llava)
+    collate, attention = collator_for(model.config, processor), RegionAttention(model)
+    region = {"image": 0, "span": None, "message": 1, "text": "cup", "mask": rle(box_mask(columns=(0, 40)))}
+    parts = [[{"type": "image"}, {"type": "text", "text": "What is it?"}], [{"type": "text", "text": "A cup."}]]
+    first = [{"role": role, "content": part} for role, part in zip(("user", "assistant"), parts, strict=True)]
+    one = {"images": [picture()], "messages": first, "regions": [region]}
+    two = {"images": [picture(), picture(seed=1)], "messages": first * 2, "regions": [region]}
+    (alone,), (before,) = look(model, collate, attention, [one]), look(model, collate, attention, [two])
+    assert before.even == alone.even == 0.25 and before.inside == pytest.approx(alone.inside, abs=1e-5)
+
+
+def test_the_training_says_which_words_are_measured(llava: Path):
+    model, processor = load(llava)
+    regions = [
+        {"image": 0, "span": None, "message": 1, "text": text, "mask": rle(box_mask())} for text in ("Yes", None)
+    ]
+    messages = [{"role": "user", "content": "A cup?"}, {"role": "assistant", "content": "Yes, here."}]
+    row = {"images": [picture()], "messages": messages, "regions": regions}
+    for level, words in (("phrase", ["Yes"]), ("message", ["Yes, here."]), ("all", ["Yes", "Yes, here."])):
+        collate = collator_for(model.config, processor, guidance_level=level)
+        assert [one.words for one in look(model, collate, RegionAttention(model), [row])] == words
+
+
+def test_what_is_measured_of_a_stream_never_trains(llava: Path, rows: Path, tmp_path: Path, monkeypatch):
+    """It is shuffled anew in every pass."""
+    call, seen = DataCollatorForAnyVisionLanguageModel.__call__, []
+    spy = lambda self, batch: seen.extend(row["id"] for row in batch) or call(self, batch)  # noqa: E731
+    monkeypatch.setattr(DataCollatorForAnyVisionLanguageModel, "__call__", spy)
+    options = {"max_steps": 5, "per_device_train_batch_size": 4}
+    run(llava, rows, tmp_path, {"data": {"streaming": True, "shuffle_buffer_size": 100}}, **options)
+    assert {*seen} == {str(n) for n in range(4, 12)} and len(seen) >= 20
+
+
+def test_broken_pictures_are_left_out_of_what_is_measured(llava: Path, rows: Path, tmp_path: Path, caplog):
+    """Also those that a data set holds itself, which it would decode."""
+    lines = [json.loads(line) for line in rows.read_text().splitlines()]
+    pictures = [(rows.parent / line["images"][0]).read_bytes() for line in lines]
+    pictures[0] = pictures[0][:100]
+    features = Features({"images": List(Image()), "messages": FEATURES["messages"], "regions": REGIONS["regions"]})
+    made = Dataset.from_dict(
+        {
+            "images": [[{"path": None, "bytes": content}] for content in pictures],
+            "messages": [
+                [m | {"content": [{"type": "text", "text": m["content"]}]} for m in x["messages"]] for x in lines
+            ],
+            "regions": [line["regions"] for line in lines],
+        },
+        features=features,
+    )
+    made.select(range(4)).save_to_disk(tmp_path / "held")
+    made.select(range(4, 12)).save_to_disk(tmp_path / "rows")
+    held = {"eval_dataset_name": [str(tmp_path / "held")]}
+    over = {"data": held, "num_held_out": 4}
+    evaluated = {"eval_strategy": "steps", "eval_steps": 1, "broken_rows": "skip"}
+    trained = run(llava, tmp_path / "rows", tmp_path / "out", over, **evaluated)
+    assert (
+        "1 of the rows to measure are broken and left out, the first one being row 0: image 0 cannot be read"
+        in caplog.text
+    )
+    assert json.loads((tmp_path / "out/guided.json").read_text())["regions"] == 3
+    assert any("eval_loss" in entry for entry in trained.state.log_history)
+
+
+def test_what_it_says_of_itself(llava: Path, rows: Path, tmp_path: Path, caplog):
+    """A stranger's record is no obstacle, a folder is no model on the Hub, and heads are kept."""
+    start = tmp_path / "start"
+    shutil.copytree(llava, start)
+    (start / "training.json").write_text('{"epochs": 3}')
+    run(start, rows, tmp_path / "one", guidance_layers=[1], guidance_heads=[2])
+    assert "is no list of the stages" in caplog.text
+    (record,) = json.loads((tmp_path / "one/training.json").read_text())
+    assert (record["base_models"], record["model"], record["num_held_out"]) == ([], "start", 4)
+    assert "Made from `start` by" in (tmp_path / "one/README.md").read_text()
+    assert run(tmp_path / "one", rows, tmp_path / "two").guided_heads == {1: [2]}
+    run(tmp_path / "two", rows, tmp_path / "three", guidance_weight=0.0)
+    card = ModelCard.load(tmp_path / "three/README.md")
+    assert (
+        "its words were guided" in card.text and "by layer: {'1': [2]}." in card.text and card.data.base_model is None
+    )
 
 
 def test_it_goes_on_where_it_stopped(llava: Path, rows: Path, tmp_path: Path):
@@ -262,6 +351,29 @@ def test_models_that_cannot_be_guided(llava: Path, tmp_path: Path):
             load_vlm(GuideArguments(model_name_or_path=str(model)), torch.float32)
 
 
+@pytest.mark.parametrize(
+    ("vision", "message"),
+    [
+        (
+            {"architecture": "hf-hub:somebody/tower"},
+            "its vision tower is 'hf-hub:somebody/tower', which is no name in timm",
+        ),
+        ({"architecture": "local-dir:/somewhere"}, "which is no name in timm's registry"),
+        ({"model_args": {"checkpoint_path": "/somewhere"}}, "`model_args` of its vision tower has `checkpoint_path`"),
+        ({"model_args": {"pretrained": True}}, "has `pretrained`, which would read other files"),
+    ],
+)
+def test_towers_that_timm_would_fetch(vision: dict[str, Any], message: str, tmp_path: Path):
+    start = saved("FastVLM", tmp_path / "start")
+    config = json.loads((start / "config.json").read_text())
+    config["vision_config"] |= vision
+    (start / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=message):
+        load_vlm(GuideArguments(model_name_or_path=str(start)), torch.float32)
+    with pytest.raises(ValueError, match=message):
+        load_any_vlm(str(start))
+
+
 def test_rows_that_it_cannot_use(llava: Path, rows: Path, tmp_path: Path):
     with pytest.raises(ValueError, match=r"`--num_held_out` is 12, but 12 rows are to train and to be measured"):
         run(llava, rows, tmp_path / "out", {"num_held_out": 12})
@@ -273,6 +385,7 @@ def test_rows_that_it_cannot_use(llava: Path, rows: Path, tmp_path: Path):
 
 
 def test_rows_of_another_set_are_measured():
-    rows, others = [{"id": "a"}], [{"id": n} for n in range(5)]
-    assert held_out(rows, others, 3) == (rows, others[:3])
-    assert held_out(rows, {"x": others, "y": others}, 2) == (rows, others[:2] * 2)
+    rows, ids = Dataset.from_dict({"id": ["a"]}), [{"id": n} for n in range(5)]
+    others = Dataset.from_list(ids)
+    assert held_out(rows, others, 3) == (rows, ids[:3])
+    assert held_out(rows, {"x": others, "y": others}, 2) == (rows, ids[:2] * 2)

@@ -36,6 +36,7 @@ from test_guided_sft_trainer import CPU, dataset
 from test_remote_code import CODE_FILES, PROLOGUE
 from testing_utils import picture, tiny_model, tiny_processor
 from transformers import TrainerCallback
+from vlm_families import FAMILIES
 
 from modeling_agevlm import AgeVlmForConditionalGeneration, AgeVlmProcessor
 from recipes import push as command
@@ -48,7 +49,7 @@ from recipes.training.record import card_template, code_version, public_command,
 from recipes.training.stage import run_stage
 from trainers import GuidedSFTConfig, GuidedSFTTrainer, apply_stage, get_stage, lora_config
 from trainers.hub import checkpoint_files
-from trainers.model_card import model_card
+from trainers.model_card import model_card, other_vlm_card
 from trainers.stages import count_parameters
 
 
@@ -781,11 +782,51 @@ def test_a_stage_records_itself_after_those_before(tmp_path: Path, monkeypatch):
     assert "training.json" in [file.name for file in checkpoint_files(tmp_path / "s1")]
 
     data = DataArguments(dataset_name="someone/captions")
-    record = run_record(2, ModelArguments(model_name_or_path=str(tmp_path / "s1")), data, training)
+    start = ModelArguments(model_name_or_path=str(tmp_path / "s1"))
+    record = run_record(2, start, data, training, [first])
     assert record[0] == first and record[1]["stage"] == 2 and record[1]["dataset_id"] == "someone/captions"
     assert "text" not in record[1]
-    again = run_record(1, ModelArguments(model_name_or_path=str(tmp_path / "s1")), data, training)
+    again = run_record(1, start, data, training, [first])
     assert [run["stage"] for run in again] == [1, 1]  # trained on in the same stage
+
+
+OTHER = {"stage": 0, "variant": "another VLM", "dataset": "rows", "code": "abc", "model": "llava-hf/llava"}
+OTHER |= {"hyperparameters": {"guidance_weight": 1.0}, "base_models": ["llava-hf/llava"], "guided_heads": {"1": [2]}}
+
+
+def test_other_vlms_go_up_with_a_card_of_their_own(hub: HubServer, tmp_path: Path):
+    """What guide.py and the concatenation variants save: no code, and no record where there is none."""
+    model, processor = FAMILIES["LLaVA, SigLIP"]()
+    processor.chat_template = (
+        "{% for m in messages %}{% for p in m['content'] %}{{ p['text'] or '<image>' }}{% endfor %}{% endfor %}"
+    )
+    model.save_pretrained(tmp_path / "llava")
+    processor.save_pretrained(tmp_path / "llava")
+    push(tmp_path / "llava", "me/llava")
+    files = hub.repos["me/llava"].branches["main"].files
+    assert set(files) == PUSHED - {*CODE_FILES} and b"Made from not recorded by" in files["README.md"]
+    (tmp_path / "llava/training.json").write_text(json.dumps([OTHER]))
+    without_load_check(tmp_path / "llava", "me/llava")
+    card = ModelCard(hub.repos["me/llava"].branches["main"].files["README.md"].decode())
+    assert card.data.base_model == ["llava-hf/llava"] and "Made from `llava-hf/llava` by" in card.text
+    (tmp_path / "llava/model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"lacks model\.safetensors: save"):
+        push(tmp_path / "llava", "me/llava")
+
+
+def test_the_card_of_another_vlm_tells_of_all_its_runs():
+    """Of the last one that guided; whatever a stranger's record holds."""
+    last = OTHER | {
+        "hyperparameters": {"guidance_weight": 0.0},
+        "model": "out",
+        "base_models": [],
+        "guided_heads": None,
+    }
+    text = other_vlm_card("me/model", [OTHER, last])
+    assert "its words were guided" in text and "by layer: {'1': [2]}." in text and "`llava-hf/llava`" in text
+    odd = OTHER | {"hyperparameters": {"guidance_weight": "much"}, "guided_heads": {"<b>": 1}}
+    assert "none of its words was guided" in other_vlm_card("me/model", [odd])
+    assert "<b>" not in other_vlm_card("me/model", [odd | {"hyperparameters": {"guidance_weight": 2}}])
 
 
 def test_the_name_that_llamas_license_asks_for(tmp_path: Path, monkeypatch, recwarn):

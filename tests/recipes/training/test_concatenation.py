@@ -215,7 +215,7 @@ def test_a_tower_that_timm_would_fetch_is_refused(trained: Path, tmp_path: Path)
     config = json.loads((trained / "s1/config.json").read_text())
     config["vision_config"]["architecture"] = "hf-hub:somebody/convnext"
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="its vision tower is no ConvNeXt of timm, but 'hf-hub:somebody/convnext'"):
+    with pytest.raises(ValueError, match="name of a ConvNeXt in timm's registry.*but is 'hf-hub:somebody/convnext'"):
         train(2, tmp_path / "s2", tmp_path)
 
 
@@ -232,6 +232,28 @@ def test_options_of_cross_attention_do_nothing(option: str, message: str, tmp_pa
     training = GuidedSFTConfig(output_dir=str(tmp_path / "s1"), **CPU)
     with pytest.raises(ValueError, match=message):
         run_stage(1, arguments, DataArguments(), training, rows=rows(), given={option})
+
+
+def test_its_pictures_can_be_changed(tmp_path: Path):
+    """They are not by rows, as an AGE-VLM's are."""
+    shapes = []
+    arguments = ModelArguments(variant="concatenation", **PARTS)
+    training = GuidedSFTConfig(output_dir=str(tmp_path / "s1"), per_device_train_batch_size=2, **CPU)
+    run_stage(1, arguments, DataArguments(), training, rows=rows(), augment=lambda p: shapes.append(p.shape) or p)
+    assert shapes == [(2, 3, 64, 64)]
+
+
+def test_heads_are_kept_by_the_record(trained: Path, tmp_path: Path):
+    """Its config has no place for them: the stage after guides those of the stage before, unless it names others."""
+    train(3, tmp_path / "s3", trained / "s2", guidance_layers=[1], guidance_heads=[0, 2])
+    assert train(4, tmp_path / "s4", tmp_path / "s3").guided_heads == {1: [0, 2]}
+    assert train(4, tmp_path / "more", tmp_path / "s4").guided_heads == {1: [0, 2]}
+    assert train(4, tmp_path / "other", tmp_path / "s3", guidance_layers=[2]).guided_heads == {2: None}
+    record = json.loads((tmp_path / "s3/training.json").read_text())
+    record[-1]["guided_heads"] = {"first": [0]}
+    (tmp_path / "s3/training.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=r"tells of guided heads .*, which are none: name those to be guided"):
+        train(4, tmp_path / "wrong", tmp_path / "s3")
 
 
 def test_both_variants_have_the_same_stages_before_guidance():

@@ -128,13 +128,13 @@ def test_stage_one_builds_from_the_default_parts(tmp_path, monkeypatch):
 
 def test_a_guided_stage_needs_regions():
     rows = load_scenes("train", "caption", 4, image_size=64)
-    check_regions(rows, get_stage(3), 1.0, False)
+    check_regions(rows, 1.0, False)
     plain = rows.remove_columns("regions")
     untyped = [plain.map(lambda row, value=value: {"regions": value}) for value in ([], None)]
     for without in (plain, rows.map(lambda row: {"regions": []}, features=rows.features), *untyped):
         with pytest.raises(ValueError, match="no row of the data set has a region"):
-            check_regions(without, get_stage(3), 1.0, True)
-        check_regions(without, get_stage(3, "ca-baseline"), 1.0, False)
+            check_regions(without, 1.0, True)
+        check_regions(without, 0.0, False)
 
 
 @pytest.mark.parametrize("typed", [False, True])
@@ -148,11 +148,11 @@ def test_a_stage_guided_by_what_is_nowhere_alone_needs_a_sink(typed):
     with pytest.raises(
         ValueError, match="every region of the data set is nowhere in its picture .* `--attention_sink"
     ):
-        check_regions(nowhere, get_stage(3), 1.0, False)
-    check_regions(nowhere, get_stage(3), 1.0, True)
-    check_regions(nowhere, get_stage(3, "ca-baseline"), 1.0, False)
+        check_regions(nowhere, 1.0, False)
+    check_regions(nowhere, 1.0, True)
+    check_regions(nowhere, 0.0, False)
     if typed:
-        check_regions(concatenate_datasets([nowhere, rows]), get_stage(3), 1.0, False)
+        check_regions(concatenate_datasets([nowhere, rows]), 1.0, False)
 
 
 @pytest.mark.parametrize("streaming", [False, True])
