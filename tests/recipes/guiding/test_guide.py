@@ -319,7 +319,7 @@ def test_smolvlm_of_256m(rows: Path, tmp_path: Path):
     few = rows.with_name("few.jsonl")
     few.write_text("".join(rows.read_text().splitlines(keepends=True)[:4]))
     trained = run(
-        start, rows, tmp_path / "out", over, guidance_heads="auto", per_device_train_batch_size=1, max_steps=2
+        start, few, tmp_path / "out", over, guidance_heads="auto", per_device_train_batch_size=1, max_steps=2
     )
     assert sum(p.numel() for p in trained.model.parameters()) > 250e6
     found = json.loads((tmp_path / "out/guided.json").read_text())
