@@ -72,10 +72,10 @@ def first_picture(
     """
     size, side = processor.image_processor.size, processor.image_processor.patch_size
     height, width = size.height // side, size.width // side
-    maps = torch.stack([layer_map.cpu() for layer_map in grounding_maps], dim=2)  # layers may lie on several devices
-    sink = maps[..., -1] if model.config.text_config.attention_sink else torch.zeros(maps.shape[:-1])
+    num_cells = grounding_maps[0].shape[-1] - model.config.text_config.attention_sink
+    cells, sink = split_sink(grounding_maps, num_cells)
     # rounding can take a share above 1
-    return maps[..., : height * width].unflatten(-1, (height, width)), sink.clamp(max=1)
+    return cells[..., : height * width].unflatten(-1, (height, width)), sink.clamp(max=1)
 
 
 def split_sink(grounding_maps: Sequence[torch.Tensor], num_cells: int) -> tuple[torch.Tensor, torch.Tensor]:
