@@ -26,7 +26,7 @@ from testing_utils import box_mask, picture, rle
 from modeling_agevlm import read_image
 from recipes.training.arguments import DataArguments
 from recipes.training.data_sets import EVALUATION_SCENES, load_evaluation_rows, load_rows, shuffled
-from trainers import get_stage
+from trainers import GuidedSFTConfig, get_stage
 
 
 QUESTION, ANSWER = "Is there a cup?", "Yes."
@@ -241,9 +241,10 @@ def test_streams_are_shuffled_by_their_seed(folder: Path):
     file = write(folder / "train.jsonl", [SHAPES["messages"] | {"id": str(n)} for n in range(32)])
     data = DataArguments(dataset_name=str(file), streaming=True)
 
-    def order(seed: int, buffer: int = 1000, epoch: int = 0) -> list[str]:
+    def order(seed: int, buffer: int = 1000, epoch: int = 0, data_seed: int | None = None) -> list[str]:
         data.shuffle_buffer_size = buffer
-        rows = shuffled(load_rows(data, get_stage(4), 64), data, seed)
+        training = GuidedSFTConfig(output_dir=str(folder), use_cpu=True, seed=seed, data_seed=data_seed)
+        rows = shuffled(load_rows(data, get_stage(4), 64), data, training)
         assert isinstance(rows, IterableDataset)
         rows.set_epoch(epoch)
         return [row["id"] for row in rows]
@@ -252,4 +253,5 @@ def test_streams_are_shuffled_by_their_seed(folder: Path):
     assert order(0, buffer=0) == plain
     assert order(0) == order(0) != plain and sorted(order(0), key=int) == plain
     assert order(1) != order(0) != order(0, epoch=1)
+    assert order(1, data_seed=0) == order(0)
     assert order(0, buffer=2) not in (plain, order(0))
