@@ -34,6 +34,7 @@ from recipes.benchmarks import scale
 from recipes.benchmarks.exported import exported_table
 from recipes.benchmarks.timing import rows_table
 from recipes.grounding.tables import abstaining_tables, readout_tables, told_table, zoom_table
+from recipes.guiding.looking import table as before_and_after
 from recipes.scenes import TRAINED_MODEL, UNGUIDED_MODEL
 from recipes.scenes.classes import POPE_KINDS
 from recipes.study.report import interval_of, load_results, of_seeds
@@ -295,6 +296,14 @@ def abstaining() -> dict[str, str]:
     return abstaining_tables(json.loads((DOCS / "abstain.json").read_text()))
 
 
+# --- Other VLMs ---
+
+
+def guided() -> str:
+    results = json.loads((DOCS / "guided.json").read_text())
+    return before_and_after(results["before"], results["after"])
+
+
 # --- The scale plan ---
 
 
@@ -310,6 +319,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "claim": claim,
     "open_points": open_points,
     "guidance": lambda: rows_table(json.loads((DOCS / "guidance.json").read_text())).partition("\n\n")[0],
+    "guided": guided,
     "onnx": lambda: exported_table(json.loads((DOCS / "onnx.json").read_text())),
     "readout": lambda: readout()["readout"],
     "reliability": lambda: readout()["reliability"],
