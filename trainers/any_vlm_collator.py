@@ -15,7 +15,7 @@
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ import torch
 from transformers import PreTrainedConfig, ProcessorMixin
 
 from .data_collator import DataCollatorForGuidedVisionLanguageModeling, Example, MaskKey, Tokens, mask_key
+from .rows import as_row
 from .visual_tokens import VisualTokens
 
 
@@ -52,7 +53,7 @@ class DataCollatorForAnyVisionLanguageModel(DataCollatorForGuidedVisionLanguageM
         ValueError: If the processor has no chat template, or its visual tokens cannot be followed or do not stand in the text.
     """
 
-    config: PreTrainedConfig | None = None
+    config: PreTrainedConfig = field(kw_only=True)
     attention_sink: bool = True  # words for what is not there are guided off the pictures
 
     def __post_init__(self) -> None:
@@ -70,6 +71,20 @@ class DataCollatorForAnyVisionLanguageModel(DataCollatorForGuidedVisionLanguageM
                 "A model of type 'paligemma' reads its prompt in both directions, which these rows do not tell it; it has no chats."
             )
         self.visual_tokens = VisualTokens(self.processor, self.config)
+
+    def read_row(self, row: dict[str, Any]) -> Example:
+        example = super().read_row(row)
+        num_images = len(as_row(row)["images"])
+        if 0 < len(example.images) < num_images:  # some processors write other tokens for fewer pictures
+            text = self.processor.image_token * len(example.images)
+            (ids,) = self.processor(text=[text], images=[example.images])["input_ids"]
+            counts = [list(of).count(self.processor.image_token_id) for of in (ids, example.input_ids)]
+            if counts[0] != counts[1]:
+                raise ValueError(
+                    f"`max_length` ({self.max_length}) cuts off image {len(example.images)}, without which the others are {counts[0]} "
+                    f"visual tokens instead of {counts[1]}: raise it"
+                )
+        return example
 
     def _tokenize(self, text: str, prompt_ends: list[int], images: list[PIL.Image.Image]) -> Tokens:
         """Tokens of the text in which the processor has put the visual tokens; places are those in the text without."""

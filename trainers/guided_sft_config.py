@@ -50,7 +50,7 @@ def as_indices(name: str, value: Any, meant: str) -> list[int] | None:
         numbers = [int(one) for one in values]
         if any(one != number for one, number in zip(values, numbers, strict=True) if not isinstance(one, str)):
             raise ValueError
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f"`{name}` has to be {meant}, but is {value!r}.") from None
     return numbers
 

@@ -221,7 +221,9 @@ class GuidedSFTTrainer(CheckpointMixin, EvaluationMixin, HubMixin, SFTTrainer):
         finally:
             args.assistant_only_loss = True
         if args.guidance_heads == AUTO and args.guidance_weight > 0:
-            self._region_attention = self._find_heads(train_dataset)  # the model is where it runs now
+            known = heads_before(record[-1:]) if record else None  # of the run that goes on
+            model = self._unwrapped_model()  # which is where it runs now
+            self._region_attention = RegionAttention(model, heads=known or self._find_heads(train_dataset))
             logger.warning(f"Guided heads, by layer: {self.guided_heads}.")
         if record and self._region_attention is not None and args.guidance_weight > 0:
             record[-1]["guided_heads"] = {str(layer): heads for layer, heads in self.guided_heads.items()}
@@ -232,15 +234,20 @@ class GuidedSFTTrainer(CheckpointMixin, EvaluationMixin, HubMixin, SFTTrainer):
         self._sums = {mode: torch.zeros(len(SUMS), device=self.accelerator.device) for mode in ("train", "eval")}
         self._num_steps = 0
 
-    def _find_heads(self, rows: Dataset | IterableDataset | None) -> RegionAttention:
+    def _find_heads(self, rows: Dataset | IterableDataset | None) -> dict[int, list[int]]:
         """The heads that already localize, by the first process's count."""
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError(
+                "`guidance_heads='auto'` finds heads in a whole model: name them, as a run on one process finds them, or launch with "
+                "plain data parallelism instead of FSDP or DeepSpeed."
+            )
         if rows is None or not self._reads_rows:
             raise ValueError(
                 "`guidance_heads='auto'` finds heads by the words of rows: pass a `train_dataset`, and leave `data_collator` out."
             )
         with self.accelerator.autocast():
-            (heads,) = broadcast_object_list([localizing_heads(self.model, self.data_collator, rows)])
-        return RegionAttention(self.model, heads=heads)
+            found = localizing_heads(self._unwrapped_model(), self.data_collator, rows)
+        return broadcast_object_list([found])[0]
 
     @property
     def guided_heads(self) -> dict[int, list[int] | None] | None:
@@ -248,11 +255,12 @@ class GuidedSFTTrainer(CheckpointMixin, EvaluationMixin, HubMixin, SFTTrainer):
         attention = self._region_attention
         return None if attention is None else {n: h and list(h) for n, h in sorted(attention.heads.items())}
 
-    def _base_model(self) -> nn.Module:
+    def _unwrapped_model(self) -> PreTrainedModel:
         model = self.accelerator.unwrap_model(self.model)
-        if hasattr(model, "get_base_model"):  # peft
-            model = model.get_base_model()
-        return model.base_model
+        return model.get_base_model() if hasattr(model, "get_base_model") else model  # peft
+
+    def _base_model(self) -> nn.Module:
+        return self._unwrapped_model().base_model
 
     def _unshard_head(self, *_: Any) -> None:
         """

@@ -90,6 +90,8 @@ OTHER_VLM = """
 
 {opening}
 
+{llama_notice}
+
 ```python
 from transformers import pipeline
 
@@ -135,6 +137,8 @@ def other_vlm_card(
     guided = [
         run for run, weight in zip(record, weights, strict=True) if isinstance(weight, int | float) and weight > 0
     ]
+    text_part = next((name for name in (first.get("text"), *map(str, base_models)) if llama_license(name)), None)
+    llama = llama_license(text_part)
     opening = f"Made from {origin} by `age-vlm`; {'its words were' if guided else 'none of its words was'} guided to look at what they mean."
     if guided and guided[-1].get("guided_heads"):
         opening += f" Guided heads, by layer: {one_line(guided[-1]['guided_heads'])}."
@@ -143,8 +147,10 @@ def other_vlm_card(
         pipeline_tag="image-text-to-text",
         tags=["age-vlm", "trl", "sft"],
         base_model=list(filter(is_hub_id, base_models)) or None,
+        license=llama[0] if llama else None,
     )
     text = OTHER_VLM.format(
+        llama_notice=llama_notice(text_part, llama) if llama else "",
         name=one_line(name),
         opening=opening,
         stages=stages_table(record),

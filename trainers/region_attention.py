@@ -267,12 +267,6 @@ class RegionAttention:
                 raise ValueError(f"Heads {list(of_layer)} cannot be read: each layer has heads 0 to {num_heads - 1}.")
         if not config._attn_implementation.startswith(PREFIX):
             self.text_model.set_attn_implementation(register(config._attn_implementation))
-        self._reading: RegionReading | MapReading | None = None
-        self.text_model.register_forward_pre_hook(self._hand_on, with_kwargs=True)
-
-    def _hand_on(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
-        """Language models hand on to their attention what they do not know."""
-        return None if self._reading is None else (args, kwargs | {"region_reading": self._reading})
 
     @contextmanager
     def reading(
@@ -316,8 +310,11 @@ class RegionAttention:
 
     @contextmanager
     def _asked(self, reading: Any) -> Iterator[Any]:
-        self._reading = reading
+        def hand_on(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+            return args, kwargs | {"region_reading": reading}  # to the attention, as all that a model does not know
+
+        hook = self.text_model.register_forward_pre_hook(hand_on, with_kwargs=True)
         try:
             yield reading
         finally:
-            self._reading = None
+            hook.remove()

@@ -124,8 +124,8 @@ class ImageTextToTextModel(lmms):
         own_device = device is None or self.world_size > 1
         self.device = self.accelerator.device if own_device else torch.device(device)
         with loading(pretrained):
-            self.processor = AutoProcessor.from_pretrained(pretrained)
-            config = AutoConfig.from_pretrained(pretrained)
+            self.processor = AutoProcessor.from_pretrained(pretrained, trust_remote_code=False)
+            config = AutoConfig.from_pretrained(pretrained, trust_remote_code=False)
             check_tower(config)
             model, report = AutoModelForImageTextToText.from_pretrained(
                 pretrained, config=config, dtype=dtype, output_loading_info=True

@@ -42,7 +42,7 @@ class GuideArguments:
         default=200,
         metadata={
             "help": "Rows that are measured before and after: the first of `--eval_dataset_name`, or as many of "
-            "`--dataset_name`, drawn at random, which do not train then."
+            "`--dataset_name`, drawn at random (the first ones of a stream), which do not train then."
         },
     )
     overwrite_output_dir: bool = field(

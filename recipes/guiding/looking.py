@@ -57,9 +57,10 @@ class Looked:
     """Whether the visual token with most attention is in the region."""
     off: float
     """Share of all attention that is not on the row's pictures."""
-    picture: PIL.Image.Image
-    attention: np.ndarray
-    """That on the region's picture, `GRID`, of all that is on the row's pictures."""
+    picture: PIL.Image.Image | None = None
+    """That of the region, in rows that are drawn."""
+    attention: np.ndarray | None = None
+    """That on it, `GRID`, of all that is on the row's pictures."""
 
 
 def look(
@@ -79,7 +80,7 @@ def look(
     """
     training = model.training
     model.eval()
-    found, broken = [], []
+    found, broken, drawn = [], [], set()
     for number, row in enumerate(rows):
         try:
             example = collate.read_row(row)
@@ -92,9 +93,9 @@ def look(
         seen = read_maps(model, collate.processor, batch, attention)
         tokens = np.array(example.input_ids)
         places = np.flatnonzero(tokens == collate.processor.image_token_id)
-        footprints = {
-            n: collate.visual_tokens.footprints(example.images, n, GRID) for n in {n for n, _ in example.region_masks}
-        }
+        pictures = {n for n, cells in example.region_masks if cells is not None} if len(drawn) < NUM_LINES else {}
+        footprints = {n: collate.visual_tokens.footprints(example.images, n, GRID) for n in pictures}
+        drawn |= {number} if footprints else set()
         for k, (picture, cells) in enumerate(example.region_masks):
             on_tokens = seen.maps[0, k].mean(dim=0)
             is_shown = cells is not None
@@ -107,10 +108,11 @@ def look(
                     seen.cells[0, k, :num_before].mean().item() if is_shown else None,
                     bool(seen.cells[0, k, on_tokens.argmax()]) if is_shown else None,
                     seen.sink[0, k].mean().item(),
-                    example.images[picture],
-                    torch.einsum("v,vyx->yx", on_tokens, footprints[picture]).numpy(),
                 )
             )
+            if is_shown and picture in footprints:
+                found[-1].picture = example.images[picture]
+                found[-1].attention = torch.einsum("v,vyx->yx", on_tokens, footprints[picture]).numpy()
     model.train(training)
     if broken:
         logger.warning(
@@ -150,8 +152,8 @@ def table(before: dict[str, dict[str, float]], after: dict[str, dict[str, float]
 def draw(path: Path, before: Sequence[Looked], after: Sequence[Looked]) -> None:
     """The first rows' pictures with where the same words look before and after: phrases first, for whole messages look around."""
     lines = []
-    shown = [pair for pair in zip(before, after, strict=True) if pair[0].inside is not None]
-    for number in list(dict.fromkeys(one.row for one, _ in shown))[:NUM_LINES]:
+    shown = [pair for pair in zip(before, after, strict=True) if pair[0].attention is not None]
+    for number in dict.fromkeys(one.row for one, _ in shown):
         pairs = {
             one.words: (one, other) for one, other in reversed(shown) if one.row == number
         }  # the first of each words

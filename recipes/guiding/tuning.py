@@ -13,9 +13,11 @@
 # limitations under the License.
 """Tunes any VLM of transformers with the guidance loss, and measures where its words look before and after."""
 
+import functools
 import json
 import signal
 import sys
+from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -33,20 +35,20 @@ from transformers import (
     ProcessorMixin,
     set_seed,
 )
-from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import logging
 
 from modeling_agevlm.conversion import loading
-from recipes.answering.checkpoint import check_tower
+from recipes.answering.checkpoint import check_tower, weight_files
 from recipes.guiding.arguments import GuideArguments
 from recipes.guiding.looking import Looked, draw, look, summarize, table
 from recipes.rows.appearing import appearing
+from recipes.rows.records import hashed
 from recipes.training.arguments import DataArguments
 from recipes.training.data_sets import check_regions, load_evaluation_rows, load_rows, shuffled
-from recipes.training.record import public_name, read_record, run_record
-from recipes.training.resuming import check_same_run, check_writable, checkpoint_to_resume, clear
+from recipes.training.record import LORA, public_name, read_record, run_record
+from recipes.training.resuming import check_same_run, clear, where_it_begins
 from trainers import GuidedSFTConfig, GuidedSFTTrainer, RegionAttention, Stage, collator_for
-from trainers.rows import undecoded
+from trainers.rows import PICTURES, as_row, undecoded
 
 
 logger = logging.get_logger(__name__)
@@ -63,15 +65,17 @@ def load_vlm(arguments: GuideArguments, dtype: torch.dtype) -> tuple[PreTrainedM
     """
     name, revision = arguments.model_name_or_path, arguments.model_revision
     with loading(name, "`--model_name_or_path` is a vision-language model of transformers."):
-        config = AutoConfig.from_pretrained(name, revision=revision)
+        no_code = {"revision": revision, "trust_remote_code": False}  # left out, transformers asks
+        config = AutoConfig.from_pretrained(name, **no_code)
         if config.model_type == "agevlm":
             raise ValueError("it is an AGE-VLM, whose stages guide it: train it on with recipes/stage4.py")
-        processor = AutoProcessor.from_pretrained(name, revision=revision)
+        processor = AutoProcessor.from_pretrained(name, **no_code)
         check_tower(config)
+        weight_files(name, revision)  # no adapters
         collator_for(config, processor)  # says what it does not know before the weights are read
         model, report = AutoModelForImageTextToText.from_pretrained(
             name,
-            revision=revision,
+            **no_code,
             config=config,
             dtype=dtype,
             attn_implementation={"text_config": arguments.attn_implementation},
@@ -109,8 +113,8 @@ def held_out(
     rows: Dataset | IterableDataset, others: Dataset | dict[str, Dataset] | None, number: int
 ) -> tuple[Dataset | IterableDataset, list[dict[str, Any]]]:
     """
-    The rows that train, and those that are measured: the first ones of `others`, or some of `rows`. A stream must not be shuffled
-    yet: it would be into another order with every pass.
+    The rows that train, and those that are measured: the first ones of `others`, or some of `rows`, drawn at random, or the first ones
+    of a stream, which must not be shuffled yet.
 
     Raises:
         ValueError: If nothing would be left of either.
@@ -119,7 +123,10 @@ def held_out(
         sets = others.values() if isinstance(others, dict) else [others]
         return rows, [row for part in sets for row in islice(undecoded(part), number)]
     if not isinstance(rows, Dataset):
-        return rows.skip(number), list(undecoded(rows).take(number))
+        rows = undecoded(rows)
+        measured = list(rows.take(number))
+        # Not by `skip`: workers and processes each skip a part of it, of files of their own.
+        return rows.filter(functools.partial(is_other, held={identity(row) for row in measured})), measured
     if not 0 < number < len(rows):
         raise ValueError(
             f"`--num_held_out` is {number}, but {len(rows)} rows are to train and to be measured: leave some for either, or "
@@ -127,6 +134,20 @@ def held_out(
         )
     order = np.random.default_rng(0).permutation(len(rows))
     return rows.select(np.sort(order[number:])), list(undecoded(rows).select(np.sort(order[:number])))
+
+
+def identity(row: dict[str, Any]) -> int:
+    """What a row is, wherever it stands."""
+    pictures = [
+        (image.get("path"), blake2b(image.get("bytes") or b"").digest()) if isinstance(image, dict) else image
+        for image in as_row(row)["images"]
+    ]
+    return hashed(repr((pictures, {name: value for name, value in row.items() if name not in PICTURES})))
+
+
+def is_other(row: dict[str, Any], held: set[int]) -> bool:
+    """Whether a row is none of those that are held out."""
+    return identity(row) not in held
 
 
 def guide(arguments: GuideArguments, data: DataArguments, training: GuidedSFTConfig) -> GuidedSFTTrainer:
@@ -137,6 +158,9 @@ def guide(arguments: GuideArguments, data: DataArguments, training: GuidedSFTCon
         ValueError: If it cannot start from what it is given.
     """
     name = arguments.model_name_or_path
+    for option in () if arguments.use_peft else LORA:
+        if getattr(arguments, option) != arguments.__dataclass_fields__[option].default:
+            raise ValueError(f"`--{option}` does nothing here: it is of adapters, which `--use_peft true` asks for.")
     try:
         before = read_record(name, arguments.model_revision)
     except ValueError as error:
@@ -148,9 +172,8 @@ def guide(arguments: GuideArguments, data: DataArguments, training: GuidedSFTCon
         "base_models": [] if Path(name).exists() else [name],
         "num_held_out": arguments.num_held_out,
     }
-    check_writable(training.output_dir)
     overwrite = arguments.overwrite_output_dir
-    checkpoint = checkpoint_to_resume(training.output_dir, training.resume_from_checkpoint, overwrite, record)
+    checkpoint = where_it_begins(training, overwrite, name, record)
     set_seed(training.seed)
     has_bf16 = arguments.use_peft and training.bf16  # frozen weights need no more
     model, processor = load_vlm(arguments, torch.bfloat16 if has_bf16 else torch.float32)
@@ -174,11 +197,12 @@ def guide(arguments: GuideArguments, data: DataArguments, training: GuidedSFTCon
         peft_config=adapters(model, arguments),
         record=record,
     )
-    if trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled():
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         raise ValueError(
             "Where words look is measured in between, which takes whole weights on every process: launch with plain data "
-            "parallelism (`accelerate launch --multi_gpu`) instead of FSDP or ZeRO-3."
+            "parallelism (`accelerate launch --multi_gpu`) instead of FSDP or DeepSpeed."
         )
+    trainer.accelerator.wait_for_everyone()  # all have seen what there is
     if overwrite and training.should_save:
         clear(training.output_dir)
     before = measure(trainer, measured)
@@ -189,8 +213,8 @@ def guide(arguments: GuideArguments, data: DataArguments, training: GuidedSFTCon
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     if trainer.is_preempted:
         sys.exit(128 + signal.SIGTERM)
+    trainer.save_final_model()  # with adapters merged: what is measured is what is saved
     after = measure(trainer, measured)
-    trainer.save_final_model()
     if trainer.accelerator.is_main_process:
         report(Path(training.output_dir), trainer, before, after)
     return trainer

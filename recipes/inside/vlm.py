@@ -367,7 +367,7 @@ def load_vlm(name: str) -> Vlm:
         if model_type == AgeVlmConfig.model_type:
             model, processor = load_checkpoint(name)
             return AgeVlm(name, model.to(device), processor, model.config.image_token_id)
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         check_tower(config)
         model, report = AutoModelForImageTextToText.from_pretrained(
             name,
@@ -380,7 +380,7 @@ def load_vlm(name: str) -> Vlm:
             raise ValueError(
                 f"{len(report['missing_keys'])} of its tensors are missing ({min(report['missing_keys'])})"
             )
-        processor = AutoProcessor.from_pretrained(name)
+        processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
         image_token_id = getattr(model.config, "image_token_id", getattr(model.config, "image_token_index", None))
         if image_token_id is None:
             raise ValueError(f"the configuration of a {model_type!r} model names no image token")

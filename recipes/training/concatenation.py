@@ -29,6 +29,7 @@ from transformers import (
 
 from modeling_agevlm import AgeVlmProcessor, AgeVlmVisionConfig
 from modeling_agevlm.conversion import VISUAL_STRIDE, load_llama, load_timm_tower, timm_tower
+from recipes.answering.checkpoint import weight_files
 from recipes.training.arguments import PartsArguments
 
 
@@ -96,8 +97,9 @@ def load_concatenation(
     Raises:
         ValueError: If its tower is no ConvNeXt, or tensors are missing.
     """
-    config = AutoConfig.from_pretrained(name, revision=revision)
+    config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     check_convnext(config)
+    weight_files(name, revision)  # no adapters
     model, report = FastVlmForConditionalGeneration.from_pretrained(
         name,
         revision=revision,

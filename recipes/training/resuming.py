@@ -29,6 +29,32 @@ from trainers.checkpointing import check_complete, checkpoints_of, is_complete, 
 MAY_CHANGE = ("command", "code", "steps")
 
 
+def where_it_begins(
+    training: GuidedSFTConfig, overwrite: bool, start: str | None, record: list[dict[str, Any]]
+) -> Path | None:
+    """
+    The checkpoint that a run goes on from, whose guided heads go into its record; None if it begins. Makes the output folder.
+
+    Args:
+        training ([`GuidedSFTConfig`]): Where it saves, and whether it is to go on.
+        overwrite (`bool`): `--overwrite_output_dir`: whether another run's checkpoints in it may go.
+        start (`str`, *optional*): The model that it starts from.
+        record (`list[dict]`): What the run is, as `run_record` says it.
+
+    Raises:
+        ValueError: If what it starts from would be cleared away, the checkpoint is of another run, or there are another run's.
+        OSError: If nothing can be written there.
+    """
+    folder = Path(training.output_dir)
+    if overwrite and start is not None and Path(start).resolve().parent == folder.resolve():
+        raise ValueError(f"`--overwrite_output_dir` would clear away {start}, from which the run starts.")
+    check_writable(training.output_dir)
+    checkpoint = checkpoint_to_resume(training.output_dir, training.resume_from_checkpoint, overwrite, record)
+    if checkpoint is not None and (heads := read_record(str(checkpoint))[-1].get("guided_heads")):
+        record[-1]["guided_heads"] = heads  # `auto` might choose others on another machine
+    return checkpoint
+
+
 def checkpoint_to_resume(
     output_dir: str, resume: str | bool | None, overwrite: bool, record: list[dict[str, Any]]
 ) -> Path | None:

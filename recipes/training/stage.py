@@ -40,10 +40,9 @@ from recipes.training.record import card_template, parts_of, read_record, run_re
 from recipes.training.resuming import (
     check_finished,
     check_same_run,
-    check_writable,
-    checkpoint_to_resume,
     clear,
     how_it_begins,
+    where_it_begins,
 )
 from trainers import GuidedSFTConfig, GuidedSFTTrainer, Stage, apply_stage, get_stage, lora_config, parameter_table
 from trainers.checkpointing import checkpoints_of
@@ -188,11 +187,8 @@ def run_stage(
     if not stage.guided:
         training.guidance_weight = 0.0
     record = run_record(number, arguments, data, training, record)
-    overwrite, start = arguments.overwrite_output_dir, arguments.model_name_or_path
-    if overwrite and start is not None and Path(start).resolve().parent == Path(training.output_dir).resolve():
-        raise ValueError(f"`--overwrite_output_dir` would clear away {start}, from which the stage starts.")
-    check_writable(training.output_dir)
-    checkpoint = checkpoint_to_resume(training.output_dir, training.resume_from_checkpoint, overwrite, record)
+    overwrite = arguments.overwrite_output_dir
+    checkpoint = where_it_begins(training, overwrite, arguments.model_name_or_path, record)
     set_seed(training.seed)  # of what is built anew
     model, processor = load_model(arguments, stage)
     if arguments.model_name_or_path is not None:

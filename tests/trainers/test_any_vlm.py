@@ -36,7 +36,7 @@ from transformers import (
 )
 from vlm_families import FAMILIES as VLM_FAMILIES
 
-from trainers import GuidedSFTConfig, GuidedSFTTrainer, guidance_loss
+from trainers import GuidedSFTConfig, GuidedSFTTrainer, collator_for, guidance_loss
 from trainers.any_vlm_collator import DataCollatorForAnyVisionLanguageModel
 
 
@@ -176,6 +176,19 @@ def trainer(checkpoint: str, out: Path, **arguments: Any) -> GuidedSFTTrainer:
         train_dataset=Dataset.from_list(rows()),
         **more,
     )
+
+
+def test_what_other_pictures_would_change_is_not_cut_off():
+    """LLaVA-OneVision cuts a picture into tiles only where a row has no other."""
+    model, processor = VLM_FAMILIES["LLaVA-OneVision"]()
+    processor.chat_template = TURNS.replace("IMAGE\\n", processor.image_token)
+    messages = [{"role": "user", "content": "<image>A cup?"}, {"role": "assistant", "content": "Yes."}]
+    row = {"images": [picture(), picture(seed=1)], "messages": messages * 2}
+    length = len(collator_for(model.config, processor).read_row(row).input_ids)
+    with pytest.raises(
+        ValueError, match=r"cuts off image 1, without which the others are \d+ visual tokens instead of"
+    ):
+        collator_for(model.config, processor, max_length=length // 2).read_row(row)
 
 
 @pytest.mark.parametrize("sharded", [False, True])

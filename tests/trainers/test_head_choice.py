@@ -131,7 +131,7 @@ def test_numbers_of_heads_and_layers(name: str, tmp_path: Path):
         assert getattr(GuidedSFTConfig(str(tmp_path), **CPU | {name: value}), name) == [0, 3]
     assert getattr(GuidedSFTConfig(str(tmp_path), **CPU | {name: 12}), name) == [12]
     assert getattr(GuidedSFTConfig(str(tmp_path), **CPU | {name: "12"}), name) == [12]
-    for value in (["first"], [0.5], "1 2", [[1]], 1.5):
+    for value in (["first"], [0.5], "1 2", [[1]], 1.5, [float("inf")]):
         with pytest.raises(ValueError, match=rf"`{name}` has to be .*the numbers of .*, but is "):
             GuidedSFTConfig(str(tmp_path), **CPU | {name: value})
 

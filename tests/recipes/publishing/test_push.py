@@ -829,6 +829,15 @@ def test_the_card_of_another_vlm_tells_of_all_its_runs():
     assert "<b>" not in other_vlm_card("me/model", [odd | {"hyperparameters": {"guidance_weight": 2}}])
 
 
+def test_a_concatenation_model_around_llama_says_so():
+    built = OTHER | {"vision": "convnext", "text": "meta-llama/Llama-3.2-1B-Instruct", "model": None}
+    tuned = OTHER | {"base_models": ["meta-llama/Llama-3.2-11B-Vision-Instruct"]}
+    for record in ([built], [tuned]):
+        card = ModelCard(other_vlm_card("me/model", record))
+        assert card.data.license == "llama3.2" and "Built with Llama" in card.text
+    assert "license" not in ModelCard(other_vlm_card("me/model", [OTHER])).data.to_dict()
+
+
 def test_the_name_that_llamas_license_asks_for(tmp_path: Path, monkeypatch, recwarn):
     (tmp_path / "training.json").write_text(json.dumps(RECORD))
     monkeypatch.setattr(publishing, "push", lambda *arguments: SimpleNamespace(commit_url="url", oid="oid"))

@@ -127,7 +127,7 @@ def test_overwriting_removes_nothing_before_it_begins(folder: Path, monkeypatch:
         first_stage(folder, overwrite_output_dir=True, learning_rate=1e-5)
     assert {path.name for path in folder.glob("checkpoint-*")} == {"checkpoint-1", "checkpoint-2"}
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="would clear away .*checkpoint-1, from which the stage starts"):
+    with pytest.raises(ValueError, match="would clear away .*checkpoint-1, from which the run starts"):
         first_stage(folder, overwrite_output_dir=True, model_name_or_path=str(folder / "checkpoint-1"))
 
 
