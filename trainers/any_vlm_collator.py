@@ -25,6 +25,7 @@ from transformers import PreTrainedConfig, ProcessorMixin
 
 from .data_collator import DataCollatorForGuidedVisionLanguageModeling, Example, MaskKey, Tokens, mask_key
 from .rows import as_row
+from .turns import words_after_answer
 from .visual_tokens import VisualTokens
 
 
@@ -49,6 +50,8 @@ class DataCollatorForAnyVisionLanguageModel(DataCollatorForGuidedVisionLanguageM
     Returns what the processor does for B rows, padded on the right, with `labels` (B, T), `query_masks` (B, K, T) and
     `region_masks` (B, K, T + 1), as [`RegionAttention`] takes them, and the counts `dropped_regions` and `skipped_rows` (B,).
 
+    An answer ends with what the chat template ends turns with, or where that is nothing (LLaVA-1.5), with the tokenizer's `eos_token`.
+
     Raises:
         ValueError: If the processor has no chat template, or its visual tokens cannot be followed or do not stand in the text.
     """
@@ -71,6 +74,30 @@ class DataCollatorForAnyVisionLanguageModel(DataCollatorForGuidedVisionLanguageM
                 "A model of type 'paligemma' reads its prompt in both directions, which these rows do not tell it; it has no chats."
             )
         self.visual_tokens = VisualTokens(self.processor, self.config)
+        self.end = ""  # of answers, where the template ends turns with nothing
+        if not words_after_answer(self.processor):
+            self.end = self.processor.tokenizer.eos_token or ""
+            if not self.end:
+                raise ValueError(
+                    "The chat template ends the assistant's turn with nothing, and the tokenizer has no `eos_token`: no answer would "
+                    "ever end. Set one."
+                )
+
+    def _render(self, messages: list[dict[str, Any]], add_generation_prompt: bool = False) -> str:
+        if not self.end:
+            return super()._render(messages, add_generation_prompt)
+        text, before = "", ""
+        for n, message in enumerate(messages):
+            rendered = super()._render(messages[: n + 1])
+            if not rendered.startswith(before):
+                raise ValueError(
+                    "the chat template ends turns with nothing, and renders them differently once others follow"
+                )
+            text += rendered[len(before) :]
+            if message["role"] == "assistant":
+                text = text.rstrip() + self.end
+            before = rendered
+        return text + super()._render(messages, True)[len(before) :] if add_generation_prompt else text
 
     def read_row(self, row: dict[str, Any]) -> Example:
         example = super().read_row(row)

@@ -413,8 +413,11 @@ class DataCollatorForGuidedVisionLanguageModeling:
             if message["role"] == "assistant":
                 prompt = self._render(messages[:n], add_generation_prompt=True)
                 turn = up_to(n).rstrip()  # some templates end a turn with a line break
-                if text.startswith(turn) and turn.startswith(prompt):
-                    spans.append((len(prompt), len(turn)))
+                start = len(prompt)
+                if not turn.startswith(prompt):  # LLaVA-OneVision's has other white space before an answer
+                    start = turn.find(message_text(message).strip(), len(up_to(n - 1)) if n > 0 else 0)
+                if text.startswith(turn) and start >= 0 and turn[:start].split() == prompt.split():
+                    spans.append((start, len(turn)))
                 else:
                     changed.append(n)
         if changed and not spans:

@@ -45,7 +45,7 @@ from .hub import HubMixin
 from .region_attention import RegionAttention
 from .rows import COLUMNS, check_columns, has_transform, undecoded, with_lengths
 from .stages import count_parameters
-from .turns import end_generation_with_turns
+from .turns import end_generation_with_turns, words_after_answer
 
 
 logger = logging.get_logger(__name__)
@@ -145,7 +145,9 @@ class GuidedSFTTrainer(CheckpointMixin, EvaluationMixin, HubMixin, SFTTrainer):
                     "The model comes from no checkpoint that has a processor: pass one as `processing_class`."
                 )
             processing_class = AutoProcessor.from_pretrained(model.config._name_or_path, trust_remote_code=trust)
-        end_generation_with_turns(model.generation_config, processing_class)
+        # Where a template of another VLM ends turns with nothing (LLaVA-1.5), the collator ends them as generation does.
+        if model.config.model_type == "agevlm" or words_after_answer(processing_class):
+            end_generation_with_turns(model.generation_config, processing_class)
         text_config = model.config.get_text_config()
         self._region_attention: RegionAttention | None = None
         # CODEPATH: an AGE-VLM reads its regions itself, and keeps in its config what guides; other VLMs do neither

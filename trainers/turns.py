@@ -20,6 +20,17 @@ from transformers import GenerationConfig, ProcessorMixin
 ANSWER = "Yes."
 
 
+def words_after_answer(processor: ProcessorMixin) -> str:
+    """What the chat template ends the assistant's turn with. Raises `ValueError` if it cannot be rendered."""
+    said = {"user": "A cup?", "assistant": ANSWER}
+    chat = [{"role": role, "content": [{"type": "text", "text": words}]} for role, words in said.items()]
+    try:
+        text = processor.apply_chat_template(chat)
+    except TemplateError as error:
+        raise ValueError(f"The chat template cannot be used: {error or repr(error)}.") from error
+    return text.rpartition(ANSWER)[2].strip()
+
+
 def end_of_turn(processor: ProcessorMixin) -> int:
     """
     The token that the chat template ends the assistant's turn with, and that training ends answers with.
@@ -28,13 +39,7 @@ def end_of_turn(processor: ProcessorMixin) -> int:
         ValueError: If the template cannot be rendered, or an answer would never end: it ends turns with nothing, or with
             words.
     """
-    said = {"user": "A cup?", "assistant": ANSWER}
-    chat = [{"role": role, "content": [{"type": "text", "text": words}]} for role, words in said.items()]
-    try:
-        text = processor.apply_chat_template(chat)
-    except TemplateError as error:
-        raise ValueError(f"The chat template cannot be used: {error or repr(error)}.") from error
-    end = text.rpartition(ANSWER)[2].strip()
+    end = words_after_answer(processor)
     tokens = processor.tokenizer(end, add_special_tokens=False)["input_ids"]
     if not tokens or not set(tokens) <= set(processor.tokenizer.added_tokens_decoder):
         raise ValueError(

@@ -178,6 +178,58 @@ def trainer(checkpoint: str, out: Path, **arguments: Any) -> GuidedSFTTrainer:
     )
 
 
+PARTS = "{% for p in m['content'] if p['type'] == 'image' %}<image>IMAGE{% endfor %}{% for p in m['content'] if p['type'] == 'text' %}TEXT{% endfor %}"
+LLAVA = (
+    "{% for m in messages %}{{ m['role'].upper() + ': ' }}" + PARTS.replace("IMAGE", "{{ '\\n' }}") + "{% endfor %}"
+)
+LLAVA = LLAVA.replace("TEXT", "{{ p['text'] + ' ' }}") + "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+ONEVISION = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + ' ' }}"
+    + PARTS.replace("IMAGE", "")
+    + "<|im_end|>{% endfor %}"
+)
+ONEVISION = ONEVISION.replace("TEXT", "{{ '\\n' + p['text'] }}")
+ONEVISION += "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("family", "template", "expected"),
+    [
+        ("LLaVA", LLAVA, [" Yes, a cup.EOS", " No.EOS"]),
+        ("LLaVA-OneVision", ONEVISION, ["Yes, a cup.<|im_end|>", "No.<|im_end|>"]),
+    ],
+)
+def test_answers_of_published_templates_end(family: str, template: str, expected: list[str], tmp_path: Path):
+    """LLaVA-1.5's template ends turns with nothing; LLaVA-OneVision's prompts with other white space than it writes."""
+    model, processor = VLM_FAMILIES[family]()
+    tokenizer = processor.tokenizer
+    tokenizer.add_special_tokens(
+        {"extra_special_tokens": ["<|im_start|>", "<|im_end|>"]}, replace_extra_special_tokens=False
+    )
+    model.resize_token_embeddings(len(tokenizer))
+    processor.chat_template = template.replace("<image>", processor.image_token)
+    said = ("Is there a cup?", "Yes, a cup.", "And a dog?", "No.")
+    messages = [{"role": role, "content": text} for role, text in zip(("user", "assistant") * 2, said, strict=True)]
+    asked = row(regions=[region(text="a cup", message=1)], messages=messages)
+    example = collator_for(model.config, processor).read_row(asked)
+    labels, turns = torch.tensor(example.labels), []
+    for label, before in zip(labels.tolist(), [-100, *labels.tolist()]):  # noqa: B905
+        if label != -100:
+            turns = [*turns, []] if before == -100 else turns
+            turns[-1].append(label)
+    ends = [text.replace("EOS", tokenizer.eos_token) for text in expected]
+    assert [tokenizer.decode(turn) for turn in turns] == ends
+    assert (
+        tokenizer.decode(torch.tensor(example.input_ids)[torch.from_numpy(example.query_masks[0])]).strip() == "a cup"
+    )
+    args = GuidedSFTConfig(output_dir=str(tmp_path), max_steps=1, **CPU)
+    run = GuidedSFTTrainer(model, args, processing_class=processor, train_dataset=Dataset.from_list([asked]))
+    run.train()
+    end = tokenizer.convert_tokens_to_ids(ends[0].rpartition(".")[2])
+    eos = model.generation_config.eos_token_id
+    assert end in (eos if isinstance(eos, list) else [eos, tokenizer.eos_token_id])
+
+
 def test_what_other_pictures_would_change_is_not_cut_off():
     """LLaVA-OneVision cuts a picture into tiles only where a row has no other."""
     model, processor = VLM_FAMILIES["LLaVA-OneVision"]()

@@ -147,9 +147,10 @@ def test_heads_are_chosen_by_the_words_that_train(tmp_path: Path):
     args = GuidedSFTConfig(str(tmp_path), max_length=5, **options)
     with pytest.raises(ValueError, match=r"4 rows are broken, the first one being row 0: `max_length` \(5\) cuts"):
         GuidedSFTTrainer(model, args, processing_class=processor, train_dataset=Dataset.from_list(whole))
+    collate = collator_for(model.config, processor)
     processor.chat_template = "{{ raise_exception('no chats today') }}"
     with pytest.raises(ValueError, match="the first one being row 0: no chats today"):
-        localizing_heads(model, collator_for(model.config, processor), ROWS)
+        localizing_heads(model, collate, ROWS)
 
 
 def test_rows_without_regions_are_walked_past():
