@@ -413,10 +413,11 @@ class DataCollatorForGuidedVisionLanguageModeling:
             if message["role"] == "assistant":
                 prompt = self._render(messages[:n], add_generation_prompt=True)
                 turn = up_to(n).rstrip()  # some templates end a turn with a line break
-                start = len(prompt)
-                if not turn.startswith(prompt):  # LLaVA-OneVision's has other white space before an answer
-                    start = turn.find(message_text(message).strip(), len(up_to(n - 1)) if n > 0 else 0)
-                if text.startswith(turn) and start >= 0 and turn[:start].split() == prompt.split():
+                start = len(prompt) if turn.startswith(prompt) else None
+                if start is None:  # LLaVA-OneVision's prompts with other white space than stands before an answer
+                    alike = re.match(r"\s*" + r"\s+".join(map(re.escape, prompt.split())) + r"\s*", turn)
+                    start = alike and alike.end()
+                if text.startswith(turn) and start is not None:
                     spans.append((start, len(turn)))
                 else:
                     changed.append(n)

@@ -224,7 +224,7 @@ class GuidedSFTTrainer(CheckpointMixin, EvaluationMixin, HubMixin, SFTTrainer):
             args.assistant_only_loss = True
         if args.guidance_heads == AUTO and args.guidance_weight > 0:
             known = heads_before(record[-1:]) if record else None  # of the run that goes on
-            model = self._unwrapped_model()  # which is where it runs now
+            model = self.unwrapped_model()  # which is where it runs now
             self._region_attention = RegionAttention(model, heads=known or self._find_heads(train_dataset))
             logger.warning(f"Guided heads, by layer: {self.guided_heads}.")
         if record and self._region_attention is not None and args.guidance_weight > 0:
@@ -248,7 +248,7 @@ class GuidedSFTTrainer(CheckpointMixin, EvaluationMixin, HubMixin, SFTTrainer):
                 "`guidance_heads='auto'` finds heads by the words of rows: pass a `train_dataset`, and leave `data_collator` out."
             )
         with self.accelerator.autocast():
-            found = localizing_heads(self._unwrapped_model(), self.data_collator, rows)
+            found = localizing_heads(self.unwrapped_model(), self.data_collator, rows)
         return broadcast_object_list([found])[0]
 
     @property
@@ -257,12 +257,13 @@ class GuidedSFTTrainer(CheckpointMixin, EvaluationMixin, HubMixin, SFTTrainer):
         attention = self._region_attention
         return None if attention is None else {n: h and list(h) for n, h in sorted(attention.heads.items())}
 
-    def _unwrapped_model(self) -> PreTrainedModel:
+    def unwrapped_model(self) -> PreTrainedModel:
+        """The model as it was loaded: without what trains it in parallel, and what wraps it for adapters."""
         model = self.accelerator.unwrap_model(self.model)
         return model.get_base_model() if hasattr(model, "get_base_model") else model  # peft
 
     def _base_model(self) -> nn.Module:
-        return self._unwrapped_model().base_model
+        return self.unwrapped_model().base_model
 
     def _unshard_head(self, *_: Any) -> None:
         """

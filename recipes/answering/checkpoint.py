@@ -41,9 +41,8 @@ from recipes.answering.answers import one_question, prompts
 
 
 FLOATS = ("F64", "F32", "F16", "BF16")  # as safetensors names what weights are stored as
-LOADING = {*inspect.signature(timm.create_model).parameters} - {
-    "kwargs"
-}  # what timm asks for besides a model's arguments
+# What timm asks for besides a model's arguments
+LOADING = {*inspect.signature(timm.create_model).parameters} - {"kwargs"}
 # Of a generation_config.json
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "suppress_tokens")
 FLAGS = (

@@ -222,8 +222,7 @@ def guide(arguments: GuideArguments, data: DataArguments, training: GuidedSFTCon
 
 def measure(trainer: GuidedSFTTrainer, rows: list[dict[str, Any]]) -> list[Looked]:
     """Where words look now, in the guided heads. Every process measures, so that none waits too long."""
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    model = model.get_base_model() if hasattr(model, "get_base_model") else model
+    model = trainer.unwrapped_model()
     with torch.autocast(model.device.type, torch.bfloat16, enabled=trainer.args.bf16):
         return look(model, trainer.data_collator, RegionAttention(model, heads=trainer.guided_heads), rows)
 

@@ -123,4 +123,6 @@ def in_channels_last(module: torch.nn.Module, args: tuple[torch.Tensor]) -> tupl
 def check_convnext(config: PreTrainedConfig) -> None:
     """Raises `ValueError` if the tower is not one that an AGE-VLM could have."""
     vision = config.vision_config
-    AgeVlmVisionConfig(architecture=getattr(vision, "architecture", None) or "", model_args=vision.model_args)
+    AgeVlmVisionConfig(
+        architecture=getattr(vision, "architecture", ""), model_args=getattr(vision, "model_args", None)
+    )

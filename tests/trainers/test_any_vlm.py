@@ -192,6 +192,15 @@ ONEVISION = ONEVISION.replace("TEXT", "{{ '\\n' + p['text'] }}")
 ONEVISION += "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 
 
+def test_an_answer_that_stands_in_the_prompt_is_found():
+    """As it does in the name of its role."""
+    model, processor = VLM_FAMILIES["LLaVA-OneVision"]()
+    processor.chat_template = ONEVISION.replace("<image>", processor.image_token).replace("<|im_end|>", "<|eot_id|>")
+    messages = [{"role": "user", "content": "A or a?"}, {"role": "assistant", "content": "a"}]
+    example = collator_for(model.config, processor).read_row(row(messages=messages))
+    assert processor.tokenizer.decode([label for label in example.labels if label != -100]) == "a<|eot_id|>"
+
+
 @pytest.mark.parametrize(
     ("family", "template", "expected"),
     [

@@ -217,6 +217,10 @@ def test_a_tower_that_timm_would_fetch_is_refused(trained: Path, tmp_path: Path)
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="name of a ConvNeXt in timm's registry.*but is 'hf-hub:somebody/convnext'"):
         train(2, tmp_path / "s2", tmp_path)
+    config["vision_config"] = {"model_type": "clip_vision_model"}  # which has neither of the two
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="name of a ConvNeXt in timm's registry"):
+        train(2, tmp_path / "s2", tmp_path)
 
 
 @pytest.mark.parametrize(
