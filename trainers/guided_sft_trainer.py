@@ -170,7 +170,8 @@ class GuidedSFTTrainer(CheckpointMixin, EvaluationMixin, HubMixin, SFTTrainer):
         elif args.guidance_heads != AUTO or args.guidance_weight == 0:
             heads = None if args.guidance_heads == AUTO else args.guidance_heads  # where none is guided, all are read
             if heads is args.guidance_layers is None and (heads := heads_before(record or [])) is not None:
-                logger.warning(f"Guided heads, by layer, as in the training before: {heads}.")
+                guided = "Guided" if args.guidance_weight > 0 else "Read"
+                logger.warning(f"{guided} heads, by layer, as in the training before: {heads}.")
             self._region_attention = RegionAttention(model, args.guidance_layers, heads)
         self._tells_absent = model.config.model_type != "agevlm" or text_config.attention_sink
         self._reads_rows = data_collator is None

@@ -19,7 +19,7 @@ region, whichever kernel computes it. That is done in the attention function, wh
 model's code has to change.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -83,9 +83,10 @@ class RegionReading:
         self.uniform_mass = torch.where(self.is_absent, 1.0, uniform) * can_look
         """Share of even attention on the picture that lies in each region, `(B, K)`; 1 for what is absent, 0 if it is not read."""
 
-    def keep(self, layer: int, inside: torch.Tensor) -> None:
-        """Takes what the attention `(B, T, H, C)` of a layer made of the channels."""
+    def keep(self, layer: int, parts: Iterable[torch.Tensor]) -> None:
+        """Takes what the attention of a layer made of the channels, some of them at a time, `(B, T, H, C)` in all."""
         num_regions = self.weights.shape[1]
+        inside = torch.cat(list(parts), dim=-1)
         overall = torch.einsum("bkt,bthc->cbhk", self.weights, inside[..., :NUM_OVERALL].float())
         in_regions = inside[..., NUM_OVERALL : NUM_OVERALL + num_regions].float()
         own = torch.einsum("bkt,bthk->bhk", self.weights, in_regions)
@@ -136,11 +137,11 @@ class MapReading:
         self.channels = as_channels(each)
         self.found: dict[int, torch.Tensor] = {}
 
-    def keep(self, layer: int, inside: torch.Tensor) -> None:
-        """As [`RegionReading.keep`]."""
+    def keep(self, layer: int, parts: Iterable[torch.Tensor]) -> None:
+        """As [`RegionReading.keep`]. The row's tokens go before the next part comes: all of them by V would be large."""
         heads = slice(None) if self.heads[layer] is None else list(self.heads[layer])
-        inside = inside[:, :, heads, : self.num_visual_tokens].float()
-        self.found[layer] = torch.einsum("bkt,bthv->bkhv", self.weights, inside)
+        of_queries = [torch.einsum("bkt,bthv->bkhv", self.weights, part[:, :, heads].float()) for part in parts]
+        self.found[layer] = torch.cat(of_queries, dim=-1)[..., : self.num_visual_tokens]
 
     @property
     def maps(self) -> tuple[torch.Tensor, ...]:
@@ -173,20 +174,22 @@ def with_region_channels(attention: Callable) -> Callable:
             )
         if kwargs.get("scaling") is None:
             kwargs["scaling"] = query.shape[-1] ** -0.5
-        channels = channels.to(value.dtype).expand(*value.shape[:3], -1)
+        channels = channels.to(value.dtype)
         width, num_channels = value.shape[-1], channels.shape[-1]
         if width + num_channels <= WIDEST:
             # All three are widened alike, for the kernels; the zeros of queries and keys change no score.
             query, key = (nn.functional.pad(states, (0, num_channels)) for states in (query, key))
-            widened = torch.cat([value, channels], dim=-1)
+            widened = torch.cat([value, channels.expand(*value.shape[:3], -1)], dim=-1)
             output, weights = attention(module, query, key, widened, attention_mask, **kwargs)
             output, inside = output.split([width, num_channels], dim=-1)
+            parts = [inside]
         else:  # in the place of the values, as many at a time as these are wide
             output, weights = attention(module, query, key, value, attention_mask, **kwargs)
-            parts = nn.functional.pad(channels, (0, -num_channels % width)).split(width, dim=-1)
-            inside = [attention(module, query, key, part, attention_mask, **kwargs)[0] for part in parts]
-            inside = torch.cat(inside, dim=-1)
-        region_reading.keep(module.layer_idx, inside)
+            parts = (
+                attention(module, query, key, part.expand_as(value), attention_mask, **kwargs)[0]
+                for part in nn.functional.pad(channels, (0, -num_channels % width)).split(width, dim=-1)
+            )
+        region_reading.keep(module.layer_idx, parts)
         return output, weights
 
     return forward

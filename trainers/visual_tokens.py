@@ -35,6 +35,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 NUM_CLASS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0}
 BLACK, WHITE = False, True
 MOST_ROWS = 8  # of masks that the processor is given at once
+MOST_FOOTPRINTS = 16  # that are kept: pictures of a data set often have one of a few sizes
 
 
 def _grids(batch: BatchFeature, patch_size: int) -> torch.Tensor:
@@ -149,6 +150,7 @@ class VisualTokens:
         # Of the last row's pictures, by their sizes: regions are asked for one after another.
         self._sizes: list[tuple[int, int]] = []
         self._ends: tuple[torch.Tensor, torch.Tensor, BatchFeature] | None = None
+        self._footprints: dict[tuple, torch.Tensor] = {}  # by pictures' sizes, of the last ones
 
     def coverage(self, images: list[PIL.Image.Image], regions: list[tuple[int, np.ndarray]]) -> torch.Tensor:
         """
@@ -208,6 +210,15 @@ class VisualTokens:
         over picture `index` of the row's `images`. It sums to 1, or is 0 for a token that shows nothing of that picture. Tokens
         are taken for rectangles, so that a row and a column of cells say where they are.
         """
+        place = (*(image.size for image in images), index, grid)
+        if place not in self._footprints:
+            if len(self._footprints) == MOST_FOOTPRINTS:
+                del self._footprints[next(iter(self._footprints))]
+            self._footprints[place] = self._drawn(images, index, grid)
+        return self._footprints[place]
+
+    def _drawn(self, images: list[PIL.Image.Image], index: int, grid: tuple[int, int]) -> torch.Tensor:
+        """As `footprints`, from what arrives of rows and columns of cells."""
         size, (rows, columns) = images[index].size[::-1], grid
         row_of, column_of = (np.arange(length) * cells // length for length, cells in zip(size, grid, strict=True))
         stripes = [np.broadcast_to((row_of == n)[:, None], size) for n in range(rows)]

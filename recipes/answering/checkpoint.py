@@ -24,7 +24,15 @@ import PIL.Image
 import timm
 import torch
 from safetensors import safe_open
-from transformers import GenerationConfig, PreTrainedConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+)
 from transformers import initialization as init
 from transformers.utils import (
     ADAPTER_CONFIG_NAME,
@@ -40,6 +48,7 @@ from modeling_agevlm.conversion import check_tensors, loading
 from recipes.answering.answers import one_question, prompts
 
 
+MOST_LABELS = 1000  # which any configuration may have
 FLOATS = ("F64", "F32", "F16", "BF16")  # as safetensors names what weights are stored as
 # What timm asks for besides a model's arguments
 LOADING = {*inspect.signature(timm.create_model).parameters} - {"kwargs"}
@@ -69,22 +78,28 @@ def entries(value: Any) -> Iterator[tuple[str, Any]]:
         yield from entries(inner)
 
 
-def read_config(name: str, revision: str) -> AgeVlmConfig:
-    """The configuration. Raises `ValueError` if it is none of an AGE-VLM, or names code to fetch."""
+def read_entries(name: str, revision: str = "main") -> dict[str, Any]:
+    """A checkpoint's configuration as it is written. Raises `ValueError` if it has none, or one that names code to fetch."""
     if Path(name).is_dir() and not (Path(name) / CONFIG_NAME).exists():
         raise ValueError("it has no config.json")
     with loading(f"its {CONFIG_NAME}"):
-        config, _ = AgeVlmConfig.get_config_dict(name, revision=revision)
+        config, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
         if not isinstance(config, dict):
             raise ValueError("it is no JSON object")
-    if config.get("model_type") != AgeVlmConfig.model_type:
-        raise ValueError(f"its {CONFIG_NAME} is of model type {config.get('model_type')!r}")
-    with loading(f"its {CONFIG_NAME}"):
         for key, value in entries(config):
             if key.endswith("_implementation") and "/" in str(value):
                 raise ValueError(f"`{key}` names a repository of kernels ({value!r}), whose code would run")
-            if key == "num_labels":  # would make as many names
-                raise ValueError("`num_labels` is of a classifier, which this model is not")
+            if key == "num_labels" and not (type(value) is int and 0 <= value <= MOST_LABELS):  # makes as many names
+                raise ValueError(f"`num_labels` of {str(value)[:60]} is of a classifier, which this model is not")
+    return config
+
+
+def read_config(name: str, revision: str) -> AgeVlmConfig:
+    """The configuration. Raises `ValueError` if it is none of an AGE-VLM, or names code to fetch."""
+    model_type = read_entries(name, revision).get("model_type")
+    if model_type != AgeVlmConfig.model_type:
+        raise ValueError(f"its {CONFIG_NAME} is of model type {model_type!r}")
+    with loading(f"its {CONFIG_NAME}"):
         return AgeVlmConfig.from_pretrained(name, revision=revision)
 
 
@@ -272,3 +287,46 @@ def load_checkpoint(
         file = find_file(name, GENERATION_CONFIG_NAME, revision)
         check_generation_config(file, model.generation_config, config.text_config.vocab_size)
     return model.eval(), processor
+
+
+def read_other(name: str, revision: str = "main") -> tuple[PreTrainedConfig, ProcessorMixin]:
+    """
+    The configuration and the processor of a VLM of transformers that is none of this project's. No code of the checkpoint
+    runs.
+
+    Raises:
+        ValueError: If they cannot be read, or would have other files read.
+    """
+    read_entries(name, revision)
+    config = AutoConfig.from_pretrained(
+        name, revision=revision, trust_remote_code=False
+    )  # left out, transformers asks
+    check_tower(config)
+    return config, AutoProcessor.from_pretrained(name, revision=revision, trust_remote_code=False)
+
+
+def load_other(name: str, config: PreTrainedConfig, revision: str = "main", **arguments: Any) -> PreTrainedModel:
+    """
+    The model, in evaluation mode, of the configuration that `read_other` read. Reads neither pickles nor adapters.
+
+    Args:
+        name (`str`): The checkpoint.
+        config (`PreTrainedConfig`): Its configuration.
+        revision (`str`, *optional*, defaults to `"main"`): Branch, tag or commit on the Hub.
+        arguments: More of `from_pretrained`, such as `dtype` and `attn_implementation`.
+
+    Raises:
+        ValueError: If the weights are not whole, or would be read from elsewhere.
+    """
+    weight_files(name, revision)
+    model, report = AutoModelForImageTextToText.from_pretrained(
+        name,
+        revision=revision,
+        config=config,
+        trust_remote_code=False,
+        use_safetensors=True,
+        output_loading_info=True,
+        **arguments,
+    )
+    check_tensors("the checkpoint", missing=report["missing_keys"])
+    return model

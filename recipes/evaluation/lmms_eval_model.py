@@ -39,25 +39,20 @@ from lmms_eval.api.model import lmms
 from lmms_eval.protocol import ChatMessages
 from lmms_eval.utils import Collator
 from tqdm import tqdm
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, GenerationConfig, PreTrainedConfig
+from transformers import GenerationConfig
 
 from modeling_agevlm import AgeVlmConfig
-from modeling_agevlm.conversion import check_tensors, loading
+from modeling_agevlm.conversion import loading
 from modeling_agevlm.image_reading_agevlm import read_image
 from recipes.answering.answers import generate, prompts
 from recipes.answering.attention import look_of_phrases
-from recipes.answering.checkpoint import check_tower
+from recipes.answering.checkpoint import load_checkpoint, load_other, read_entries, read_other
 from recipes.answering.phrases import guess_phrases
 from recipes.evaluation.journal import Journal
 from recipes.evaluation.pictures import fingerprint, save
 
 
 PICTURES = ("real", "none", "swapped")
-
-
-def is_age_vlm(config: PreTrainedConfig) -> bool:
-    """Whether a configuration is an AGE-VLM's. The classes of a checkpoint's own code are its own."""
-    return config.model_type == AgeVlmConfig.model_type
 
 
 def pictures_of(chat: Sequence[dict[str, Any]]) -> list[Any]:
@@ -124,13 +119,11 @@ class ImageTextToTextModel(lmms):
         own_device = device is None or self.world_size > 1
         self.device = self.accelerator.device if own_device else torch.device(device)
         with loading(pretrained):
-            self.processor = AutoProcessor.from_pretrained(pretrained, trust_remote_code=False)
-            config = AutoConfig.from_pretrained(pretrained, trust_remote_code=False)
-            check_tower(config)
-            model, report = AutoModelForImageTextToText.from_pretrained(
-                pretrained, config=config, dtype=dtype, output_loading_info=True
-            )
-        check_tensors(pretrained, missing=report["missing_keys"])
+            if read_entries(pretrained).get("model_type") == AgeVlmConfig.model_type:
+                model, self.processor = load_checkpoint(pretrained, dtype=dtype)
+            else:
+                config, self.processor = read_other(pretrained)
+                model = load_other(pretrained, config, dtype=dtype)
         if self.processor.chat_template is None:
             raise ValueError(f"{pretrained} has no chat template, so there is no telling how to ask it.")
         if self.processor.tokenizer.pad_token is None:
@@ -185,7 +178,7 @@ class ImageTextToTextModel(lmms):
                 entries[-1]["image"] = save(shown[0], self.pictures)
         for entry, answer in zip(entries, self.answer(chats, batch[0][2]), strict=True):
             entry["answer"] = answer
-        if is_age_vlm(self.model.config):
+        if self.model.config.model_type == AgeVlmConfig.model_type:
             has_sink = self.model.config.text_config.attention_sink
             if self.pictures is not None or (self.asks_what_is_there and has_sink):
                 seeing = [n for n, chat in enumerate(chats) if pictures_of(chat)]

@@ -27,18 +27,12 @@ import torch
 from datasets import Dataset, IterableDataset
 from peft import LoraConfig
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    PreTrainedModel,
-    ProcessorMixin,
-    set_seed,
-)
+from transformers import PreTrainedModel, ProcessorMixin, set_seed
 from transformers.utils import logging
 
+from modeling_agevlm import AgeVlmConfig
 from modeling_agevlm.conversion import loading
-from recipes.answering.checkpoint import check_tower, weight_files
+from recipes.answering.checkpoint import load_other, read_entries, read_other
 from recipes.guiding.arguments import GuideArguments
 from recipes.guiding.looking import Looked, draw, look, summarize, table
 from recipes.rows.appearing import appearing
@@ -65,27 +59,12 @@ def load_vlm(arguments: GuideArguments, dtype: torch.dtype) -> tuple[PreTrainedM
     """
     name, revision = arguments.model_name_or_path, arguments.model_revision
     with loading(name, "`--model_name_or_path` is a vision-language model of transformers."):
-        no_code = {"revision": revision, "trust_remote_code": False}  # left out, transformers asks
-        config = AutoConfig.from_pretrained(name, **no_code)
-        if config.model_type == "agevlm":
+        if read_entries(name, revision).get("model_type") == AgeVlmConfig.model_type:
             raise ValueError("it is an AGE-VLM, whose stages guide it: train it on with recipes/stage4.py")
-        processor = AutoProcessor.from_pretrained(name, **no_code)
-        check_tower(config)
-        weight_files(name, revision)  # no adapters
+        config, processor = read_other(name, revision)
         collator_for(config, processor)  # says what it does not know before the weights are read
-        model, report = AutoModelForImageTextToText.from_pretrained(
-            name,
-            **no_code,
-            config=config,
-            dtype=dtype,
-            attn_implementation={"text_config": arguments.attn_implementation},
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-        if report["missing_keys"]:
-            raise ValueError(
-                f"{len(report['missing_keys'])} of its tensors are missing ({min(report['missing_keys'])})"
-            )
+        attention = {"text_config": arguments.attn_implementation}
+        model = load_other(name, config, revision, dtype=dtype, attn_implementation=attention)
     return model, processor
 
 

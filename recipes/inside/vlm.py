@@ -32,15 +32,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    BatchFeature,
-    PreTrainedConfig,
-    PreTrainedModel,
-    ProcessorMixin,
-)
+from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
 from modeling_agevlm import AgeVlmConfig, AgeVlmImageProcessor, AgeVlmProcessor
 from modeling_agevlm.conversion import in_words
@@ -48,7 +40,7 @@ from modeling_agevlm.grounding_agevlm import GroundingReadout
 from modeling_agevlm.processing_agevlm import find_words
 from recipes.answering.answers import generate, one_question, prompts
 from recipes.answering.attention import split_sink
-from recipes.answering.checkpoint import check_tower, load_checkpoint, short_names
+from recipes.answering.checkpoint import load_checkpoint, load_other, read_entries, read_other, short_names
 
 
 # Of the layers that read the picture.
@@ -361,26 +353,14 @@ def load_vlm(name: str) -> Vlm:
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        if Path(name).is_dir() and not (Path(name) / "config.json").exists():
-            raise ValueError("it has no config.json")
-        model_type = PreTrainedConfig.get_config_dict(name)[0].get("model_type")
+        model_type = read_entries(name).get("model_type")
         if model_type == AgeVlmConfig.model_type:
             model, processor = load_checkpoint(name)
             return AgeVlm(name, model.to(device), processor, model.config.image_token_id)
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-        check_tower(config)
-        model, report = AutoModelForImageTextToText.from_pretrained(
-            name,
-            config=config,
-            attn_implementation="eager",  # the other backends do not return attention weights
-            dtype=torch.float32 if device == "cpu" else "auto",
-            output_loading_info=True,
-        )
-        if report["missing_keys"]:
-            raise ValueError(
-                f"{len(report['missing_keys'])} of its tensors are missing ({min(report['missing_keys'])})"
-            )
-        processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
+        config, processor = read_other(name)
+        dtype = torch.float32 if device == "cpu" else "auto"
+        # Of the backends, only this one returns attention weights.
+        model = load_other(name, config, attn_implementation="eager", dtype=dtype)
         image_token_id = getattr(model.config, "image_token_id", getattr(model.config, "image_token_index", None))
         if image_token_id is None:
             raise ValueError(f"the configuration of a {model_type!r} model names no image token")

@@ -31,7 +31,7 @@ from transformers import (
 )
 from vlm_families import FAMILIES, VISION, Made
 
-from trainers.visual_tokens import VisualTokens
+from trainers.visual_tokens import MOST_FOOTPRINTS, VisualTokens
 
 
 Size = tuple[int, int]  # height and width
@@ -259,3 +259,24 @@ def test_footprints_are_where_tokens_look(family: str):
     torch.testing.assert_close(placed[:, 3:9, 20:].sum(dim=(1, 2)), expected, atol=0.02, rtol=0)
     (shows,) = visual_tokens.coverage(images, [(1, np.ones_like(mask))])
     torch.testing.assert_close(placed.sum(dim=(1, 2)), (shows > 0).float())
+
+
+def test_footprints_are_drawn_once_for_pictures_of_the_same_sizes(monkeypatch: pytest.MonkeyPatch):
+    model, processor = made("SmolVLM")
+    visual_tokens = VisualTokens(processor, model.config)
+    pictures = {side: PIL.Image.new("RGB", (side, 30)) for side in range(20, 20 + MOST_FOOTPRINTS + 1)}
+    first = visual_tokens.footprints([pictures[20], pictures[21]], 1, (4, 4))
+    monkeypatch.setattr(visual_tokens, "coverage", lambda *arguments: pytest.fail("they are drawn again"))
+    assert visual_tokens.footprints([PIL.Image.new("L", (20, 30)), pictures[21]], 1, (4, 4)) is first
+    monkeypatch.undo()
+    others = [
+        ([pictures[20], pictures[21]], 0, (4, 4)),
+        ([pictures[21], pictures[20]], 1, (4, 4)),
+        ([pictures[20]], 0, (4, 4)),
+    ]
+    for other in [*others, ([pictures[20], pictures[21]], 1, (4, 5))]:
+        fresh = VisualTokens(processor, model.config).footprints(*other)
+        assert torch.equal(visual_tokens.footprints(*other), fresh) and not torch.equal(fresh, first)
+    for picture in pictures.values():
+        visual_tokens.footprints([picture], 0, (2, 2))
+    assert len(visual_tokens._footprints) == MOST_FOOTPRINTS

@@ -24,8 +24,9 @@ import pytest
 import safetensors.torch
 import torch
 from testing_utils import tiny_batch, tiny_model, tiny_processor
+from vlm_families import FAMILIES
 
-from recipes.answering.checkpoint import load_checkpoint
+from recipes.answering.checkpoint import load_checkpoint, load_other, read_other
 
 
 Damage = Callable[[Path], Any]
@@ -153,7 +154,7 @@ CONFIG = {
     "another repository": (vision(architecture="hf-hub:somebody/else"), "is 'hf-hub:somebody/else'"),
     "kernels": (change("config.json", attn_implementation="some/body"), "names a repository of kernels"),
     "kernels inside": (text(_attn_implementation="some/body"), "names a repository of kernels"),
-    "labels": (change("config.json", num_labels=10**12), "`num_labels` is of a classifier"),
+    "labels": (change("config.json", num_labels=10**12), "`num_labels` of 1000000000000 is of a classifier"),
     "no text_config": (change("config.json", text_config=[]), "Field 'text_config'"),
     "dtype": (change("config.json", dtype="nope"), "no attribute 'nope'"),
     "half a character": (vision(architecture="\ud800"), r"in timm's registry, .*'\\ud800'"),
@@ -310,3 +311,73 @@ def test_no_pickle_is_opened(folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch, "load", lambda *arguments, **more: pytest.fail("a pickle is opened"))
     with pytest.raises(ValueError, match="no file named model.safetensors"):
         load_checkpoint(str(folder))
+
+
+OTHERS = {
+    "no folder of a model": (lambda folder: (folder / "config.json").unlink(), "it has no config.json"),
+    "adapter": (write("adapter_config.json", "{}"), "it holds an adapter"),
+    "pickle": (pickled, "no file named model.safetensors"),
+    "kernels": (
+        change("config.json", "text_config", _attn_implementation="somebody/kernels"),
+        "names a repository of kernels .'somebody/kernels'.",
+    ),
+    "labels": (change("config.json", "text_config", num_labels=10**12), "`num_labels` of 1000000000000"),
+    "code": (
+        change("config.json", model_type="unheard_of", auto_map={"AutoConfig": "code.Config"}),
+        "trust_remote_code|unheard_of",
+    ),
+    "missing tensor": (
+        lambda folder: without(folder, "multi_modal_projector.linear_1.bias"),
+        "1 missing .*linear_1.bias",
+    ),
+    "shards elsewhere": (
+        lambda folder: (
+            (folder / "model.safetensors").rename(folder.parent / "away.safetensors"),
+            write(
+                "model.safetensors.index.json",
+                json.dumps({"metadata": {}, "weight_map": {"lm_head.weight": "../away.safetensors"}}),
+            )(folder),
+        ),
+        "it names ../away.safetensors",
+    ),
+}
+
+
+def without(folder: Path, name: str) -> None:
+    tensors = safetensors.torch.load_file(folder / "model.safetensors")
+    del tensors[name]
+    safetensors.torch.save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("llava")
+    for part in FAMILIES["LLaVA"]():
+        part.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_is_wrong_with_a_vlm_of_transformers(
+    name: str, llava: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    damage, sentence = OTHERS[name]
+    folder = shutil.copytree(llava, tmp_path / "vlm")
+    damage(folder)
+    monkeypatch.setattr("builtins.input", lambda *arguments: pytest.fail("one is asked"))
+    monkeypatch.setattr(torch, "load", lambda *arguments, **more: pytest.fail("a pickle is opened"))
+    with pytest.raises((ValueError, OSError), match=sentence):
+        load_other(str(folder), read_other(str(folder))[0])
+
+
+def test_a_vlm_of_transformers_loads_as_it_was_saved(tmp_path: Path):
+    saved, processor = FAMILIES["LLaVA"]()
+    saved.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    config, loaded = read_other(str(tmp_path))
+    model = load_other(str(tmp_path), config, attn_implementation="eager")
+    assert not model.training and loaded.image_token_id == processor.image_token_id
+    assert model.config.text_config._attn_implementation == "eager"
+    expected = saved.state_dict()
+    assert {*model.state_dict()} == {*expected}
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 import torch
 from testing_utils import picture, tiny_model, tiny_processor, up_to_rounding
-from transformers import AutoProcessor
+from vlm_families import FAMILIES
 
 
 pytest.importorskip("lmms_eval", reason="needs lmms-eval: `make test-eval`")
@@ -273,7 +273,7 @@ def test_arguments_that_make_no_sense(checkpoint, arguments, message):
         ImageTextToTextModel(checkpoint, **arguments)
 
 
-def test_checkpoints_that_cannot_be_asked(tmp_path, monkeypatch):
+def test_checkpoints_that_cannot_be_asked(tmp_path):
     with pytest.raises(ValueError, match="nowhere/at-all cannot be loaded: "):
         ImageTextToTextModel("nowhere/at-all")
     model, processor = tiny_model(), tiny_processor()
@@ -284,11 +284,12 @@ def test_checkpoints_that_cannot_be_asked(tmp_path, monkeypatch):
     model.save_pretrained(tmp_path, state_dict=weights)
     with pytest.raises(ValueError, match="do not fit its architecture: 1 missing"):
         ImageTextToTextModel(str(tmp_path))
-    model.save_pretrained(tmp_path)
+    model, processor = FAMILIES["LLaVA"]()
     processor.chat_template = None
-    monkeypatch.setattr(AutoProcessor, "from_pretrained", lambda name: processor)
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "llava")
     with pytest.raises(ValueError, match="has no chat template"):
-        ImageTextToTextModel(str(tmp_path))
+        ImageTextToTextModel(str(tmp_path / "llava"))
 
 
 def test_what_it_does_not_do(model):
