@@ -14,6 +14,7 @@
 """Tiny VLMs of all families whose visual tokens are followed, with random weights and their own processors."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from testing_utils import tiny_tokenizer
@@ -23,11 +24,21 @@ from transformers import (
     CLIPVisionConfig,
     FastVlmConfig,
     FastVlmForConditionalGeneration,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Gemma3ImageProcessor,
+    Gemma3Processor,
+    Gemma3TextConfig,
     GemmaConfig,
+    GotOcr2ImageProcessor,
     Idefics3Config,
     Idefics3ForConditionalGeneration,
     Idefics3ImageProcessor,
     Idefics3Processor,
+    InternVLConfig,
+    InternVLForConditionalGeneration,
+    InternVLProcessor,
+    InternVLVideoProcessor,
     Lfm2Config,
     Lfm2VlConfig,
     Lfm2VlForConditionalGeneration,
@@ -37,6 +48,10 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaImageProcessor,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaNextImageProcessor,
+    LlavaNextProcessor,
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
     LlavaOnevisionImageProcessor,
@@ -62,6 +77,8 @@ from transformers import (
     Qwen2VLImageProcessor,
     Qwen2VLProcessor,
     Qwen2VLVideoProcessor,
+    Qwen3_5Config,
+    Qwen3_5ForConditionalGeneration,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
     Qwen3VLProcessor,
@@ -175,6 +192,57 @@ def llava_onevision() -> Made:
     return LlavaOnevisionForConditionalGeneration(config), processor
 
 
+def llava_next(tower: str = "clip", strategy: str = "default") -> Made:
+    tokenizer, image = with_tokens("<image>")
+    config = LlavaNextConfig(
+        vision_config={"clip": CLIPVisionConfig, "siglip": SiglipVisionConfig}[tower](**VISION),
+        text_config=LlamaConfig(**TEXT),
+        image_token_index=image,
+        image_grid_pinpoints=PINPOINTS,
+        vision_feature_select_strategy=strategy,
+    )
+    processor = LlavaNextProcessor(
+        LlavaNextImageProcessor(
+            size={"shortest_edge": 32}, crop_size=SQUARE, image_grid_pinpoints=PINPOINTS, do_center_crop=True
+        ),
+        tokenizer,
+        patch_size=8,
+        vision_feature_select_strategy=strategy,
+        num_additional_image_tokens=int(tower == "clip"),
+    )
+    return LlavaNextForConditionalGeneration(config), processor
+
+
+def gemma3() -> Made:
+    """Two layers of three see a window of the last words only."""
+    names = {"image_token": "<image_soft_token>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"}
+    tokenizer, image = with_tokens(*names.values())
+    tokenizer._set_model_specific_special_tokens(names)
+    config = Gemma3Config(
+        vision_config=SiglipVisionConfig(**VISION),
+        text_config=Gemma3TextConfig(**TEXT, sliding_window=512, sliding_window_pattern=3),
+        mm_tokens_per_image=4,
+        image_token_index=image,
+        boi_token_index=image + 1,
+        eoi_token_index=image + 2,
+    )
+    processor = Gemma3Processor(Gemma3ImageProcessor(size=SQUARE), tokenizer, image_seq_length=4)
+    return Gemma3ForConditionalGeneration(config), processor
+
+
+def internvl() -> Made:
+    names = {"context_image_token": "<IMG_CONTEXT>", "start_image_token": "<img>", "end_image_token": "</img>"}
+    names["video_token"] = "<video>"
+    tokenizer, image = with_tokens(*names.values())
+    tokenizer._set_model_specific_special_tokens(names)
+    config = InternVLConfig(
+        vision_config=VISION, text_config=Qwen2Config(**TEXT), image_token_id=image, image_seq_length=4
+    )
+    image_processor = GotOcr2ImageProcessor(size=SQUARE, min_patches=1, max_patches=6)
+    processor = InternVLProcessor(image_processor, tokenizer, InternVLVideoProcessor(), image_seq_length=4)
+    return InternVLForConditionalGeneration(config), processor
+
+
 def idefics3(split: bool = True) -> Made:
     tiles = [f"<row_{i}_col_{j}>" for i in range(1, 4) for j in range(1, 4)]
     tokenizer, image = with_tokens(
@@ -202,12 +270,19 @@ def smolvlm() -> Made:
     return SmolVLMForConditionalGeneration(config), processor
 
 
-def qwen(config: type, model: type, processor: type, video_processor: type, **vision: int | list[int]) -> Made:
+def qwen(
+    config: type,
+    model: type,
+    processor: type,
+    video_processor: type,
+    text: dict[str, Any] | None = None,
+    **vision: int | list[int],
+) -> Made:
     tokenizer, image = with_tokens("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
     rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}
     made = model(
         config(
-            text_config=TEXT | {"rope_parameters": rope},
+            text_config=TEXT | {"rope_parameters": rope} | (text or {}),
             vision_config={"depth": 2, "num_heads": 2, "patch_size": 8, "intermediate_size": 16} | vision,
             image_token_id=image,
             video_token_id=image + 1,
@@ -233,6 +308,15 @@ def qwen2_5_vl() -> Made:
 def qwen3_vl() -> Made:
     classes = (Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLProcessor, Qwen3VLVideoProcessor)
     return qwen(*classes, hidden_size=16, out_hidden_size=32, num_position_embeddings=16, deepstack_visual_indexes=[0])
+
+
+def qwen3_5() -> Made:
+    """Two layers of three have no attention."""
+    classes = (Qwen3_5Config, Qwen3_5ForConditionalGeneration, Qwen3VLProcessor, Qwen3VLVideoProcessor)
+    linear = {"linear_num_key_heads": 2, "linear_num_value_heads": 2}
+    linear |= {"linear_key_head_dim": 8, "linear_value_head_dim": 8}
+    layers = {"layer_types": ["full_attention", "linear_attention", "full_attention"]}
+    return qwen(*classes, linear | layers, hidden_size=16, out_hidden_size=32, num_position_embeddings=16)
 
 
 def paligemma() -> Made:
@@ -283,12 +367,17 @@ FAMILIES: dict[str, Callable[[], Made]] = {
     "LLaVA-OneVision": llava_onevision,
     "FastVLM": fast_vlm,
     "FastVLM, cut": lambda: fast_vlm(do_center_crop=True),
+    "LLaVA-NeXT": llava_next,
+    "LLaVA-NeXT, SigLIP": lambda: llava_next("siglip", "full"),
+    "Gemma 3": gemma3,
+    "InternVL": internvl,
     "Idefics3": idefics3,
     "Idefics3, whole": lambda: idefics3(split=False),
     "SmolVLM": smolvlm,
     "Qwen2-VL": qwen2_vl,
     "Qwen2.5-VL": qwen2_5_vl,
     "Qwen3-VL": qwen3_vl,
+    "Qwen3.5": qwen3_5,
     "PaliGemma": paligemma,
     "LFM2-VL": lfm2_vl,
     "Mllama": mllama,

@@ -31,6 +31,7 @@ from .visual_tokens import VisualTokens
 
 # Resampling smears the edge of a mask over its neighbors: less of a visual token is not in the region.
 LEAST_COVERAGE = 0.01
+KINDS = ("mm_token_type_ids", "token_type_ids")  # which tokens are a picture's: most models', Gemma's
 TARGETS = ("labels", "query_masks", "region_masks", "dropped_regions", "skipped_rows")  # of a batch
 
 
@@ -105,7 +106,7 @@ class DataCollatorForAnyVisionLanguageModel(DataCollatorForGuidedVisionLanguageM
         if 0 < len(example.images) < num_images:  # some processors write other tokens for fewer pictures
             text = self.processor.image_token * len(example.images)
             (ids,) = self.processor(text=[text], images=[example.images])["input_ids"]
-            counts = [list(of).count(self.processor.image_token_id) for of in (ids, example.input_ids)]
+            counts = [list(of).count(self.config.image_token_id) for of in (ids, example.input_ids)]
             if counts[0] != counts[1]:
                 raise ValueError(
                     f"`max_length` ({self.max_length}) cuts off image {len(example.images)}, without which the others are {counts[0]} "
@@ -162,21 +163,22 @@ class DataCollatorForAnyVisionLanguageModel(DataCollatorForGuidedVisionLanguageM
             return {}
         texts = [self.processor.image_token * len(of_row) for of_row in images]
         batch = self.processor(text=texts, images=images, padding=True, return_tensors="pt")
-        of_text = {*self.processor.tokenizer.model_input_names, "input_ids", "attention_mask", "mm_token_type_ids"}
+        of_text = {*self.processor.tokenizer.model_input_names, "input_ids", "attention_mask", *KINDS}
         return {name: values for name, values in batch.items() if name not in of_text}
 
     def _collate(self, examples: list[Example], pictures: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         batch = super()._collate(examples, pictures)
-        if "mm_token_type_ids" in self.processor.model_input_names:
+        is_gemma = self.config.model_type == "gemma3"  # many tokenizers have its name for another thing
+        if is_gemma or KINDS[0] in self.processor.model_input_names:
             kinds = self.processor.create_mm_token_type_ids(batch["input_ids"].tolist())
-            batch["mm_token_type_ids"] = torch.tensor(np.asarray(kinds))
+            batch[KINDS[is_gemma]] = torch.tensor(np.asarray(kinds))
         return batch
 
     def _region_masks(
         self, examples: list[Example], num_regions: int, batch: dict[str, torch.Tensor]
     ) -> torch.FloatTensor:
         """The regions of a batch on its tokens, and whether they are nowhere in their picture."""
-        is_visual = batch["input_ids"] == self.processor.image_token_id
+        is_visual = batch["input_ids"] == self.config.image_token_id
         region_masks = torch.zeros((len(examples), num_regions, is_visual.shape[1] + 1))
         for row, example in enumerate(examples):
             places = is_visual[row].nonzero()[:, 0]

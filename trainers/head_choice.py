@@ -111,7 +111,7 @@ def maps_of_row(
     if not shown:
         return torch.zeros(0, 0), torch.zeros(0, 0, *GRID)
     batch = {name: value.to(model.device) for name, value in batch.items()}
-    visual_tokens = batch["input_ids"] == collate.processor.image_token_id
+    visual_tokens = batch["input_ids"] == collate.config.image_token_id
     with attention.mapping(batch["query_masks"], visual_tokens) as reading:
         model.base_model(**without_targets(batch))
     maps = torch.cat([of_layer[0] for of_layer in reading.maps], dim=1)[shown]  # (K, L * H, V)

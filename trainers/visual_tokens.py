@@ -20,6 +20,7 @@ what arrives of a black and of a white picture, is how much of the token is in t
 settings are.
 """
 
+import math
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -27,8 +28,9 @@ import numpy as np
 import PIL.Image
 import torch
 from torch import nn
-from transformers import BatchFeature, LlavaOnevisionModel, PreTrainedConfig, ProcessorMixin
+from transformers import BatchFeature, LlavaNextModel, LlavaOnevisionModel, PreTrainedConfig, ProcessorMixin
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
 
 # Of the vision towers that LLaVA models are built with.
@@ -70,6 +72,29 @@ def _llava_onevision(patches: torch.Tensor, batch: BatchFeature, config: PreTrai
     return torch.cat(packed)[:, 0]
 
 
+def _llava_next(patches: torch.Tensor, batch: BatchFeature, config: PreTrainedConfig) -> torch.Tensor:
+    features = _sequences(patches, config).unsqueeze(-1).split(batch["pixel_values"].shape[1])  # of each picture
+    size, pinpoints = config.vision_config.image_size, config.image_grid_pinpoints
+    counts = [image_size_to_num_patches(of, pinpoints, size) for of in batch["image_sizes"]]  # behind them is padding
+    packed, _ = LlavaNextModel.pack_image_features(
+        SimpleNamespace(config=config),
+        [of_picture[:count] for of_picture, count in zip(features, counts, strict=True)],
+        batch["image_sizes"],
+        config.vision_feature_select_strategy,
+        image_newline=torch.zeros(1),
+    )
+    return torch.cat(packed)[:, 0]
+
+
+def _gemma3(patches: torch.Tensor, batch: BatchFeature, config: PreTrainedConfig) -> torch.Tensor:
+    tokens_per_side = math.isqrt(config.mm_tokens_per_image)
+    return nn.functional.avg_pool2d(patches, patches.shape[-1] // tokens_per_side).flatten()
+
+
+def _internvl(patches: torch.Tensor, batch: BatchFeature, config: PreTrainedConfig) -> torch.Tensor:
+    return nn.functional.avg_pool2d(patches, round(1 / config.downsample_ratio)).flatten()
+
+
 def _idefics3(patches: torch.Tensor, batch: BatchFeature, config: PreTrainedConfig) -> torch.Tensor:
     return nn.functional.avg_pool2d(patches, config.scale_factor).flatten()
 
@@ -99,14 +124,18 @@ Merge = Callable[[torch.Tensor, BatchFeature, PreTrainedConfig], torch.Tensor]
 # From values of patches to those of the row's visual tokens, `(num_visual_tokens,)`, by model type.
 FAMILIES: dict[str, Merge] = {
     "fast_vlm": _all_patches,  # of a convolutional tower: the cells of its last feature map
+    "gemma3": _gemma3,
     "idefics3": _idefics3,
+    "internvl": _internvl,
     "lfm2_vl": _lfm2_vl,
     "llava": _llava,
+    "llava_next": _llava_next,
     "llava_onevision": _llava_onevision,
     "mllama": _mllama,
     "paligemma": _all_patches,
     "qwen2_5_vl": _qwen2_vl,
     "qwen2_vl": _qwen2_vl,
+    "qwen3_5": _qwen2_vl,
     "qwen3_vl": _qwen2_vl,
     "smolvlm": _idefics3,
 }
@@ -140,7 +169,7 @@ class VisualTokens:
                 f"{model_type!r}, but for the processors of {', '.join(FAMILIES)}."
             )
         tower = config.vision_config.model_type
-        if FAMILIES[model_type] in (_llava, _llava_onevision) and tower not in NUM_CLASS_TOKENS:
+        if FAMILIES[model_type] in (_llava, _llava_next, _llava_onevision) and tower not in NUM_CLASS_TOKENS:
             raise ValueError(
                 f"It is not known which visual tokens show what in a model of type {model_type!r} with a vision tower of "
                 f"type {tower!r}, but for {', '.join(NUM_CLASS_TOKENS)}."

@@ -78,7 +78,7 @@ def grounding_maps(
         attention ([`RegionAttention`], *optional*): Of the model, if it is no AGE-VLM.
     """
     if attention is not None:
-        return read_maps(model, processor, collator_for(model.config, processor)(rows), attention)
+        return read_maps(model, collator_for(model.config, processor)(rows), attention)
     batch = DataCollatorForGuidedVisionLanguageModeling(processor)(rows)
     inputs = looking_inputs(batch, model.device)
     cells = batch["region_masks"]
@@ -86,12 +86,10 @@ def grounding_maps(
 
 
 @torch.inference_mode()
-def read_maps(
-    model: PreTrainedModel, processor: ProcessorMixin, batch: dict[str, torch.Tensor], attention: RegionAttention
-) -> Grounding:
+def read_maps(model: PreTrainedModel, batch: dict[str, torch.Tensor], attention: RegionAttention) -> Grounding:
     """As `grounding_maps`, of a batch of rows for a model whose visual tokens stand among its words."""
     batch = {name: value.to(model.device) for name, value in batch.items()}
-    visual_tokens = batch["input_ids"] == processor.image_token_id
+    visual_tokens = batch["input_ids"] == model.config.image_token_id
     query_masks, regions = batch["query_masks"], batch["region_masks"]
     with attention.mapping(query_masks, visual_tokens) as reading:
         model.base_model(**without_targets(batch))

@@ -90,9 +90,9 @@ def look(
             continue
         if not example.region_masks:
             continue
-        seen = read_maps(model, collate.processor, batch, attention)
+        seen = read_maps(model, batch, attention)
         tokens = np.array(example.input_ids)
-        places = np.flatnonzero(tokens == collate.processor.image_token_id)
+        places = np.flatnonzero(tokens == collate.config.image_token_id)
         pictures = {n for n, cells in example.region_masks if cells is not None} if len(drawn) < NUM_LINES else {}
         footprints = {n: collate.visual_tokens.footprints(example.images, n, GRID) for n in pictures}
         drawn |= {number} if footprints else set()

@@ -92,7 +92,9 @@ def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
 def test_losses_and_gradients_are_those_of_eager_attention(family: str, heads: list[int] | None):
     input_ids, query_masks, region_masks, visual = regions()
     model = randomized(FAMILIES[family]()[0])
-    layers = [1, 2] if family == "LFM2-VL" else [0, 2]
+    kinds = getattr(model.config.get_text_config(), "layer_types", None) or 3 * [""]
+    attending = [n for n, kind in enumerate(kinds) if kind not in ("conv", "linear_attention")]
+    layers = [attending[0], attending[-1]]
     inputs = {"input_ids": input_ids, "use_cache": False}
     if family == "PaliGemma":
         inputs["token_type_ids"] = torch.ones_like(input_ids)  # causal, as what it is trained to write
@@ -100,7 +102,7 @@ def test_losses_and_gradients_are_those_of_eager_attention(family: str, heads: l
     model.set_attn_implementation("eager")
     outputs = model(**inputs, output_attentions=True)
     attentions = [a for a in outputs.attentions if a is not None]
-    expected, expected_masses = eager_masses([attentions[n - (family == "LFM2-VL")] for n in layers], heads)
+    expected, expected_masses = eager_masses([attentions[attending.index(n)] for n in layers], heads)
     (expected + outputs.logits.square().mean()).backward()
     expected_gradients, expected_logits = gradients(model), outputs.logits.detach()
 

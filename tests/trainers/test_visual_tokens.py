@@ -58,7 +58,7 @@ def made(family: str) -> Made:
         for name, weight in model.named_parameters():
             if weight.dim() > 1:
                 weight.normal_(std=weight[0].numel() ** -0.5)
-            if any(part in name for part in ("out_proj.", "o_proj.", "attn.proj.")):
+            if any(part in name for part in ("out_proj.", "o_proj.", "attn.proj.", "attention.projection_layer.")):
                 weight.zero_()
             if "position" in name or "pos_embed" in name:
                 weight.zero_()
@@ -172,11 +172,19 @@ BY_HAND: dict[str, list[tuple[Size, Callable[[np.ndarray], list]]]] = {
         ((32, 64), lambda mask: [16 * UNKNOWN, *np.pad(cells(mask, 8), [(0, 0), (0, 1)])]),
         ((32, 32), lambda mask: [*cells(mask, 8), *np.pad(cells(mask, 8), [(0, 0), (0, 1)])]),
     ],
+    "LLaVA-NeXT": [((32, 64), lambda mask: [16 * UNKNOWN, *np.pad(cells(mask, 8), [(0, 0), (0, 1)])])],
+    "LLaVA-NeXT, SigLIP": [((64, 32), lambda mask: [16 * UNKNOWN, *np.pad(cells(mask, 8), [(0, 0), (0, 1)])])],
+    "Gemma 3": [((32, 32), lambda mask: [*cells(mask, 16)])],
+    "InternVL": [
+        ((32, 32), lambda mask: [*cells(mask, 16)]),
+        ((64, 96), lambda mask: [*tiles(mask, 16), 4 * UNKNOWN]),
+    ],
     "Idefics3": [((64, 96), lambda mask: [*tiles(mask, 16), 4 * UNKNOWN])],
     "SmolVLM": [((96, 64), lambda mask: [*tiles(mask, 16), 4 * UNKNOWN])],
     "Qwen2-VL": [((48, 64), lambda mask: [*cells(mask, 16)])],
     "Qwen2.5-VL": [((48, 80), lambda mask: [*cells(mask, 16)])],
     "Qwen3-VL": [((48, 64), lambda mask: [*cells(mask, 16)])],
+    "Qwen3.5": [((48, 64), lambda mask: [*cells(mask, 16)])],
     "PaliGemma": [((32, 32), lambda mask: [*cells(mask, 8)])],
     "LFM2-VL": [
         ((32, 48), lambda mask: [*cells(mask, 16)]),
