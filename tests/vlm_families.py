@@ -29,6 +29,12 @@ from transformers import (
     Gemma3ImageProcessor,
     Gemma3Processor,
     Gemma3TextConfig,
+    Gemma4AudioFeatureExtractor,
+    Gemma4Config,
+    Gemma4ForConditionalGeneration,
+    Gemma4ImageProcessor,
+    Gemma4Processor,
+    Gemma4VideoProcessor,
     GemmaConfig,
     GotOcr2ImageProcessor,
     Idefics3Config,
@@ -230,6 +236,35 @@ def gemma3() -> Made:
     return Gemma3ForConditionalGeneration(config), processor
 
 
+def gemma4() -> Made:
+    """70 visual tokens of 3 x 3 patches at most. The last layer has the keys and values of that before it."""
+    names = {"image_token": "<|image|>", "boi_token": "<|image>", "eoi_token": "<image|>"}
+    names |= {"audio_token": "<|audio|>", "boa_token": "<|audio>", "eoa_token": "<audio|>"}
+    tokenizer, _ = with_tokens(*names.values(), "<|video|>")
+    tokenizer._set_model_specific_special_tokens(names)
+    ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in names.items()}
+    text = {"layer_types": ["full_attention", "sliding_attention", "full_attention"], "num_kv_shared_layers": 1}
+    text |= {"vocab_size_per_layer_input": TEXT["vocab_size"], "hidden_size_per_layer_input": 8, "global_head_dim": 16}
+    config = Gemma4Config(
+        text_config=TEXT | text,
+        vision_config=VISION | {"num_key_value_heads": 2, "head_dim": 8, "position_embedding_size": 100},
+        image_token_id=ids["image_token"],
+        boi_token_id=ids["boi_token"],
+        eoi_token_id=ids["eoi_token"],
+        boa_token_id=ids["boa_token"],
+        eoa_token_index=ids["eoa_token"],
+        audio_token_id=ids["audio_token"],
+        video_token_id=tokenizer.convert_tokens_to_ids("<|video|>"),
+    )
+    processor = Gemma4Processor(
+        Gemma4AudioFeatureExtractor(),
+        Gemma4ImageProcessor(patch_size=8, max_soft_tokens=70),
+        tokenizer,
+        Gemma4VideoProcessor(),
+    )
+    return Gemma4ForConditionalGeneration(config), processor
+
+
 def internvl() -> Made:
     names = {"context_image_token": "<IMG_CONTEXT>", "start_image_token": "<img>", "end_image_token": "</img>"}
     names["video_token"] = "<video>"
@@ -370,6 +405,7 @@ FAMILIES: dict[str, Callable[[], Made]] = {
     "LLaVA-NeXT": llava_next,
     "LLaVA-NeXT, SigLIP": lambda: llava_next("siglip", "full"),
     "Gemma 3": gemma3,
+    "Gemma 4": gemma4,
     "InternVL": internvl,
     "Idefics3": idefics3,
     "Idefics3, whole": lambda: idefics3(split=False),

@@ -91,6 +91,15 @@ def _gemma3(patches: torch.Tensor, batch: BatchFeature, config: PreTrainedConfig
     return nn.functional.avg_pool2d(patches, patches.shape[-1] // tokens_per_side).flatten()
 
 
+def _gemma4(patches: torch.Tensor, batch: BatchFeature, config: PreTrainedConfig) -> torch.Tensor:
+    tokens = []
+    for frame, places in zip(patches, batch["image_position_ids"], strict=True):
+        width, height = (places.amax(dim=0) + 1).tolist()
+        grid = frame[: height * width].view(1, height, width)  # without its padding
+        tokens.append(nn.functional.avg_pool2d(grid, config.vision_config.pooling_kernel_size).flatten())
+    return torch.cat(tokens)
+
+
 def _internvl(patches: torch.Tensor, batch: BatchFeature, config: PreTrainedConfig) -> torch.Tensor:
     return nn.functional.avg_pool2d(patches, round(1 / config.downsample_ratio)).flatten()
 
@@ -125,6 +134,7 @@ Merge = Callable[[torch.Tensor, BatchFeature, PreTrainedConfig], torch.Tensor]
 FAMILIES: dict[str, Merge] = {
     "fast_vlm": _all_patches,  # of a convolutional tower: the cells of its last feature map
     "gemma3": _gemma3,
+    "gemma4": _gemma4,
     "idefics3": _idefics3,
     "internvl": _internvl,
     "lfm2_vl": _lfm2_vl,

@@ -254,7 +254,8 @@ def test_what_other_pictures_would_change_is_not_cut_off():
 
 @pytest.mark.parametrize("sharded", [False, True])
 @pytest.mark.parametrize(
-    "family", ["LLaVA", "LLaVA-OneVision", "LLaVA-NeXT", "Gemma 3", "InternVL", "Qwen2.5-VL", "Qwen3.5", "SmolVLM"]
+    "family",
+    ["LLaVA", "LLaVA-OneVision", "LLaVA-NeXT", "Gemma 3", "Gemma 4", "InternVL", "Qwen2.5-VL", "Qwen3.5", "SmolVLM"],
 )
 def test_training_goes_on_with_the_saved_weights(family: str, sharded: bool, tmp_path: Path):
     """Also of families whose tensors are called otherwise in a file: as it goes on, and for the best model in the end."""

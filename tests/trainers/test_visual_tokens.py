@@ -175,6 +175,7 @@ BY_HAND: dict[str, list[tuple[Size, Callable[[np.ndarray], list]]]] = {
     "LLaVA-NeXT": [((32, 64), lambda mask: [16 * UNKNOWN, *np.pad(cells(mask, 8), [(0, 0), (0, 1)])])],
     "LLaVA-NeXT, SigLIP": [((64, 32), lambda mask: [16 * UNKNOWN, *np.pad(cells(mask, 8), [(0, 0), (0, 1)])])],
     "Gemma 3": [((32, 32), lambda mask: [*cells(mask, 16)])],
+    "Gemma 4": [((144, 240), lambda mask: [*cells(mask, 24)])],
     "InternVL": [
         ((32, 32), lambda mask: [*cells(mask, 16)]),
         ((64, 96), lambda mask: [*tiles(mask, 16), 4 * UNKNOWN]),
