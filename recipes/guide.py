@@ -17,8 +17,8 @@ Teaches the words of any VLM to look at what they mean: tunes it on rows with re
     accelerate launch recipes/guide.py --model_name_or_path Qwen/Qwen2.5-VL-3B-Instruct \\
         --dataset_name FILE_FOLDER_OR_HUB_ID --output_dir runs/guided --use_peft true --guidance_heads auto
 
-The VLM is one of transformers whose visual tokens stand among its words (LLaVA, LLaVA-NeXT, LLaVA-OneVision, FastVLM,
-SmolVLM, Idefics3, Qwen2-VL, Qwen2.5-VL, Qwen3-VL, Qwen3.5, Gemma 3, Gemma 4, InternVL, LFM2-VL). Its language model trains, whole or by
+The VLM is one of transformers whose visual tokens stand among its words (LLaVA, LLaVA-NeXT, LLaVA-OneVision, FastVLM, SmolVLM,
+Idefics3, Qwen2-VL, Qwen2.5-VL, Qwen3-VL, Qwen3.5, Gemma 3, Gemma 4, InternVL, LFM2-VL). Its language model trains, whole or by
 adapters; its vision tower stays. Rows are as for the stages, with the words and masks of `regions`. Some are held out: of their words,
 the share of attention inside the mask and whether its maximum is there are measured before and after (`guided.json`) and drawn
 (`guided.png`), beside the tuned model in `--output_dir`. `--help` lists every option.
