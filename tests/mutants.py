@@ -510,8 +510,26 @@ MUTANTS = [
     Mutant(
         "a mask drawn into the first picture of its row",
         VISUAL_TOKENS,
-        {"[[*blank[:n], mask, *blank[n + 1 :]] for n, mask": "[[mask, *blank[1:]] for _, mask"},
+        {"rows[k // COLORS][index][..., k % COLORS]": "rows[k // COLORS][0][..., k % COLORS]"},
         "test_visual_tokens.py",
+    ),
+    Mutant(
+        "colors of patches exchanged",
+        VISUAL_TOKENS,
+        {"for color in colors]).float()": "for color in reversed(colors)]).float()"},
+        "test_visual_tokens.py",
+    ),
+    Mutant(
+        "what is behind a picture's tiles taken for tiles",
+        VISUAL_TOKENS,
+        {"[of_picture[:count] for of_picture, count": "[of_picture[-count:] for of_picture, count"},
+        "test_visual_tokens.py",
+    ),
+    Mutant(
+        "the same token kinds for all models but Gemma 3",
+        ANY_VLM_COLLATOR,
+        {'is_gemma = self.config.model_type == "gemma3"': "is_gemma = False"},
+        "test_any_vlm.py",
     ),
     Mutant(
         "words sought where they stand without visual tokens",

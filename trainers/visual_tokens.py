@@ -17,12 +17,13 @@ Which visual tokens of any VLM of transformers show which part of a picture.
 What a processor does to a picture (resizing, padding, cropping, cutting into tiles, normalization) is linear in its
 pixels, up to rounding them. So a mask is drawn as a picture and handed to it: what arrives in a token's pixels, between
 what arrives of a black and of a white picture, is how much of the token is in the mask, whatever the processor's
-settings are.
+settings are. It does the same to each color, so that a picture carries three masks.
 """
 
 import math
 from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -35,18 +36,18 @@ from transformers.models.llava_next.modeling_llava_next import image_size_to_num
 
 # Of the vision towers that LLaVA models are built with.
 NUM_CLASS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0}
-BLACK, WHITE = False, True
-MOST_ROWS = 8  # of masks that the processor is given at once
-MOST_FOOTPRINTS = 16  # that are kept: pictures of a data set often have one of a few sizes
+COLORS = 3  # each carries a mask of its own
+MOST_ROWS = 8  # of pictures of masks that the processor is given at once
+MOST_KEPT = 16  # sizes of pictures: those of a data set often have one of a few
 
 
-def _grids(batch: BatchFeature, patch_size: int) -> torch.Tensor:
-    """What is in each patch on average: `(num_frames, height, width)`, or without a grid what comes as patches."""
-    values = batch["pixel_values"]
-    if values.dim() < 4:  # (..., num_patches, values of a patch)
-        return values.mean(dim=-1)
-    frames = values.mean(dim=-3).flatten(0, -3)  # of rows, pictures and tiles, as far as a model has them
-    return nn.functional.avg_pool2d(frames, patch_size)
+def _kept(kept: dict[tuple, Any], key: tuple, make: Callable[[], Any]) -> Any:
+    """What is made for a key, or was for one of the last ones."""
+    if key not in kept:
+        if len(kept) == MOST_KEPT:
+            del kept[next(iter(kept))]
+        kept[key] = make()
+    return kept[key]
 
 
 def _sequences(patches: torch.Tensor, config: PreTrainedConfig) -> torch.Tensor:
@@ -186,10 +187,10 @@ class VisualTokens:
             )
         self.processor, self.config = processor, config
         self._merge = FAMILIES[model_type]
-        # Of the last row's pictures, by their sizes: regions are asked for one after another.
-        self._sizes: list[tuple[int, int]] = []
-        self._ends: tuple[torch.Tensor, torch.Tensor, BatchFeature] | None = None
-        self._footprints: dict[tuple, torch.Tensor] = {}  # by pictures' sizes, of the last ones
+        self._colors: torch.Tensor | None = None  # where they are in a patch, if pictures come as such
+        # By the sizes of a row's pictures, of the last ones
+        self._ends: dict[tuple, tuple[torch.Tensor, torch.Tensor, BatchFeature]] = {}
+        self._footprints: dict[tuple, torch.Tensor] = {}
 
     def coverage(self, images: list[PIL.Image.Image], regions: list[tuple[int, np.ndarray]]) -> torch.Tensor:
         """
@@ -220,14 +221,9 @@ class VisualTokens:
                 )
         if not images:
             return torch.zeros(0, 0)
-        blank = [np.full((image.height, image.width), BLACK) for image in images]
         sizes = [image.size for image in images]
-        if self._ends is None or sizes != self._sizes:
-            black, batch = self._seen([blank])
-            white, _ = self._seen([[np.full_like(mask, WHITE) for mask in blank]])
-            self._sizes, self._ends = sizes, (black[0], white[0], batch)
-        black, white, batch = self._ends
-        nothing = self._merge(torch.zeros_like(black), batch, self.config)
+        black, white, batch = _kept(self._ends, tuple(sizes), lambda: self._blank(sizes))
+        nothing = self._merge(torch.zeros_like(black[0]), batch, self.config)
         written = int((batch["input_ids"] == self.config.image_token_id).sum())
         if self._merge is not _mllama and written != len(nothing):
             raise ValueError(
@@ -235,12 +231,15 @@ class VisualTokens:
                 "its settings are not those of the model's configuration."
             )
         coverages = [nothing.new_zeros(0, len(nothing))]
-        for first in range(0, len(regions), MOST_ROWS):
-            rows = [[*blank[:n], mask, *blank[n + 1 :]] for n, mask in regions[first : first + MOST_ROWS]]
-            for arrived in self._seen(rows)[0]:
-                # Where the picture is not, both are the same; next to it, resizing may overshoot and turn them around.
-                patches = torch.where(white > black, (arrived - black) / (white - black), 0).clamp(0, 1)
-                coverages.append(self._merge(patches, batch, self.config)[None])
+        for first in range(0, len(regions), COLORS * MOST_ROWS):
+            chunk = regions[first : first + COLORS * MOST_ROWS]
+            rows = [self._row(sizes) for _ in range(-(-len(chunk) // COLORS))]
+            for k, (index, mask) in enumerate(chunk):
+                rows[k // COLORS][index][..., k % COLORS] = 255 * mask
+            # Where the picture is not, both are the same; next to it, resizing may overshoot and turn them around.
+            arrived, _ = self._seen(rows)
+            patches = torch.where(white > black, (arrived - black) / (white - black), 0).clamp(0, 1)
+            coverages += [self._merge(of, batch, self.config)[None] for of in patches.flatten(0, 1)[: len(chunk)]]
         return torch.cat(coverages)
 
     def footprints(self, images: list[PIL.Image.Image], index: int, grid: tuple[int, int]) -> torch.Tensor:
@@ -250,11 +249,7 @@ class VisualTokens:
         are taken for rectangles, so that a row and a column of cells say where they are.
         """
         place = (*(image.size for image in images), index, grid)
-        if place not in self._footprints:
-            if len(self._footprints) == MOST_FOOTPRINTS:
-                del self._footprints[next(iter(self._footprints))]
-            self._footprints[place] = self._drawn(images, index, grid)
-        return self._footprints[place]
+        return _kept(self._footprints, place, lambda: self._drawn(images, index, grid))
 
     def _drawn(self, images: list[PIL.Image.Image], index: int, grid: tuple[int, int]) -> torch.Tensor:
         """As `footprints`, from what arrives of rows and columns of cells."""
@@ -266,14 +261,48 @@ class VisualTokens:
         placed = torch.einsum("rs,cs->src", *shares)
         return placed / placed.sum(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(placed.dtype).tiny)
 
+    @staticmethod
+    def _row(sizes: list[tuple[int, int]], color: int | slice = slice(0), value: int = 0) -> list[np.ndarray]:
+        """Pictures that are black, but for some colors."""
+        pictures = [np.zeros((height, width, COLORS), dtype=np.uint8) for width, height in sizes]
+        for picture in pictures:
+            picture[..., color] = value
+        return pictures
+
+    def _blank(self, sizes: list[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor, BatchFeature]:
+        """What arrives of black and of white pictures, and all that the processor makes of them but for their values."""
+        (black,), batch = self._seen([self._row(sizes)])
+        (white,), _ = self._seen([self._row(sizes, slice(None), 255)])
+        batch["pixel_values"] = batch["pixel_values"].new_empty(()).expand(batch["pixel_values"].shape)
+        return black, white, batch
+
+    def _processed(self, rows: list[list[np.ndarray]]) -> BatchFeature:
+        texts = [self.processor.image_token * len(of_row) for of_row in rows]
+        images = [[PIL.Image.fromarray(picture) for picture in of_row] for of_row in rows]
+        return self.processor(text=texts, images=images, return_tensors="pt")
+
     def _seen(self, rows: list[list[np.ndarray]]) -> tuple[torch.Tensor, BatchFeature]:
-        """What arrives of rows of masks in each patch, `(num_rows, ...)`, and all that the processor makes of them."""
-        images = [
-            [PIL.Image.fromarray(mask.astype(np.uint8) * 255).convert("RGB") for mask in masks] for masks in rows
-        ]
-        texts = [self.processor.image_token * len(of_row) for of_row in images]
-        batch = self.processor(text=texts, images=images, return_tensors="pt")
-        # A timm tower's configuration does not say it.
-        patch_size = getattr(self.config.vision_config, "patch_size", None) or self.processor.patch_size
-        patches = _grids(batch, patch_size)
-        return patches.view(len(rows), -1, *patches.shape[1:]), batch  # rows of pictures of the same sizes
+        """
+        What arrives of rows of pictures of the same sizes in each patch on average, by color, `(num_rows, COLORS, num_frames, height,
+        width)`, or without a grid `(num_rows, COLORS, ...)` as patches come, and all that the processor makes of them.
+        """
+        batch = self._processed(rows)
+        values = batch["pixel_values"]
+        if values.dim() < 4:  # (..., num_patches, values of a patch)
+            patches = torch.einsum("...v,cv->c...", values, self._color_shares())
+        else:
+            # A timm tower's configuration does not say it.
+            patch_size = getattr(self.config.vision_config, "patch_size", None) or self.processor.patch_size
+            frames = values.flatten(0, -4)  # of rows, pictures and tiles, as far as a model has them
+            patches = nn.functional.avg_pool2d(frames, patch_size).transpose(0, 1)
+        return patches.reshape(COLORS, len(rows), -1, *patches.shape[2:]).transpose(0, 1), batch
+
+    def _color_shares(self) -> torch.Tensor:
+        """Which of a patch's values are of which color, `(COLORS, num_values)`, each row summing to 1."""
+        if self._colors is None:
+            size = [(512, 512)]
+            rows = [self._row(size), *(self._row(size, color, 255) for color in range(COLORS))]
+            black, *colors = self._processed(rows)["pixel_values"].unflatten(0, (len(rows), -1))
+            differ = torch.stack([(color != black).flatten(0, -2).any(dim=0) for color in colors]).float()
+            self._colors = differ / differ.sum(dim=1, keepdim=True)
+        return self._colors

@@ -31,7 +31,7 @@ from transformers import (
 )
 from vlm_families import FAMILIES, VISION, Made
 
-from trainers.visual_tokens import MOST_FOOTPRINTS, VisualTokens
+from trainers.visual_tokens import COLORS, MOST_KEPT, VisualTokens
 
 
 Size = tuple[int, int]  # height and width
@@ -130,18 +130,18 @@ def test_coverage_is_what_tokens_depend_on(family: str, row: str):
     # All patches in a token count alike, if they are not interpolated; of those of a merged token the weights differ.
     weights = depends.abs() if family == "LLaVA-OneVision" else (depends != 0).float()
 
-    def seen(index: int, mask: np.ndarray) -> torch.Tensor:
-        """What each token sees of a mask in a picture."""
-        values = pixel_values(processor, [*black[:index], mask, *black[index + 1 :]])
-        return (weights * (values - lowest)).flatten(1).sum(dim=1)
+    def seen(index: int, mask: np.ndarray, color: int) -> torch.Tensor:
+        """What each token sees of a mask in a picture, in a color: where padding is no gray, they are rounded apart."""
+        parts = weights * (pixel_values(processor, [*black[:index], mask, *black[index + 1 :]]) - lowest)
+        return (parts if lowest.dim() < 4 else parts.select(-3, color)).flatten(1).sum(dim=1)
 
     black = [np.zeros(size, dtype=bool) for size in sizes]
     lowest = pixel_values(processor, black)
-    for (index, mask), coverage in zip(regions, found, strict=True):
-        if mask.all():  # the first of each picture
-            whole = seen(index, mask)
+    for k, ((index, mask), coverage) in enumerate(zip(regions, found, strict=True)):
+        if mask.all():
             assert coverage.max() == 1
-        expected = torch.where(whole > 0, seen(index, mask) / whole, 0).clamp(0, 1)
+        whole = seen(index, np.ones_like(mask), k % COLORS)
+        expected = torch.where(whole > 0, seen(index, mask, k % COLORS) / whole, 0).clamp(0, 1)
         torch.testing.assert_close(coverage, expected, rtol=0, atol=2e-5)
 
 
@@ -273,7 +273,7 @@ def test_footprints_are_where_tokens_look(family: str):
 def test_footprints_are_drawn_once_for_pictures_of_the_same_sizes(monkeypatch: pytest.MonkeyPatch):
     model, processor = made("SmolVLM")
     visual_tokens = VisualTokens(processor, model.config)
-    pictures = {side: PIL.Image.new("RGB", (side, 30)) for side in range(20, 20 + MOST_FOOTPRINTS + 1)}
+    pictures = {side: PIL.Image.new("RGB", (side, 30)) for side in range(20, 20 + MOST_KEPT + 1)}
     first = visual_tokens.footprints([pictures[20], pictures[21]], 1, (4, 4))
     monkeypatch.setattr(visual_tokens, "coverage", lambda *arguments: pytest.fail("they are drawn again"))
     assert visual_tokens.footprints([PIL.Image.new("L", (20, 30)), pictures[21]], 1, (4, 4)) is first
@@ -288,4 +288,4 @@ def test_footprints_are_drawn_once_for_pictures_of_the_same_sizes(monkeypatch: p
         assert torch.equal(visual_tokens.footprints(*other), fresh) and not torch.equal(fresh, first)
     for picture in pictures.values():
         visual_tokens.footprints([picture], 0, (2, 2))
-    assert len(visual_tokens._footprints) == MOST_FOOTPRINTS
+    assert len(visual_tokens._footprints) == MOST_KEPT == len(visual_tokens._ends)
