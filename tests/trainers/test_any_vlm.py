@@ -14,11 +14,14 @@
 """Other VLMs of transformers, collated and trained as AGE-VLM is."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import trl
 from datasets import Dataset
 from pages import PAGES, blocks
 from peft import LoraConfig
@@ -237,6 +240,44 @@ def test_answers_of_published_templates_end(family: str, template: str, expected
     end = tokenizer.convert_tokens_to_ids(ends[0].rpartition(".")[2])
     eos = model.generation_config.eos_token_id
     assert end in (eos if isinstance(eos, list) else [eos, tokenizer.eos_token_id])
+
+
+# The templates of checkpoints on the Hub, which TRL keeps copies of; what is trained of an answer to "Is there a cup?"
+OF_THE_HUB = {
+    "gemma3": ("Gemma 3", "Yes, a cup.<end_of_turn>"),
+    "gemma4_v5": ("Gemma 4", "Yes, a cup.<turn|>"),
+    "idefics3": ("Idefics3", " Yes, a cup.<end_of_utterance>"),
+    "lfm2_2_5_vl": ("LFM2-VL", "Yes, a cup.<|im_end|>"),
+    "llava_next": ("LLaVA-NeXT", " Yes, a cup.</s>"),
+    "qwen2_5_vl": ("Qwen2.5-VL", "Yes, a cup.<|im_end|>"),
+    "qwen3_vl": ("Qwen3-VL", "Yes, a cup.<|im_end|>"),
+    "qwen3_5_nothink": ("Qwen3.5", None),  # it writes earlier answers without the thoughts that it prompts for
+    "smolvlm": ("SmolVLM", " Yes, a cup.<end_of_utterance>"),
+}
+
+
+@pytest.mark.parametrize("name", OF_THE_HUB)
+def test_templates_of_the_hub_say_what_is_answered(name: str):
+    file = Path(trl.__file__).parent / f"chat_templates/{name}.jinja"
+    if not file.exists():
+        pytest.skip("not among this TRL's templates")
+    family, first = OF_THE_HUB[name]
+    model, processor = VLM_FAMILIES[family]()
+    tokenizer, processor.chat_template = processor.tokenizer, file.read_text(encoding="utf-8")
+    special = sorted({*re.findall(r"<[|/]?[a-z_]+[|]?>", processor.chat_template)})
+    tokenizer.add_special_tokens({"extra_special_tokens": special}, replace_extra_special_tokens=False)
+    said = ("Is there a cup?", "Yes, a cup.", "And a dog?", "No.")
+    messages = [{"role": role, "content": text} for role, text in zip(("user", "assistant") * 2, said, strict=True)]
+    regions = [region(text="a cup", message=1), ABSENT | {"message": 2}]
+    example = collator_for(model.config, processor).read_row(row(messages=messages, regions=regions))
+    labels = np.array(example.labels)
+    turns = np.split(labels, np.flatnonzero(np.diff(labels == -100)) + 1)
+    answers = [tokenizer.decode(turn) for turn in turns if turn[0] != -100]
+    expected = [first, first.replace("Yes, a cup.", "No.")] if first else ["No.<|im_end|>"]
+    assert answers == expected
+    ids = np.array(example.input_ids)
+    assert [tokenizer.decode(ids[query]).strip() for query in example.query_masks] == ["a cup", "dog"]
+    assert (ids == model.config.image_token_id).sum() == len(example.region_masks[0][1])
 
 
 def test_what_other_pictures_would_change_is_not_cut_off():
