@@ -514,6 +514,12 @@ MUTANTS = [
         "test_visual_tokens.py",
     ),
     Mutant(
+        "layers that cannot see a region count",
+        REGION_ATTENTION,
+        {"torch.where(self.is_absent, means[0] > 0, means[2] > 0)": "(means[0] >= 0)"},
+        "test_guidance_of_others.py",
+    ),
+    Mutant(
         "colors of patches exchanged",
         VISUAL_TOKENS,
         {"for color in colors]).float()": "for color in reversed(colors)]).float()"},

@@ -131,15 +131,20 @@ class DataCollatorForAnyVisionLanguageModel(DataCollatorForGuidedVisionLanguageM
 
         tokens = super()._tokenize(expanded, [moved(place) for place in prompt_ends], images)
         starts, ends, pictures = tokens.starts.copy(), tokens.ends.copy(), []
+        outside = tokens.input_ids == self.config.image_token_id
         for place in replaced:
             first, stop = place["new_span"]
             inside = (tokens.starts >= first) & (tokens.starts < stop)
             pictures.append((int(inside.argmax()), int(inside.argmax() + inside.sum())))
+            outside &= ~inside
             starts[inside] = ends[inside] = place["span"][0]
             behind = tokens.starts >= stop
             grown = len(place["replacement"]) - len(place["text"])
             starts[behind] -= grown
             ends[behind] -= grown
+        if outside.any():  # Gemma 3's is another one than the placeholder
+            token = self.processor.tokenizer.convert_ids_to_tokens(self.config.image_token_id)
+            raise ValueError(f"the token of pictures, {token}, stands among its words")
         return Tokens(tokens.input_ids, starts, ends, pictures)
 
     def _region_cells(

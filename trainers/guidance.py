@@ -87,7 +87,10 @@ def guidance_loss(
 
 
 def guidance_loss_from_mass(
-    masses: tuple[torch.Tensor, ...], region_masks: torch.Tensor, uniform_mass: torch.Tensor
+    masses: tuple[torch.Tensor, ...],
+    region_masks: torch.Tensor,
+    uniform_mass: torch.Tensor,
+    sees: tuple[torch.Tensor, ...] | None = None,
 ) -> GuidanceLoss:
     """
     [`guidance_loss`] normalized by `"sum"`, which needs no map: only how much of the attention falls inside each region.
@@ -100,6 +103,9 @@ def guidance_loss_from_mass(
             1 inside the region, 0 outside. A mask that is 0 throughout is not guided.
         uniform_mass (`torch.Tensor` of shape `(batch_size, num_regions)`):
             That share for even attention. A region that no word of its query sees has 0 and is not guided.
+        sees (`tuple[torch.Tensor]`, *optional*):
+            Of the same shape per guided layer: False where the layer's window does not reach from the query to its region, which is
+            left out of the region's mean over the layers. All see by default.
 
     Returns:
         [`GuidanceLoss`]; all zero if no region is guided.
@@ -112,14 +118,18 @@ def guidance_loss_from_mass(
             f"`region_masks` of shape {tuple(region_masks.shape)} needs at least one layer's masses of shape "
             f"{tuple(region_masks.shape[:2])}, but they have shapes {[tuple(m.shape) for m in masses]}."
         )
-    guided = uniform_mass > 0
     mass = torch.stack(masses).float()  # (num_layers, batch_size, num_regions)
     dice = 2 * mass / (region_masks.float().sum(dim=-1) + 1)
+    seeing = (uniform_mass > 0).expand_as(mass)
+    if sees is not None:
+        seeing = seeing & torch.stack(sees)
+    guided, num_layers = seeing.any(dim=0), seeing.sum(dim=0).clamp(min=1)
+    losses = torch.where(seeing, _negative_log(dice), 0.0).sum(dim=0) / num_layers
     return GuidanceLoss(
-        loss=_mean(_negative_log(dice), guided),
+        loss=losses.sum() / guided.sum().clamp(min=1),
         is_guided=guided,
-        in_mask_mass=torch.where(guided, mass.detach().mean(dim=0), 0.0),
-        uniform_mass=uniform_mass,
+        in_mask_mass=torch.where(seeing, mass.detach(), 0.0).sum(dim=0) / num_layers,
+        uniform_mass=torch.where(guided, uniform_mass, 0.0),
     )
 
 

@@ -384,7 +384,7 @@ class GuidedSFTTrainer(CheckpointMixin, EvaluationMixin, HubMixin, SFTTrainer):
         if region_masks is not None:
             # With label smoothing, TRL runs the model a second time, without gradients.
             if read is not None:
-                guidance = guidance_loss_from_mass(read.masses, region_masks, read.uniform_mass)
+                guidance = guidance_loss_from_mass(read.masses, region_masks, read.uniform_mass, read.sees)
             else:
                 guidance = self._guidance(base_outputs[0] if base_outputs else None, region_masks, by_mass)
             is_absent = (region_masks[..., -1] > 0) & self._tells_absent

@@ -81,7 +81,10 @@ class RegionReading:
         uniform = (seen * regions).sum(dim=-1) / seen.sum(dim=-1).clamp(min=1)
         can_look = query_masks.any(dim=-1) & (seen.sum(dim=-1) > 0)
         self.uniform_mass = torch.where(self.is_absent, 1.0, uniform) * can_look
-        """Share of even attention on the picture that lies in each region, `(B, K)`; 1 for what is absent, 0 if it is not read."""
+        """
+        Share of even attention on the picture that lies in each region, `(B, K)`, windows of layers aside; 1 for what is absent, 0 if
+        it is not read.
+        """
 
     def keep(self, layer: int, parts: Iterable[torch.Tensor]) -> None:
         """Takes what the attention of a layer made of the channels, some of them at a time, `(B, T, H, C)` in all."""
@@ -101,15 +104,26 @@ class RegionReading:
         It is what [`guidance_loss_from_mass`] takes. Raises `ValueError` if the model ran past a layer.
         """
         masses = []
-        for layer, found in in_order(self.found, self.heads):
-            heads = self.heads[layer]
-            found = found if heads is None else found[:, :, list(heads)]
-            on_picture, off_picture, in_region = found.mean(dim=2)
+        for on_picture, off_picture, in_region in self._means():
             least = torch.finfo(on_picture.dtype).tiny
             present = in_region / on_picture.clamp(min=least)
             absent = (off_picture + in_region) / (on_picture + off_picture).clamp(min=least)
             masses.append(torch.where(self.is_absent, absent, present))
         return tuple(masses)
+
+    @property
+    def sees(self) -> tuple[torch.BoolTensor, ...]:
+        """
+        For each layer, `(B, K)`: whether its window reaches from the words of each query to their region, or to a picture if they mean
+        nothing in it.
+        """
+        return tuple(torch.where(self.is_absent, means[0] > 0, means[2] > 0) for means in self._means())
+
+    def _means(self) -> Iterator[torch.Tensor]:
+        """What was found in each layer, a mean over the heads that are read."""
+        for layer, found in in_order(self.found, self.heads):
+            heads = self.heads[layer]
+            yield (found if heads is None else found[:, :, list(heads)]).mean(dim=2)
 
 
 def in_order(found: Mapping[int, torch.Tensor], heads: Mapping[int, Any]) -> list[tuple[int, torch.Tensor]]:
@@ -203,6 +217,11 @@ def register(name: str) -> str:
             f"The model's attention is computed by {name!r}, which is no function of transformers' attention interface: load it with "
             f"`attn_implementation` set to one of {known}."
         )
+    if "flash" in name:
+        raise ValueError(
+            f"Regions cannot be read in {name!r}, which transformers looks up by its own name: load the model with "
+            "`attn_implementation` set to sdpa, which has flash kernels of its own."
+        )
     guided = PREFIX + name
     if guided not in ALL_ATTENTION_FUNCTIONS:
         ALL_ATTENTION_FUNCTIONS.register(guided, with_region_channels(ALL_ATTENTION_FUNCTIONS[name]))
@@ -218,7 +237,7 @@ class RegionAttention:
     attention = RegionAttention(model, layers=[8, 9])
     with attention.reading(query_masks, region_masks, input_ids == model.config.image_token_id) as reading:
         outputs = model(input_ids=input_ids, **pictures)
-    guidance = guidance_loss_from_mass(reading.masses, region_masks, reading.uniform_mass)
+    guidance = guidance_loss_from_mass(reading.masses, region_masks, reading.uniform_mass, reading.sees)
     ```
 
     The model computes what it did, its attention included; it only gets values that are wider in the layers that are read. Works

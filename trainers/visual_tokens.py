@@ -37,7 +37,9 @@ from transformers.models.llava_next.modeling_llava_next import image_size_to_num
 # Of the vision towers that LLaVA models are built with.
 NUM_CLASS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0}
 COLORS = 3  # each carries a mask of its own
-MOST_ROWS = 8  # of pictures of masks that the processor is given at once
+MOST_PIXELS = 2**21  # of masks that the processor is given at once, or one row of pictures
+# What is read of what a processor makes, besides its values
+SHAPES = ("image_sizes", "image_position_ids", "spatial_shapes")
 MOST_KEPT = 16  # sizes of pictures: those of a data set often have one of a few
 
 
@@ -187,9 +189,9 @@ class VisualTokens:
             )
         self.processor, self.config = processor, config
         self._merge = FAMILIES[model_type]
-        self._colors: torch.Tensor | None = None  # where they are in a patch, if pictures come as such
+        self._colors: torch.Tensor | None = None  # in which values they arrive
         # By the sizes of a row's pictures, of the last ones
-        self._ends: dict[tuple, tuple[torch.Tensor, torch.Tensor, BatchFeature]] = {}
+        self._ends: dict[tuple, tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor], int]] = {}
         self._footprints: dict[tuple, torch.Tensor] = {}
 
     def coverage(self, images: list[PIL.Image.Image], regions: list[tuple[int, np.ndarray]]) -> torch.Tensor:
@@ -222,17 +224,17 @@ class VisualTokens:
         if not images:
             return torch.zeros(0, 0)
         sizes = [image.size for image in images]
-        black, white, batch = _kept(self._ends, tuple(sizes), lambda: self._blank(sizes))
+        black, white, batch, written = _kept(self._ends, tuple(sizes), lambda: self._blank(sizes))
         nothing = self._merge(torch.zeros_like(black[0]), batch, self.config)
-        written = int((batch["input_ids"] == self.config.image_token_id).sum())
         if self._merge is not _mllama and written != len(nothing):
             raise ValueError(
                 f"{type(self.processor).__name__} writes {written} visual tokens where the model has {len(nothing)}: "
                 "its settings are not those of the model's configuration."
             )
         coverages = [nothing.new_zeros(0, len(nothing))]
-        for first in range(0, len(regions), COLORS * MOST_ROWS):
-            chunk = regions[first : first + COLORS * MOST_ROWS]
+        step = COLORS * max(1, MOST_PIXELS // sum(width * height for width, height in sizes))
+        for first in range(0, len(regions), step):
+            chunk = regions[first : first + step]
             rows = [self._row(sizes) for _ in range(-(-len(chunk) // COLORS))]
             for k, (index, mask) in enumerate(chunk):
                 rows[k // COLORS][index][..., k % COLORS] = 255 * mask
@@ -269,12 +271,15 @@ class VisualTokens:
             picture[..., color] = value
         return pictures
 
-    def _blank(self, sizes: list[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor, BatchFeature]:
-        """What arrives of black and of white pictures, and all that the processor makes of them but for their values."""
+    def _blank(self, sizes: list[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor], int]:
+        """What arrives of black and of white pictures, what `_merge` reads besides, and the number of visual tokens."""
+        if self._colors is None:
+            self._colors = self._color_shares(sizes)
         (black,), batch = self._seen([self._row(sizes)])
         (white,), _ = self._seen([self._row(sizes, slice(None), 255)])
-        batch["pixel_values"] = batch["pixel_values"].new_empty(()).expand(batch["pixel_values"].shape)
-        return black, white, batch
+        shapes = {name: batch[name] for name in SHAPES if name in batch}
+        shapes["pixel_values"] = batch["pixel_values"].new_empty(()).expand(batch["pixel_values"].shape)
+        return black, white, shapes, int((batch["input_ids"] == self.config.image_token_id).sum())
 
     def _processed(self, rows: list[list[np.ndarray]]) -> BatchFeature:
         texts = [self.processor.image_token * len(of_row) for of_row in rows]
@@ -287,22 +292,29 @@ class VisualTokens:
         width)`, or without a grid `(num_rows, COLORS, ...)` as patches come, and all that the processor makes of them.
         """
         batch = self._processed(rows)
-        values = batch["pixel_values"]
+        values = batch["pixel_values"].float()
         if values.dim() < 4:  # (..., num_patches, values of a patch)
-            patches = torch.einsum("...v,cv->c...", values, self._color_shares())
+            patches = torch.einsum("...v,cv->c...", values, self._colors)
         else:
             # A timm tower's configuration does not say it.
             patch_size = getattr(self.config.vision_config, "patch_size", None) or self.processor.patch_size
             frames = values.flatten(0, -4)  # of rows, pictures and tiles, as far as a model has them
-            patches = nn.functional.avg_pool2d(frames, patch_size).transpose(0, 1)
+            patches = torch.einsum("nvhw,cv->cnhw", nn.functional.avg_pool2d(frames, patch_size), self._colors)
         return patches.reshape(COLORS, len(rows), -1, *patches.shape[2:]).transpose(0, 1), batch
 
-    def _color_shares(self) -> torch.Tensor:
-        """Which of a patch's values are of which color, `(COLORS, num_values)`, each row summing to 1."""
-        if self._colors is None:
-            size = [(512, 512)]
-            rows = [self._row(size), *(self._row(size, color, 255) for color in range(COLORS))]
-            black, *colors = self._processed(rows)["pixel_values"].unflatten(0, (len(rows), -1))
-            differ = torch.stack([(color != black).flatten(0, -2).any(dim=0) for color in colors]).float()
-            self._colors = differ / differ.sum(dim=1, keepdim=True)
-        return self._colors
+    def _color_shares(self, sizes: list[tuple[int, int]]) -> torch.Tensor:
+        """
+        In which values of a patch, or channels of a frame, each color arrives: `(COLORS, num_values)`, each row summing to 1. Raises
+        `ValueError` unless each has its own.
+        """
+        rows = [self._row(sizes), *(self._row(sizes, color, 255) for color in range(COLORS))]
+        values = self._processed(rows)["pixel_values"]
+        values = values.flatten(0, -2) if values.dim() < 4 else values.movedim(-3, -1).flatten(0, -2)
+        black, *colors = values.unflatten(0, (len(rows), -1))
+        differ = torch.stack([(color != black).any(dim=0) for color in colors]).float()
+        if not (differ.any(dim=1).all() and (differ.sum(dim=0) <= 1).all()):
+            raise ValueError(
+                f"{type(self.processor.image_processor).__name__} mixes the colors of pictures or drops some, so that masks cannot be "
+                "followed through it: have it make three channels of three."
+            )
+        return differ / differ.sum(dim=1, keepdim=True)

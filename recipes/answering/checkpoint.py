@@ -13,6 +13,7 @@
 # limitations under the License.
 """Loading a checkpoint: whatever is wrong with one ends in a sentence that says which part it is."""
 
+import copy
 import inspect
 import json
 import math
@@ -38,6 +39,8 @@ from transformers.utils import (
     ADAPTER_CONFIG_NAME,
     CONFIG_NAME,
     GENERATION_CONFIG_NAME,
+    IMAGE_PROCESSOR_NAME,
+    PROCESSOR_NAME,
     SAFE_WEIGHTS_INDEX_NAME,
     SAFE_WEIGHTS_NAME,
     cached_file,
@@ -50,6 +53,8 @@ from recipes.answering.answers import one_question, prompts
 
 MOST_LABELS = 1000  # which any configuration may have
 FLOATS = ("F64", "F32", "F16", "BF16")  # as safetensors names what weights are stored as
+# Fields of JSON files that name other checkpoints, or other files
+ELSEWHERE = ("backbone", "class_info_file", "repo_path", "transformers_weights")
 # What timm asks for besides a model's arguments
 LOADING = {*inspect.signature(timm.create_model).parameters} - {"kwargs"}
 # Of a generation_config.json
@@ -78,6 +83,16 @@ def entries(value: Any) -> Iterator[tuple[str, Any]]:
         yield from entries(inner)
 
 
+def check_entry(key: str, value: Any) -> None:
+    """Raises `ValueError` if a field of a checkpoint's JSON file would have code, another checkpoint or other files read."""
+    if key.endswith("_implementation") and "/" in str(value):
+        raise ValueError(f"`{key}` names a repository of kernels ({value!r}), whose code would run")
+    if key == "num_labels" and not (type(value) is int and 0 <= value <= MOST_LABELS):  # makes as many names
+        raise ValueError(f"`num_labels` of {str(value)[:60]} is of a classifier, which this model is not")
+    if key in ELSEWHERE and value is not None:
+        raise ValueError(f"`{key}` ({value!r}) would read what is not of this checkpoint")
+
+
 def read_entries(name: str, revision: str = "main") -> dict[str, Any]:
     """A checkpoint's configuration as it is written. Raises `ValueError` if it has none, or one that names code to fetch."""
     if Path(name).is_dir() and not (Path(name) / CONFIG_NAME).exists():
@@ -87,10 +102,7 @@ def read_entries(name: str, revision: str = "main") -> dict[str, Any]:
         if not isinstance(config, dict):
             raise ValueError("it is no JSON object")
         for key, value in entries(config):
-            if key.endswith("_implementation") and "/" in str(value):
-                raise ValueError(f"`{key}` names a repository of kernels ({value!r}), whose code would run")
-            if key == "num_labels" and not (type(value) is int and 0 <= value <= MOST_LABELS):  # makes as many names
-                raise ValueError(f"`num_labels` of {str(value)[:60]} is of a classifier, which this model is not")
+            check_entry(key, value)
     return config
 
 
@@ -101,21 +113,6 @@ def read_config(name: str, revision: str) -> AgeVlmConfig:
         raise ValueError(f"its {CONFIG_NAME} is of model type {model_type!r}")
     with loading(f"its {CONFIG_NAME}"):
         return AgeVlmConfig.from_pretrained(name, revision=revision)
-
-
-def check_tower(config: PreTrainedConfig) -> None:
-    """
-    Raises `ValueError` if a VLM's vision tower is one that timm would fetch, or read from a file that its arguments name.
-    """
-    vision = getattr(config, "vision_config", None)
-    name = getattr(vision, "architecture", getattr(vision, "backbone", None))
-    if name is None:
-        return
-    if not timm.is_model(str(name)):
-        raise ValueError(f"its vision tower is {name!r}, which is no name in timm's registry")
-    others = sorted(LOADING & (getattr(vision, "model_args", None) or {}).keys())
-    if others:
-        raise ValueError(f"`model_args` of its vision tower has `{others[0]}`, which would read other files")
 
 
 def weight_files(name: str, revision: str) -> list[str]:
@@ -129,6 +126,8 @@ def weight_files(name: str, revision: str) -> list[str]:
         raise ValueError(
             f"it holds an adapter ({ADAPTER_CONFIG_NAME}), which has to be merged and saved as a whole model"
         )
+    if Path(name).is_dir() and any(Path(name).glob("shard-*-model-*.safetensors")):  # which would go first
+        raise ValueError("it is a distributed checkpoint, which has to be saved as a whole model")
     file = find_file(name, SAFE_WEIGHTS_NAME, revision)
     if file is not None:
         return [file]
@@ -150,7 +149,7 @@ def weight_files(name: str, revision: str) -> list[str]:
     return found
 
 
-def is_quantized(config: AgeVlmConfig) -> bool:
+def is_quantized(config: PreTrainedConfig) -> bool:
     return getattr(config, "quantization_config", None) is not None
 
 
@@ -177,6 +176,25 @@ def check_weights(files: list[str], config: AgeVlmConfig) -> None:
         of_another_shape=[key for key in expected.keys() & kinds.keys() if kinds[key][0] != expected[key]],
         of_another_type_than_floats=[key for key, (_, dtype) in kinds.items() if dtype not in FLOATS],
     )
+
+
+def check_sizes(files: list[str], config: PreTrainedConfig) -> None:
+    """
+    Raises `ValueError` if a configuration asks for far more than the weights' files hold, before it is made: some families have
+    other names in a file. Quantized weights have sizes of their own.
+    """
+    if not files or is_quantized(config):
+        return
+    with torch.device("meta"), init.no_init_weights():
+        model = AutoModelForImageTextToText.from_config(copy.deepcopy(config))
+    stored = 0
+    with loading("its weights"):
+        for file in files:
+            with safe_open(file, framework="pt") as tensors:
+                stored += sum(math.prod(tensors.get_slice(key).get_shape()) for key in tensors.keys())
+    asked = sum(parameter.numel() for parameter in model.parameters())
+    if asked > 2 * stored:
+        raise ValueError(f"its {CONFIG_NAME} is of {asked:,} weights, but its files hold {stored:,}")
 
 
 def check_generation_config(file: str | None, generation_config: GenerationConfig, vocab_size: int) -> None:
@@ -297,12 +315,21 @@ def read_other(name: str, revision: str = "main") -> tuple[PreTrainedConfig, Pro
     Raises:
         ValueError: If they cannot be read, or would have other files read.
     """
-    read_entries(name, revision)
-    config = AutoConfig.from_pretrained(
-        name, revision=revision, trust_remote_code=False
-    )  # left out, transformers asks
-    check_tower(config)
-    return config, AutoProcessor.from_pretrained(name, revision=revision, trust_remote_code=False)
+    for key, value in entries(read_entries(name, revision)):
+        if key == "architecture" and not timm.is_model(
+            str(value)
+        ):  # of a vision tower, which an AGE-VLM checks by itself
+            raise ValueError(f"`architecture` is {value!r}, which is no name in timm's registry")
+        if key == "model_args" and isinstance(value, dict) and (others := sorted(LOADING & value.keys())):
+            raise ValueError(f"`model_args` has `{others[0]}`, which would read other files")
+    no_code = {"revision": revision, "trust_remote_code": False}  # left out, transformers asks
+    config = AutoConfig.from_pretrained(name, **no_code)
+    for file in (PROCESSOR_NAME, IMAGE_PROCESSOR_NAME):
+        if (path := find_file(name, file, revision)) is not None:
+            with loading(f"its {file}"):
+                for key, value in entries(json.loads(Path(path).read_text(encoding="utf-8"))):
+                    check_entry(key, value)
+    return config, AutoProcessor.from_pretrained(name, **no_code)
 
 
 def load_other(name: str, config: PreTrainedConfig, revision: str = "main", **arguments: Any) -> PreTrainedModel:
@@ -318,7 +345,7 @@ def load_other(name: str, config: PreTrainedConfig, revision: str = "main", **ar
     Raises:
         ValueError: If the weights are not whole, or would be read from elsewhere.
     """
-    weight_files(name, revision)
+    check_sizes(weight_files(name, revision), config)
     model, report = AutoModelForImageTextToText.from_pretrained(
         name,
         revision=revision,

@@ -99,4 +99,9 @@ def read_maps(model: PreTrainedModel, batch: dict[str, torch.Tensor], attention:
     for row, is_visual in enumerate(visual_tokens):
         cells[row, :, : is_visual.sum()] = regions[row][:, :-1][:, is_visual]
     maps = maps / on_picture.clamp(min=torch.finfo(maps.dtype).tiny).unsqueeze(-1)
+    # A layer whose window does not reach a picture takes the mean of the others, so that a mean over layers is theirs.
+    sees = on_picture > 0
+    share = (sees / sees.sum(dim=-1, keepdim=True).clamp(min=1)).unsqueeze(-1)
+    maps = torch.where(sees.unsqueeze(-1), maps, (maps * share).sum(dim=2, keepdim=True))
+    on_picture = torch.where(sees, on_picture, (on_picture * share[..., 0]).sum(dim=2, keepdim=True))
     return Grounding(maps.cpu(), 1 - on_picture.cpu(), cells.cpu())

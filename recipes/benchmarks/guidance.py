@@ -81,7 +81,8 @@ def guidance(rounds: int, num_layers: int, image_tokens: int, words: int, vocab_
         model, attention = readers[name]
         with attention.reading(query_masks, region_masks, visual) as reading:
             loss = model(input_ids=input_ids, labels=labels, use_cache=False).loss
-        return done(model, loss + guidance_loss_from_mass(reading.masses, region_masks, reading.uniform_mass).loss)
+        read = (reading.masses, region_masks, reading.uniform_mass, reading.sees)
+        return done(model, loss + guidance_loss_from_mass(*read).loss)
 
     def by_maps() -> float:
         outputs = eager(input_ids=input_ids, labels=labels, use_cache=False, output_attentions=True)

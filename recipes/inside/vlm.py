@@ -315,7 +315,12 @@ class ConcatenationVlm(Vlm):
         """Which tokens `(T,)` are the picture's, and the side of their grid."""
         is_image = inputs["input_ids"][0] == self.image_token_id
         side = math.isqrt(int(is_image.sum()))
-        if side < 2 or side * side != is_image.sum():
+        values, grid = inputs["pixel_values"], inputs.get("image_grid_thw")
+        if values.dim() < 4:  # patches, whose number does not tell how they lie
+            is_square = grid is not None and bool(grid[0, 1] == grid[0, 2])
+        else:
+            is_square = math.prod(values.shape[:-3]) == 1  # not of several tiles
+        if side < 2 or side * side != is_image.sum() or not is_square:
             raise ValueError(
                 f"{self.name} has {int(is_image.sum())} tokens for a picture, which is no square grid; only models that "
                 "put one such grid between the words can be drawn."
@@ -369,8 +374,9 @@ def load_vlm(name: str) -> Vlm:
     except Exception as error:  # readers of files raise all kinds
         reason = in_words(error)
         raise ValueError(f"{name} cannot be loaded as a vision-language model: {reason}.") from error
-    if hasattr(processor.image_processor, "do_image_splitting"):
-        processor.image_processor.do_image_splitting = False
+    for name in ("do_image_splitting", "do_pan_and_scan"):
+        if hasattr(processor.image_processor, name):
+            setattr(processor.image_processor, name, False)
     return ConcatenationVlm(name, model.to(device), processor, image_token_id)
 
 

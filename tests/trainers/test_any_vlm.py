@@ -280,6 +280,15 @@ def test_templates_of_the_hub_say_what_is_answered(name: str):
     assert (ids == model.config.image_token_id).sum() == len(example.region_masks[0][1])
 
 
+@pytest.mark.parametrize("family", ["Gemma 3", "InternVL"])
+def test_the_token_of_pictures_among_the_words_is_said(family: str):
+    model, processor = VLM_FAMILIES[family]()
+    processor.chat_template = TURNS.replace("IMAGE\\n", processor.image_token)
+    token = processor.tokenizer.convert_ids_to_tokens(model.config.image_token_id)
+    with pytest.raises(ValueError, match=f"{token},? stands among its words"):
+        collator_for(model.config, processor).read_row(row(f"Is {token} a word?", "No."))
+
+
 def test_what_other_pictures_would_change_is_not_cut_off():
     """LLaVA-OneVision cuts a picture into tiles only where a row has no other."""
     model, processor = VLM_FAMILIES["LLaVA-OneVision"]()

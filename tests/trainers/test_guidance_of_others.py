@@ -18,7 +18,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from testing_utils import assert_close
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import Gemma3ForConditionalGeneration, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -118,7 +118,8 @@ def test_losses_and_gradients_are_those_of_eager_attention(family: str, heads: l
             assert mass[row, k].item() == pytest.approx(of_eager[row, k].item(), rel=1e-5)
     assert reading.uniform_mass[0].tolist() == pytest.approx([1 / 3, 3.75 / 9, 1, 0])
     assert reading.uniform_mass[1].tolist() == pytest.approx([2 / 9, 3 / 5, 0, 0])
-    found = guidance_loss_from_mass(reading.masses, region_masks, reading.uniform_mass)
+    assert torch.stack(reading.sees)[:, *zip(*read, strict=True)].all()
+    found = guidance_loss_from_mass(reading.masses, region_masks, reading.uniform_mass, reading.sees)
     assert found.loss.item() == pytest.approx(expected.item(), rel=1e-5)
     (found.loss + outputs.logits.square().mean()).backward()
     found_gradients = gradients(model)
@@ -221,6 +222,38 @@ def test_channels_that_are_too_many_for_a_kernel_take_turns(monkeypatch: pytest.
         assert_close(one.detach(), other.detach(), length=256)
 
 
+def test_layers_whose_window_does_not_reach_the_picture_do_not_count():
+    """Of Gemma 3 two layers of three see the last words only: the loss and what is measured are those of the third."""
+    config = FAMILIES["Gemma 3"]()[0].config
+    config.text_config.sliding_window = 4
+    model = randomized(Gemma3ForConditionalGeneration(config)).eval()
+    input_ids, query_masks, region_masks, visual = regions()
+    found = {}
+    for layers in (None, [2]):
+        model.set_attn_implementation("sdpa")
+        attention = RegionAttention(model, layers)
+        with attention.reading(query_masks, region_masks, visual) as reading, torch.no_grad():
+            model(input_ids=input_ids)
+        found[layers is None] = reading
+    whole, alone = (
+        guidance_loss_from_mass(of.masses, region_masks, of.uniform_mass, of.sees)
+        for of in (found[True], found[False])
+    )
+    sees = torch.stack(found[True].sees)
+    near, far = (1, 1), (0, 2)  # words behind the first visual tokens, and the last words of a row
+    assert sees[:, *near].tolist() == [True] * 3 and sees[:, *far].tolist() == [False, False, True]
+    assert torch.equal(whole.is_guided, alone.is_guided) and whole.is_guided.sum() == 5
+    losses = []
+    for row, k in whole.is_guided.nonzero().tolist():
+        layers = [n for n in range(3) if sees[n, row, k]]
+        expected = torch.stack(found[True].masses)[layers, row, k].mean()
+        assert whole.in_mask_mass[row, k].item() == pytest.approx(expected.item(), rel=1e-6)
+        dice = 2 * torch.stack(found[True].masses)[layers, row, k] / (region_masks[row, k].sum() + 1)
+        losses.append(-dice.log().mean().item())
+    assert whole.in_mask_mass[far] == alone.in_mask_mass[far]
+    assert whole.loss.item() == pytest.approx(sum(losses) / 5, rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -238,6 +271,9 @@ def test_what_cannot_be_read_is_said():
     model = llava()
     model.set_attn_implementation("eager")
     with pytest.raises(ValueError, match="computed by 'eager', which is no function .* one of .*sdpa"):
+        RegionAttention(model)
+    model.get_decoder().config._attn_implementation = "flash_attention_2"
+    with pytest.raises(ValueError, match="cannot be read in 'flash_attention_2'.* set to sdpa"):
         RegionAttention(model)
     model = llava()
     input_ids, query_masks, region_masks, visual = regions()

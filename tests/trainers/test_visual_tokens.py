@@ -31,6 +31,7 @@ from transformers import (
 )
 from vlm_families import FAMILIES, VISION, Made
 
+from trainers import visual_tokens
 from trainers.visual_tokens import COLORS, MOST_KEPT, VisualTokens
 
 
@@ -238,6 +239,56 @@ def test_what_cannot_be_followed_is_refused():
         VisualTokens(made("Idefics3")[1], model.config)
     with pytest.raises(ValueError, match="'llava' with a vision tower of type 'pixtral'"):
         VisualTokens(processor, LlavaConfig(vision_config=PixtralVisionConfig(**VISION)))
+
+
+@pytest.mark.parametrize("family", ["SmolVLM", "Gemma 4", "LLaVA-NeXT"])
+def test_some_masks_at_a_time_are_what_all_are(family: str, monkeypatch: pytest.MonkeyPatch):
+    model, processor = made(family)
+    images = [PIL.Image.new("RGB", size[::-1]) for size in ROWS["three"]]
+    regions = [(n, mask) for n, size in enumerate(ROWS["three"]) for mask in masks_of(size)]
+    expected = VisualTokens(processor, model.config).coverage(images, regions)
+    monkeypatch.setattr(visual_tokens, "MOST_PIXELS", 1)
+    found = VisualTokens(processor, model.config)
+    assert torch.equal(found.coverage(images, regions), expected)
+    # What is kept by size holds no pixels.
+    ((*ends, shapes, _),) = found._ends.values()
+    kept = sum(tensor.untyped_storage().nbytes() for tensor in [*ends, *shapes.values()])
+    assert kept < 0.2 * inputs(processor, images)["pixel_values"].nbytes
+
+
+def test_colors_that_are_mixed_are_refused_and_those_in_another_order_are_followed(monkeypatch: pytest.MonkeyPatch):
+    model, processor = FAMILIES["LLaVA"]()
+    image, masks = PIL.Image.new("RGB", (48, 32)), masks_of((32, 48))[1:]
+    regions = [(0, mask) for mask in masks]
+    expected = VisualTokens(processor, model.config).coverage([image], regions)
+    normalize = processor.image_processor.rescale_and_normalize
+    change = {"flipped": lambda values: values.flip(1), "gray": lambda values: values.mean(1, True).expand_as(values)}
+
+    def set_to(name: str) -> None:
+        changed = lambda values, *more: change[name](normalize(values, *more))  # noqa: E731
+        monkeypatch.setattr(processor.image_processor, "rescale_and_normalize", changed)
+
+    set_to("flipped")
+    found = VisualTokens(processor, model.config).coverage([image], regions)
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-3)  # colors are rounded apart
+    set_to("gray")
+    with pytest.raises(ValueError, match="mixes the colors of pictures or drops some"):
+        VisualTokens(processor, model.config).coverage([image], regions)
+
+
+@pytest.mark.parametrize("family", ["LLaVA", "Gemma 4", "Qwen2.5-VL"])
+def test_pictures_that_stay_as_they_are(family: str):
+    """Bytes, and in sizes that the processor does not change."""
+    model, processor = FAMILIES[family]()
+    expected = VisualTokens(processor, model.config)
+    image, mask = PIL.Image.new("RGB", (48, 48)), np.zeros((48, 48), dtype=bool)
+    mask[:16, :32] = True
+    processor = FAMILIES[family]()[1]
+    processor.image_processor.do_rescale = processor.image_processor.do_normalize = False
+    if family == "Qwen2.5-VL":
+        processor.image_processor.do_resize = False
+    found = VisualTokens(processor, model.config).coverage([image], [(0, mask)])
+    torch.testing.assert_close(found, expected.coverage([image], [(0, mask)]), rtol=0, atol=5e-3)
 
 
 def test_what_does_not_fit_is_refused():

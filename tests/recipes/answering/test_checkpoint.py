@@ -15,6 +15,7 @@
 
 import json
 import shutil
+import socket
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -154,6 +155,7 @@ CONFIG = {
     "another repository": (vision(architecture="hf-hub:somebody/else"), "is 'hf-hub:somebody/else'"),
     "kernels": (change("config.json", attn_implementation="some/body"), "names a repository of kernels"),
     "kernels inside": (text(_attn_implementation="some/body"), "names a repository of kernels"),
+    "other weights": (change("config.json", transformers_weights="x.safetensors"), "`transformers_weights`"),
     "labels": (change("config.json", num_labels=10**12), "`num_labels` of 1000000000000 is of a classifier"),
     "no text_config": (change("config.json", text_config=[]), "Field 'text_config'"),
     "dtype": (change("config.json", dtype="nope"), "no attribute 'nope'"),
@@ -313,6 +315,8 @@ def test_no_pickle_is_opened(folder: Path, monkeypatch: pytest.MonkeyPatch):
         load_checkpoint(str(folder))
 
 
+TIMM = {"model_type": "timm_wrapper", "architecture": "resnet18"}
+ONE_FORMER = {"image_processor_type": "OneFormerImageProcessor"}
 OTHERS = {
     "no folder of a model": (lambda folder: (folder / "config.json").unlink(), "it has no config.json"),
     "adapter": (write("adapter_config.json", "{}"), "it holds an adapter"),
@@ -322,6 +326,33 @@ OTHERS = {
         "names a repository of kernels .'somebody/kernels'.",
     ),
     "labels": (change("config.json", "text_config", num_labels=10**12), "`num_labels` of 1000000000000"),
+    "weights elsewhere": (
+        change("config.json", transformers_weights="x.safetensors.index.json"),
+        "`transformers_weights` .'x.safetensors.index.json'. would read",
+    ),
+    "distributed": (
+        lambda folder: shutil.copy(
+            folder / "model.safetensors", folder / "shard-00001-model-00001-of-00001.safetensors"
+        ),
+        "it is a distributed checkpoint",
+    ),
+    "text of a tower": (
+        change("config.json", text_config={"model_type": "timm_wrapper", "architecture": "hf-hub:somebody/tower"}),
+        "`architecture` is 'hf-hub:somebody/tower'",
+    ),
+    "tower from a file": (
+        change("config.json", text_config=TIMM | {"model_args": {"checkpoint_path": "/somewhere"}}),
+        "`model_args` has `checkpoint_path`",
+    ),
+    "backbone": (
+        change("config.json", vision_config={"model_type": "detr", "backbone": "a/b", "use_timm_backbone": False}),
+        "`backbone` .'a/b'. would read",
+    ),
+    "image processor": (
+        change("processor_config.json", image_processor=ONE_FORMER | {"class_info_file": "/etc/hostname"}),
+        "its processor_config.json cannot be loaded: `class_info_file` .'/etc/hostname'. would read",
+    ),
+    "huge": (change("config.json", "text_config", num_hidden_layers=2000), "files hold"),
     "code": (
         change("config.json", model_type="unheard_of", auto_map={"AutoConfig": "code.Config"}),
         "trust_remote_code|unheard_of",
@@ -366,6 +397,7 @@ def test_what_is_wrong_with_a_vlm_of_transformers(
     damage(folder)
     monkeypatch.setattr("builtins.input", lambda *arguments: pytest.fail("one is asked"))
     monkeypatch.setattr(torch, "load", lambda *arguments, **more: pytest.fail("a pickle is opened"))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments, **more: pytest.fail("an address is looked up"))
     with pytest.raises((ValueError, OSError), match=sentence):
         load_other(str(folder), read_other(str(folder))[0])
 

@@ -414,10 +414,10 @@ def test_models_that_cannot_be_guided(llava: Path, tmp_path: Path):
     [
         (
             {"architecture": "hf-hub:somebody/tower"},
-            "its vision tower is 'hf-hub:somebody/tower', which is no name in timm",
+            "`architecture` is 'hf-hub:somebody/tower', which is no name in timm",
         ),
         ({"architecture": "local-dir:/somewhere"}, "which is no name in timm's registry"),
-        ({"model_args": {"checkpoint_path": "/somewhere"}}, "`model_args` of its vision tower has `checkpoint_path`"),
+        ({"model_args": {"checkpoint_path": "/somewhere"}}, "`model_args` has `checkpoint_path`"),
         ({"model_args": {"pretrained": True}}, "has `pretrained`, which would read other files"),
     ],
 )

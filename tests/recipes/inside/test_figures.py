@@ -34,6 +34,7 @@ from testing_utils import (
     up_to_rounding,
 )
 from tiny_vlms import tiny_idefics3, tiny_llava
+from vlm_families import FAMILIES
 
 from recipes import figures as command
 from recipes.answering.rows import grounding_maps, query
@@ -41,7 +42,7 @@ from recipes.drawing.attention import colored, in_numbers
 from recipes.inside import figures
 from recipes.inside.hallucination import Case, score, tell
 from recipes.inside.measures import auc, concentration, derangement, grouped_interval, interval, overlap, roc
-from recipes.inside.vlm import AgeVlm, Look, Vlm, load_vlm
+from recipes.inside.vlm import AgeVlm, ConcatenationVlm, Look, Vlm, load_vlm
 from recipes.scenes import BACKBONES
 
 
@@ -307,6 +308,19 @@ def test_nothing_on_masked_padding(names: dict[str, str], tmp_path: Path):
     assert llava["each"]["open, mean over layers"][0] == up_to_rounding(on_padding.mean().item(), MAP_LENGTH)
     with pytest.raises(ValueError, match="No model has a cell of nothing but padding"):
         figures.padding(vlms, [picture(64, 64)], QUESTION, tmp_path / "padding.png")
+
+
+@pytest.mark.parametrize(
+    ("family", "size"),
+    [("InternVL", (96, 32)), ("Qwen2.5-VL", (128, 32)), ("Gemma 4", (400, 100))],  # 16, 16 and 64 tokens
+)
+def test_tiles_and_wide_grids_are_no_square(family: str, size: tuple[int, int]):
+    model, processor = FAMILIES[family]()
+    vlm = ConcatenationVlm(family, model, processor, model.config.image_token_id)
+    inputs = processor(text=[processor.image_token], images=[[PIL.Image.new("RGB", size)]], return_tensors="pt")
+    assert int((inputs["input_ids"] == model.config.image_token_id).sum()) in (16, 64)
+    with pytest.raises(ValueError, match="which is no square grid"):
+        vlm._image_tokens(inputs)
 
 
 # Similarity
