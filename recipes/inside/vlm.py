@@ -374,9 +374,9 @@ def load_vlm(name: str) -> Vlm:
     except Exception as error:  # readers of files raise all kinds
         reason = in_words(error)
         raise ValueError(f"{name} cannot be loaded as a vision-language model: {reason}.") from error
-    for name in ("do_image_splitting", "do_pan_and_scan"):
-        if hasattr(processor.image_processor, name):
-            setattr(processor.image_processor, name, False)
+    for cutting in ("do_image_splitting", "do_pan_and_scan"):
+        if hasattr(processor.image_processor, cutting):
+            setattr(processor.image_processor, cutting, False)
     return ConcatenationVlm(name, model.to(device), processor, image_token_id)
 
 
