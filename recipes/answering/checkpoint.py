@@ -185,7 +185,7 @@ def check_sizes(files: list[str], config: PreTrainedConfig) -> None:
     """
     if not files or is_quantized(config):
         return
-    with torch.device("meta"), init.no_init_weights():
+    with torch.device("meta"), init.meta_device_safe_creation_ops(), init.no_init_weights():
         model = AutoModelForImageTextToText.from_config(copy.deepcopy(config))
     stored = 0
     with loading("its weights"):
@@ -316,9 +316,8 @@ def read_other(name: str, revision: str = "main") -> tuple[PreTrainedConfig, Pro
         ValueError: If they cannot be read, or would have other files read.
     """
     for key, value in entries(read_entries(name, revision)):
-        if key == "architecture" and not timm.is_model(
-            str(value)
-        ):  # of a vision tower, which an AGE-VLM checks by itself
+        # Of a vision tower; an AGE-VLM checks its own
+        if key == "architecture" and not timm.is_model(str(value)):
             raise ValueError(f"`architecture` is {value!r}, which is no name in timm's registry")
         if key == "model_args" and isinstance(value, dict) and (others := sorted(LOADING & value.keys())):
             raise ValueError(f"`model_args` has `{others[0]}`, which would read other files")
