@@ -149,7 +149,6 @@ class GuidedSFTTrainer(CheckpointMixin, EvaluationMixin, HubMixin, SFTTrainer):
         if model.config.model_type == "agevlm" or words_after_answer(processing_class):
             end_generation_with_turns(model.generation_config, processing_class)
         text_config = model.config.get_text_config()
-        self._image_token_id = model.config.image_token_id
         self._region_attention: RegionAttention | None = None
         # CODEPATH: an AGE-VLM reads its regions itself, and keeps in its config what guides; other VLMs do neither
         if model.config.model_type == "agevlm":
@@ -362,7 +361,7 @@ class GuidedSFTTrainer(CheckpointMixin, EvaluationMixin, HubMixin, SFTTrainer):
         )
         reading: contextlib.AbstractContextManager = contextlib.nullcontext()
         if region_masks is not None and self._region_attention is not None:
-            visual_tokens = inputs["input_ids"] == self._image_token_id
+            visual_tokens = inputs["input_ids"] == self.unwrapped_model().config.image_token_id
             reading = self._region_attention.reading(inputs.pop("query_masks"), region_masks, visual_tokens)
         elif by_mass:
             inputs["region_masks"] = region_masks

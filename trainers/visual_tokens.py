@@ -21,7 +21,7 @@ settings are. It does the same to each color, so that a picture carries three ma
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -43,6 +43,9 @@ SHAPES = ("image_sizes", "image_position_ids", "spatial_shapes")
 MOST_KEPT = 16  # sizes of pictures: those of a data set often have one of a few
 
 
+Made = Mapping[str, torch.Tensor]  # what of a processor's batch says how its values lie
+
+
 def _kept(kept: dict[tuple, Any], key: tuple, make: Callable[[], Any]) -> Any:
     """What is made for a key, or was for one of the last ones."""
     if key not in kept:
@@ -58,11 +61,11 @@ def _sequences(patches: torch.Tensor, config: PreTrainedConfig) -> torch.Tensor:
     return tokens[:, 1:] if config.vision_feature_select_strategy == "default" else tokens
 
 
-def _llava(patches: torch.Tensor, batch: BatchFeature, config: PreTrainedConfig) -> torch.Tensor:
+def _llava(patches: torch.Tensor, batch: Made, config: PreTrainedConfig) -> torch.Tensor:
     return _sequences(patches, config).flatten()
 
 
-def _llava_onevision(patches: torch.Tensor, batch: BatchFeature, config: PreTrainedConfig) -> torch.Tensor:
+def _llava_onevision(patches: torch.Tensor, batch: Made, config: PreTrainedConfig) -> torch.Tensor:
     features = _sequences(patches, config).unsqueeze(-1).split(batch["pixel_values"].shape[1])  # of each picture
     # The model's own code puts tiles together, cuts padding off and shrinks what is too long; a newline shows nothing.
     packed, _ = LlavaOnevisionModel.pack_image_features(
@@ -75,7 +78,7 @@ def _llava_onevision(patches: torch.Tensor, batch: BatchFeature, config: PreTrai
     return torch.cat(packed)[:, 0]
 
 
-def _llava_next(patches: torch.Tensor, batch: BatchFeature, config: PreTrainedConfig) -> torch.Tensor:
+def _llava_next(patches: torch.Tensor, batch: Made, config: PreTrainedConfig) -> torch.Tensor:
     features = _sequences(patches, config).unsqueeze(-1).split(batch["pixel_values"].shape[1])  # of each picture
     size, pinpoints = config.vision_config.image_size, config.image_grid_pinpoints
     counts = [image_size_to_num_patches(of, pinpoints, size) for of in batch["image_sizes"]]  # behind them is padding
@@ -89,50 +92,50 @@ def _llava_next(patches: torch.Tensor, batch: BatchFeature, config: PreTrainedCo
     return torch.cat(packed)[:, 0]
 
 
-def _gemma3(patches: torch.Tensor, batch: BatchFeature, config: PreTrainedConfig) -> torch.Tensor:
+def _gemma3(patches: torch.Tensor, batch: Made, config: PreTrainedConfig) -> torch.Tensor:
     tokens_per_side = math.isqrt(config.mm_tokens_per_image)
     return nn.functional.avg_pool2d(patches, patches.shape[-1] // tokens_per_side).flatten()
 
 
-def _gemma4(patches: torch.Tensor, batch: BatchFeature, config: PreTrainedConfig) -> torch.Tensor:
-    tokens = []
-    for frame, places in zip(patches, batch["image_position_ids"], strict=True):
-        width, height = (places.amax(dim=0) + 1).tolist()
-        grid = frame[: height * width].view(1, height, width)  # without its padding
-        tokens.append(nn.functional.avg_pool2d(grid, config.vision_config.pooling_kernel_size).flatten())
-    return torch.cat(tokens)
+def _without_padding(patches: torch.Tensor, shapes: list[list[int]], side: int) -> torch.Tensor:
+    """Tokens of `side` x `side` patches, of frames `(num_frames, max_patches)` whose grids `(height, width)` have padding behind."""
+    grids = [
+        frame[: height * width].view(1, height, width) for frame, (height, width) in zip(patches, shapes, strict=True)
+    ]
+    return torch.cat([nn.functional.avg_pool2d(grid, side).flatten() for grid in grids])
 
 
-def _internvl(patches: torch.Tensor, batch: BatchFeature, config: PreTrainedConfig) -> torch.Tensor:
+def _gemma4(patches: torch.Tensor, batch: Made, config: PreTrainedConfig) -> torch.Tensor:
+    shapes = batch["image_position_ids"].amax(dim=1).flip(-1) + 1  # of the last column and row
+    return _without_padding(patches, shapes.tolist(), config.vision_config.pooling_kernel_size)
+
+
+def _internvl(patches: torch.Tensor, batch: Made, config: PreTrainedConfig) -> torch.Tensor:
     return nn.functional.avg_pool2d(patches, round(1 / config.downsample_ratio)).flatten()
 
 
-def _idefics3(patches: torch.Tensor, batch: BatchFeature, config: PreTrainedConfig) -> torch.Tensor:
+def _idefics3(patches: torch.Tensor, batch: Made, config: PreTrainedConfig) -> torch.Tensor:
     return nn.functional.avg_pool2d(patches, config.scale_factor).flatten()
 
 
-def _qwen2_vl(patches: torch.Tensor, batch: BatchFeature, config: PreTrainedConfig) -> torch.Tensor:
+def _qwen2_vl(patches: torch.Tensor, batch: Made, config: PreTrainedConfig) -> torch.Tensor:
     # The image processor puts patches that are merged one after another.
     return patches.view(-1, config.vision_config.spatial_merge_size**2).mean(dim=-1)
 
 
-def _all_patches(patches: torch.Tensor, batch: BatchFeature, config: PreTrainedConfig) -> torch.Tensor:
+def _all_patches(patches: torch.Tensor, batch: Made, config: PreTrainedConfig) -> torch.Tensor:
     return patches.flatten()
 
 
-def _lfm2_vl(patches: torch.Tensor, batch: BatchFeature, config: PreTrainedConfig) -> torch.Tensor:
-    tokens = []
-    for frame, (height, width) in zip(patches, batch["spatial_shapes"].tolist(), strict=True):
-        grid = frame[: height * width].view(1, height, width)  # without its padding
-        tokens.append(nn.functional.avg_pool2d(grid, config.downsample_factor).flatten())
-    return torch.cat(tokens)
+def _lfm2_vl(patches: torch.Tensor, batch: Made, config: PreTrainedConfig) -> torch.Tensor:
+    return _without_padding(patches, batch["spatial_shapes"].tolist(), config.downsample_factor)
 
 
-def _mllama(patches: torch.Tensor, batch: BatchFeature, config: PreTrainedConfig) -> torch.Tensor:
+def _mllama(patches: torch.Tensor, batch: Made, config: PreTrainedConfig) -> torch.Tensor:
     return nn.functional.pad(patches.flatten(1), (1, 0)).flatten()  # each tile has a class token
 
 
-Merge = Callable[[torch.Tensor, BatchFeature, PreTrainedConfig], torch.Tensor]
+Merge = Callable[[torch.Tensor, Made, PreTrainedConfig], torch.Tensor]
 # From values of patches to those of the row's visual tokens, `(num_visual_tokens,)`, by model type.
 FAMILIES: dict[str, Merge] = {
     "fast_vlm": _all_patches,  # of a convolutional tower: the cells of its last feature map
@@ -191,7 +194,7 @@ class VisualTokens:
         self._merge = FAMILIES[model_type]
         self._colors: torch.Tensor | None = None  # in which values they arrive
         # By the sizes of a row's pictures, of the last ones
-        self._ends: dict[tuple, tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor], int]] = {}
+        self._ends: dict[tuple, tuple[torch.Tensor, torch.Tensor, Made, int]] = {}
         self._footprints: dict[tuple, torch.Tensor] = {}
 
     def coverage(self, images: list[PIL.Image.Image], regions: list[tuple[int, np.ndarray]]) -> torch.Tensor:
@@ -271,7 +274,7 @@ class VisualTokens:
             picture[..., color] = value
         return pictures
 
-    def _blank(self, sizes: list[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor], int]:
+    def _blank(self, sizes: list[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor, Made, int]:
         """What arrives of black and of white pictures, what `_merge` reads besides, and the number of visual tokens."""
         if self._colors is None:
             self._colors = self._color_shares(sizes)

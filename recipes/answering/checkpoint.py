@@ -106,6 +106,11 @@ def read_entries(name: str, revision: str = "main") -> dict[str, Any]:
     return config
 
 
+def is_age_vlm(name: str, revision: str = "main") -> bool:
+    """Whether a checkpoint is an AGE-VLM, by its configuration. Raises `ValueError` as `read_entries`."""
+    return read_entries(name, revision).get("model_type") == AgeVlmConfig.model_type
+
+
 def read_config(name: str, revision: str) -> AgeVlmConfig:
     """The configuration. Raises `ValueError` if it is none of an AGE-VLM, or names code to fetch."""
     model_type = read_entries(name, revision).get("model_type")
@@ -153,6 +158,18 @@ def is_quantized(config: PreTrainedConfig) -> bool:
     return getattr(config, "quantization_config", None) is not None
 
 
+def headers(files: list[str]) -> dict[str, tuple[list[int], str]]:
+    """Shape and type of all tensors in safetensors files. Raises `ValueError` if one cannot be read."""
+    found = {}
+    with loading("its weights"):
+        for file in files:
+            with safe_open(file, framework="pt") as tensors:
+                for key in tensors.keys():
+                    tensor = tensors.get_slice(key)
+                    found[key] = (tensor.get_shape(), tensor.get_dtype())
+    return found
+
+
 def check_weights(files: list[str], config: AgeVlmConfig) -> None:
     """
     Raises `ValueError` unless the weights' headers fit the configuration: before anything of the size that either says is
@@ -163,13 +180,7 @@ def check_weights(files: list[str], config: AgeVlmConfig) -> None:
     with loading(f"its {CONFIG_NAME}"), torch.device("meta"), init.no_init_weights():
         model = AgeVlmForConditionalGeneration(config)
     expected = {key: list(tensor.shape) for key, tensor in model.state_dict().items()}
-    kinds = {}
-    with loading("its weights"):
-        for file in files:
-            with safe_open(file, framework="pt") as tensors:
-                for key in tensors.keys():
-                    tensor = tensors.get_slice(key)
-                    kinds[key] = (tensor.get_shape(), tensor.get_dtype())
+    kinds = headers(files)
     check_tensors(
         "the checkpoint",
         missing=expected.keys() - kinds.keys() - model.all_tied_weights_keys.keys(),
@@ -187,11 +198,7 @@ def check_sizes(files: list[str], config: PreTrainedConfig) -> None:
         return
     with torch.device("meta"), init.meta_device_safe_creation_ops(), init.no_init_weights():
         model = AutoModelForImageTextToText.from_config(copy.deepcopy(config))
-    stored = 0
-    with loading("its weights"):
-        for file in files:
-            with safe_open(file, framework="pt") as tensors:
-                stored += sum(math.prod(tensors.get_slice(key).get_shape()) for key in tensors.keys())
+    stored = sum(math.prod(shape) for shape, _ in headers(files).values())
     asked = sum(parameter.numel() for parameter in model.parameters())
     if asked > 2 * stored:
         raise ValueError(f"its {CONFIG_NAME} is of {asked:,} weights, but its files hold {stored:,}")
@@ -270,6 +277,13 @@ def short_names(names: Sequence[str]) -> list[str]:
     return short if len(set(short)) == len(short) else list(names)
 
 
+def load_model(kind: Any, name: str, revision: str, **arguments: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """A model of a class by its `from_pretrained`, which runs no code and opens no pickle, with what that tells of its tensors."""
+    return kind.from_pretrained(
+        name, revision=revision, trust_remote_code=False, use_safetensors=True, output_loading_info=True, **arguments
+    )
+
+
 def load_checkpoint(
     name: str, revision: str = "main", **arguments: Any
 ) -> tuple[AgeVlmForConditionalGeneration, AgeVlmProcessor]:
@@ -291,14 +305,7 @@ def load_checkpoint(
         processor = AgeVlmProcessor.from_pretrained(name, revision=revision, trust_remote_code=False)
         check_processor(processor, config)
     with loading("its model"):
-        model, report = AgeVlmForConditionalGeneration.from_pretrained(
-            name,
-            revision=revision,
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-            **arguments,
-        )
+        model, report = load_model(AgeVlmForConditionalGeneration, name, revision, **arguments)
     if is_quantized(config):
         check_tensors("the checkpoint", missing=report["missing_keys"])
     with loading(f"its {GENERATION_CONFIG_NAME}"):
@@ -345,14 +352,6 @@ def load_other(name: str, config: PreTrainedConfig, revision: str = "main", **ar
         ValueError: If the weights are not whole, or would be read from elsewhere.
     """
     check_sizes(weight_files(name, revision), config)
-    model, report = AutoModelForImageTextToText.from_pretrained(
-        name,
-        revision=revision,
-        config=config,
-        trust_remote_code=False,
-        use_safetensors=True,
-        output_loading_info=True,
-        **arguments,
-    )
+    model, report = load_model(AutoModelForImageTextToText, name, revision, config=config, **arguments)
     check_tensors("the checkpoint", missing=report["missing_keys"])
     return model

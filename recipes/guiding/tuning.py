@@ -30,9 +30,8 @@ from torch import nn
 from transformers import PreTrainedModel, ProcessorMixin, set_seed
 from transformers.utils import logging
 
-from modeling_agevlm import AgeVlmConfig
 from modeling_agevlm.conversion import loading
-from recipes.answering.checkpoint import load_other, read_entries, read_other
+from recipes.answering.checkpoint import is_age_vlm, load_other, read_other
 from recipes.guiding.arguments import GuideArguments
 from recipes.guiding.looking import Looked, draw, look, summarize, table
 from recipes.rows.appearing import appearing
@@ -59,7 +58,7 @@ def load_vlm(arguments: GuideArguments, dtype: torch.dtype) -> tuple[PreTrainedM
     """
     name, revision = arguments.model_name_or_path, arguments.model_revision
     with loading(name, "`--model_name_or_path` is a vision-language model of transformers."):
-        if read_entries(name, revision).get("model_type") == AgeVlmConfig.model_type:
+        if is_age_vlm(name, revision):
             raise ValueError("it is an AGE-VLM, whose stages guide it: train it on with recipes/stage4.py")
         config, processor = read_other(name, revision)
         collator_for(config, processor)  # says what it does not know before the weights are read

@@ -34,13 +34,13 @@ import PIL.Image
 import torch
 from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
-from modeling_agevlm import AgeVlmConfig, AgeVlmImageProcessor, AgeVlmProcessor
+from modeling_agevlm import AgeVlmImageProcessor, AgeVlmProcessor
 from modeling_agevlm.conversion import in_words
 from modeling_agevlm.grounding_agevlm import GroundingReadout
 from modeling_agevlm.processing_agevlm import find_words
 from recipes.answering.answers import generate, one_question, prompts
 from recipes.answering.attention import split_sink
-from recipes.answering.checkpoint import load_checkpoint, load_other, read_entries, read_other, short_names
+from recipes.answering.checkpoint import is_age_vlm, load_checkpoint, load_other, read_other, short_names
 
 
 # Of the layers that read the picture.
@@ -358,8 +358,7 @@ def load_vlm(name: str) -> Vlm:
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        model_type = read_entries(name).get("model_type")
-        if model_type == AgeVlmConfig.model_type:
+        if is_age_vlm(name):
             model, processor = load_checkpoint(name)
             return AgeVlm(name, model.to(device), processor, model.config.image_token_id)
         config, processor = read_other(name)
@@ -368,7 +367,7 @@ def load_vlm(name: str) -> Vlm:
         model = load_other(name, config, attn_implementation="eager", dtype=dtype)
         image_token_id = getattr(model.config, "image_token_id", getattr(model.config, "image_token_index", None))
         if image_token_id is None:
-            raise ValueError(f"the configuration of a {model_type!r} model names no image token")
+            raise ValueError(f"the configuration of a {config.model_type!r} model names no image token")
         if processor.chat_template is None:
             raise ValueError("its processor has no chat template")
     except Exception as error:  # readers of files raise all kinds

@@ -16,20 +16,20 @@ The concatenation model that the paper compares AGE-VLM with: the same ConvNeXt,
 among the words, where self-attention reads them. It is a FastVLM of transformers, whose own classes load and run it.
 """
 
+from typing import Any
+
 import torch
 from transformers import (
-    AutoConfig,
     CLIPImageProcessor,
     FastVlmConfig,
     FastVlmForConditionalGeneration,
     LlavaProcessor,
-    PreTrainedConfig,
     TimmWrapperConfig,
 )
 
 from modeling_agevlm import AgeVlmProcessor, AgeVlmVisionConfig
 from modeling_agevlm.conversion import VISUAL_STRIDE, load_llama, load_timm_tower, timm_tower
-from recipes.answering.checkpoint import weight_files
+from recipes.answering.checkpoint import load_other, read_entries, read_other
 from recipes.training.arguments import PartsArguments
 
 
@@ -97,22 +97,12 @@ def load_concatenation(
     Raises:
         ValueError: If its tower is no ConvNeXt, or tensors are missing.
     """
-    config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
-    check_convnext(config)
-    weight_files(name, revision)  # no adapters
-    model, report = FastVlmForConditionalGeneration.from_pretrained(
-        name,
-        revision=revision,
-        config=config,
-        dtype="float32",
-        attn_implementation={"text_config": attn_implementation},
-        use_safetensors=True,
-        output_loading_info=True,
-    )
-    if report["missing_keys"]:
-        raise ValueError(f"{len(report['missing_keys'])} of its tensors are missing ({min(report['missing_keys'])})")
+    check_convnext(read_entries(name, revision).get("vision_config"))
+    config, processor = read_other(name, revision)
+    attention = {"text_config": attn_implementation}
+    model = load_other(name, config, revision, dtype="float32", attn_implementation=attention)
     model.model.vision_tower.timm_model.stem.register_forward_pre_hook(in_channels_last)
-    return model, LlavaProcessor.from_pretrained(name, revision=revision)
+    return model, processor
 
 
 def in_channels_last(module: torch.nn.Module, args: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
@@ -120,9 +110,7 @@ def in_channels_last(module: torch.nn.Module, args: tuple[torch.Tensor]) -> tupl
     return (args[0].contiguous(memory_format=torch.channels_last),)
 
 
-def check_convnext(config: PreTrainedConfig) -> None:
-    """Raises `ValueError` if the tower is not one that an AGE-VLM could have."""
-    vision = config.vision_config
-    AgeVlmVisionConfig(
-        architecture=getattr(vision, "architecture", ""), model_args=getattr(vision, "model_args", None)
-    )
+def check_convnext(vision: Any) -> None:
+    """Raises `ValueError` if the tower of a configuration's `vision_config` is not one that an AGE-VLM could have."""
+    vision = vision if isinstance(vision, dict) else {}
+    AgeVlmVisionConfig(architecture=vision.get("architecture", ""), model_args=vision.get("model_args"))

@@ -217,6 +217,11 @@ def test_a_tower_that_timm_would_fetch_is_refused(trained: Path, tmp_path: Path)
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="name of a ConvNeXt in timm's registry.*but is 'hf-hub:somebody/convnext'"):
         train(2, tmp_path / "s2", tmp_path)
+    config = json.loads((trained / "s1/config.json").read_text())
+    config["text_config"] = {"model_type": "timm_wrapper", "architecture": "hf-hub:somebody/convnext"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="`architecture` is 'hf-hub:somebody/convnext', which is no name in timm"):
+        train(2, tmp_path / "s2", tmp_path)
     config["vision_config"] = {"model_type": "clip_vision_model"}  # which has neither of the two
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="name of a ConvNeXt in timm's registry"):
