@@ -66,6 +66,7 @@ def model_card(
         license=llama[0] if llama else "other",
         base_model=", ".join(base_models),
         parts_table=parts_table(config, parameters, parts, was_guided(record)),
+        guidance=guidance_sentence(config, record),
         stage=stage_sentence(config, record),
         stages_table=stages_table(record),
         commands=commands(record),
@@ -244,6 +245,16 @@ def guided_heads(text_config: Mapping[str, Any], guided: bool) -> str:
         f"{name} {', '.join(map(str, indices))}" if indices else f"all {name}" for name, indices in chosen.items()
     )
     return f"; {'guided' if guided else 'not guided, but looked at'}: {' of '.join(words)}"
+
+
+def guidance_sentence(config: Mapping[str, Any], record: Sequence[Mapping[str, Any]]) -> str:
+    if config.get("training_stage", 0) < 3:
+        return "Segmentation masks are to guide the attention of those layers in later stages; so far, none has."
+    if not any(run.get("stage") in (3, 4) for run in record):
+        return f"Whether segmentation masks guided the attention of those layers in training is {UNKNOWN} with it."
+    if not was_guided(record):
+        return "It is a baseline: no segmentation masks guided the attention of those layers in training."
+    return "Segmentation masks guided the attention of those layers in training to the regions that words talk about."
 
 
 def stage_sentence(config: Mapping[str, Any], record: Sequence[Mapping[str, Any]]) -> str:

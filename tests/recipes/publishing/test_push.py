@@ -735,6 +735,25 @@ def test_the_card_says_no_head_of_a_baseline_is_guided(variants: dict[int, str],
 
 
 @pytest.mark.parametrize(
+    ("stage", "variants", "words"),
+    [
+        (2, {1: "age-vlm", 2: "age-vlm"}, "so far, none has."),
+        (3, {3: "age-vlm"}, "masks guided the attention"),
+        (4, {3: "age-vlm", 4: "ca-baseline"}, "masks guided the attention"),
+        (4, {3: "ca-baseline-frozen", 4: "ca-baseline"}, "no segmentation masks guided the attention"),
+        (4, {}, "is not recorded with it."),
+    ],
+    ids=str,
+)
+def test_the_card_opens_with_whether_masks_guided_the_attention(stage: int, variants: dict[int, str], words: str):
+    counts = dict.fromkeys(("vision_tower", "projector", "cross_attention", "language_model"), 1)
+    record = [RECORD[0] | {"stage": number, "variant": variant} for number, variant in variants.items()]
+    config = tiny_model(training_stage=stage).config.to_dict()
+    card = model_card(card_template(), "me/x", config, counts, record=record)
+    assert words in card.split("## Use")[0]
+
+
+@pytest.mark.parametrize(
     ("text", "license"),
     [
         ("meta-llama/Llama-3.2-1B-Instruct", "llama3.2"),
