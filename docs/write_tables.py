@@ -91,6 +91,7 @@ def scenes_model() -> str:
         "existence, random / popular / adversarial": POPE,
         "same question on a picture and its edit, both right": ["pairs_qAcc"],
         "an object of another color, both right": ["recolored_qAcc"],
+        "the same answer about it": ["recolored_consistency"],
         "counting": ["count_accuracy"],
         "relations": ["relation_accuracy"],
         "named objects that are not there (CHAIR i) / objects named": ["chair_i", "chair_recall"],
@@ -123,7 +124,7 @@ def study() -> dict[str, dict[str, Any]]:
 
 
 def claim() -> str:
-    names = [BASELINE, "all heads (the paper's)", "one head", "one head, denied words to the sink"]
+    names = [BASELINE, "all heads", "one head", "one head, denied words to the sink"]
     lines = {
         "pope_accuracy": "existence (POPE)",
         "pope_accuracy_blind": "POPE without the picture",
@@ -170,7 +171,7 @@ def open_points() -> str:
         [
             "guided stages",
             f"3: {scores['guidance in stage 3 only']}, 4: {scores['guidance in stage 4 only']}, both {base}",
-            "3 suffices",
+            "3 suffices for existence",
         ],
         ["stage 2", f"with it {base}, without {scores['without stage 2']}: not needed here", "the paper's"],
         [

@@ -25,7 +25,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from statistics import mean, stdev
 from types import ModuleType
@@ -264,7 +264,7 @@ def test_findings_are_those_of_the_study():
     readme = " ".join(PAGES["README.md"].split())
     results = report.load_results(ROOT / "docs/claim")
     models = {name: report.of_seeds(results, setting) for name, setting in settings.HEADS.items()}
-    names = (settings.BASELINE, "all heads (the paper's)", "one head, denied words to the sink")
+    names = (settings.BASELINE, "all heads", "one head, denied words to the sink")
     none, everything, sunk = (models[name] for name in names)
 
     def added(key: str) -> list[float]:
@@ -280,14 +280,15 @@ def test_findings_are_those_of_the_study():
 
     of_pairs = {name: report.of_seeds(results, settings.MODELS[name]) for pair in settings.PAIRS for name in pair}
 
-    def at_the_same_loss() -> list[float]:
-        found = []
-        for a, b in settings.PAIRS:
-            for seed in of_pairs[a]:
-                curves = [of_pairs[name][seed]["curve"] for name in (a, b)]
+    def at_the_same_loss(pairs: Iterable[tuple[dict[int, Any], dict[int, Any]]]) -> Iterator[float]:
+        for pair in pairs:
+            for seed in pair[0]:
+                curves = [found[seed]["curve"] for found in pair]
                 loss = max(min(point["lm_loss"] for point in curve) for curve in curves)
-                found.append(report.at_loss(curves[0], loss) - report.at_loss(curves[1], loss))
-        return found
+                yield report.at_loss(curves[0], loss) - report.at_loss(curves[1], loss)
+
+    def of_one(table: dict[str, settings.Setting], name: str, key: str) -> str:
+        return f"{results[table[name].folder(4)]['metrics'][key]:.3f}"
 
     def chair(pair: int) -> str:
         a, b = (of_pairs[name] for name in settings.PAIRS[pair])
@@ -295,7 +296,11 @@ def test_findings_are_those_of_the_study():
         return f"{mean(values):.2f} ± {report.STUDENT[2] * stdev(values) / len(values) ** 0.5:.2f}"
 
     assert all(len(found) == 3 for found in models.values()) and "three seeds of each" in readme
-    assert f"{span(at_the_same_loss())} at the same LM loss" in readme
+    pairs = [tuple(of_pairs[name] for name in pair) for pair in settings.PAIRS]
+    assert f"it is {span(at_the_same_loss(pairs))} higher with all heads guided" in readme
+    few = [(found, none) for name, found in models.items() if settings.HEADS[name].guidance_heads]
+    assert f"and {span(at_the_same_loss(few))} with one or two" in readme
+    assert sum(bool(setting.guided) for setting in settings.HEADS.values()) == 7 and "page's seven ways" in readme
     assert f"It is {chair(1)} higher where the LLM is trained, {chair(2)} with a weight of 0.1" in readme
     assert f"where the LLM is frozen ({chair(0)})" in readme
     assert f"POPE is {span(added('pope_accuracy'))} higher, seed by seed" in readme
@@ -307,17 +312,24 @@ def test_findings_are_those_of_the_study():
     assert f"CHAIR i is {of(everything, 'chair_i')} against {of(none, 'chair_i')} without guidance" in readme
     assert f"and the sink it is {of(sunk, 'chair_i')}, and {of(sunk, 'chair_recall')} of the objects" in readme
     assert f"are named against {of(none, 'chair_recall')}" in readme
+    added_chair = report.differences(sunk, none, "chair_i").split(" ± ")
+    assert "no worse than without guidance ({:.2f} ± {:.2f})".format(*map(float, added_chair)) in readme
     same = [models[name] for name in ("the same, weight 0.3", "the same, another head")]
     assert f"({span(result['metrics']['chair_i'] for found in same for result in found.values())})" in readme
-    by_rows = []
-    for table in (settings.HEAD_ABLATIONS, settings.ABLATIONS):
-        names = (next(iter(table)), *(f"{n} % of the rows have masks" for n in (30, 10, 3)))
-        pope = [f"{results[table[name].folder(4)]['metrics']['pope_accuracy']:.3f}" for name in names]
-        by_rows.append(f"{', '.join(pope[:3])} and {pope[3]}")
-    assert (
-        "30%, 10% and 3% of them POPE is {} (one seed; all heads with all of the weight: {})".format(*by_rows)
-        in readme
+    assert f"two heads give {of(models['the same, weight 0.3, two heads of one key head'], 'chair_i')}" in readme
+    one_head, all_heads = settings.HEAD_ABLATIONS, settings.ABLATIONS
+    assert f"with position codes it is {float(of_one(one_head, 'with positions', 'chair_i')):.2f}" in readme
+    for key, title in (("pope_accuracy", "POPE"), ("chair_i", "CHAIR i")):
+        by_rows = []
+        for table in (one_head, all_heads):
+            names = [next(iter(table))] * (title == "POPE") + [f"{n} % of the rows have masks" for n in (30, 10, 3, 1)]
+            *most, last = (of_one(table, name, key) for name in names)
+            by_rows.append(f"{', '.join(most)} and {last}")
+        assert "{} is {} with one head, {} with all".format(title, *by_rows) in readme
+    pope, chair_i = (
+        of_one(all_heads, "query: whole messages (the paper's)", key) for key in ("pope_accuracy", "chair_i")
     )
+    assert f"POPE is {pope} and CHAIR i {chair_i}, with all heads and for all rows" in readme
     assert f"its attention on nothing is {of(sunk, 'absence_auc')}" in readme
 
     long, base = (results[setting.folder(4)] for setting in list(settings.LONG_MODELS.values())[:2])
@@ -325,20 +337,31 @@ def test_findings_are_those_of_the_study():
     low = [point["step"] for point in base["curve"] if point["pope_accuracy"] < 0.75]
     assert f"stays there from {next(p['step'] for p in base['curve'] if p['step'] > max(low)):,} on" in readme
     first = report.reached(long["curve"])
-    assert f"guided as in the paper it reaches it after {first:,} and stays" in readme
+    assert f"guided in all heads it reaches it after {first:,} and stays" in readme
+    even = [f"{base['metrics'][key]:.2f}" for key in ("in_mask_mass", "uniform_mass")]
+    assert "in the end {} of it, averaged over heads, where even attention has {}".format(*even) in readme
     assert all(point["pope_accuracy"] >= 0.75 for point in long["curve"] if point["step"] >= first)
     scores = [model["metrics"]["pope_accuracy"] for model in (base, long)]
     assert "In the end they have {:.3f} and {:.3f}".format(*scores) in readme
     one = results[settings.LONG_MODELS["one head, denied words to the sink, weight 0.3, long"].folder(4)]["metrics"]
     other = base["metrics"]
-    assert f"a weight of 0.3 it is {one['pope_accuracy']:.3f}, and captions gain too" in readme
-    assert f"CHAIR i {one['chair_i']:.2f} against {other['chair_i']:.2f} without guidance" in readme
-    assert f"{one['chair_recall']:.2f} of the objects named against {other['chair_recall']:.2f}" in readme
+    assert f"a weight of 0.3 it is {one['pope_accuracy']:.3f}, and captions name more" in readme
+    assert f"{one['chair_recall']:.2f} of the objects against {other['chair_recall']:.2f} without guidance" in readme
+    assert f"with CHAIR i {one['chair_i']:.2f} against {other['chair_i']:.2f}" in readme
     scores = [model["metrics"]["chair_i"] for model in (long, base)]
     assert "leave it so ({:.2f} against {:.2f})".format(*scores) in readme
-    both, three = (settings.ABLATIONS[name] for name in ("base (age-vlm-lm)", "guidance in stage 3 only"))
-    scores = [results[setting.folder(4)]["metrics"]["pope_accuracy"] for setting in (both, three)]
-    assert "POPE is {:.3f} and {:.3f}".format(*scores) in readme
+    for table, key, words in (
+        (all_heads, "pope_accuracy", "POPE is {} with both and {} with stage 3 alone"),
+        (all_heads, "in_mask_mass", "({} and {} of the attention inside the masks)"),
+        (one_head, "absence_auc", "(AUC {} and {}, one head)"),
+    ):
+        scores = (of_one(table, name, key) for name in (next(iter(table)), "guidance in stage 3 only"))
+        assert words.format(*scores) in readme
+    stays = {guided: [] for guided in (False, True)}
+    for name, found in models.items():
+        of_model = [result["metrics"].get("recolored_consistency") for result in found.values()]
+        stays[bool(settings.HEADS[name].guided)] += filter(None, of_model)
+    assert f"of unguided models {span(stays[False])} of the answers stay, of guided ones {span(stays[True])}" in readme
     assert (
         f"({settings.LM.steps(4):,} steps of stage 4, the LLM trained) and asks about {settings.TEST_IMAGES} test"
         in readme
@@ -361,18 +384,29 @@ def test_speed_in_short_is_what_was_measured(write_tables: ModuleType):
             row["value"] for file in files for row in write_tables.measured(file)["rows"] if row["what"].endswith(what)
         ]
 
-    for kind, words in (
-        ("sum, K=1", "with one region, a guided step takes {} of"),
-        ("sum, K=16", "16 regions {} and"),
-    ):
-        times = values(f"{kind} / unguided, time", "train")
-        assert words.format(f"{min(times):.2f} to {max(times):.2f}") in page
-        assert f"at most {max(values(f'{kind} / unguided, memory', 'train')):.3f}" in page
+    def span(values: list[float], digits: int = 2) -> str:
+        return f"{min(values):.{digits}f} to {max(values):.{digits}f}"
+
+    def guided(kind: str, of: str, file: str) -> list[float]:
+        return [value for n in (1, 16) for value in values(f"{kind}, K={n} / unguided, {of}", file)]
+
+    assert f"medians of {span(guided('sum', 'time', 'train'))} of an unguided" in page
+    assert f"at most {max(guided('sum', 'memory', 'train')):.3f} of the memory" in page
+    of_sum = guided("sum", "time", "train_gpu") + guided("sum, one head", "time", "train_gpu")
+    of_max = guided("max", "time", "train_gpu")
+    assert f'guidance takes {span(of_sum)} of the time with "sum" and {span(of_max)} with "max"' in page
+    assert f'and medians of {span(of_max, 3)} with "max"' in page
     times = values("step / Mllama, time", "architectures", "architectures768")
     assert f"A step takes {min(times):.2f} to {max(times):.2f} of the time with Mllama's" in page
     times = values("step / LLaVA, time", "architectures768")
     assert f"with 576 visual tokens, {min(times):.2f} to {max(times):.2f} of a LLaVA-style one" in page
-    assert f"{values('prefill, batch 16, LLM part / LLaVA', 'architectures768')[0]:.2f} of its at batch 16" in page
+    many, few = ("architectures768", "architectures")
+    prefill, token = (
+        [values(f"{what} / LLaVA", file)[0] for file in (many, few)]
+        for what in ("prefill, batch 16, LLM part", "decode, s per token")
+    )
+    assert "at batch 16 takes {:.2f} of its with 576 visual tokens, {:.2f} with 144".format(*prefill) in page
+    assert "a token of the answer {:.2f} and {:.2f} of its time".format(*token) in page
     assert f"decoding reaches {values('compiled: AGE-VLM / LLaMA', 'decode')[0]:.2f} of" in page
     by_row = {row["what"]: row for row in write_tables.measured("stages_gpu")["rows"]}
     short, long = (by_row[f"{n} tokens: utilization, stage {k}"] for n, k in ((64, "3"), (512, "4, LLM trained")))
@@ -384,14 +418,13 @@ def test_speed_in_short_is_what_was_measured(write_tables: ModuleType):
     assert f"{float(whole):.1f} GB, or {float(again):.1f} GB" in page
     assert f"for {by_row[f'{stage4} / not, time']['value']:.2f} of the time" in page
     assert [round(row["value"], 2) for row in (short, long)] == list(scale.UTILIZATION.values())
-    guided = [row for row in write_tables.measured("train_gpu")["rows"] if ": sum" in row["what"]]
-    guided = [row for row in guided if row["what"].endswith(("unguided, time", "unguided, memory"))]
-    times, memory = ([row for row in guided if row["what"].endswith(end)] for end in ("time", "memory"))
+    rows = [row for row in write_tables.measured("train_gpu")["rows"] if ": sum" in row["what"]]
+    times, memory = ([row for row in rows if row["what"].endswith(f"unguided, {of}")] for of in ("time", "memory"))
     assert f"at most {max(row['value'] for row in memory):.3f} of the unguided step's" in page
     eager = values("eager weights, K=1 / unguided, memory", "train_gpu")
     assert f"that return their attention take {max(eager):.3f}" in page
     low, high = min(row["low"] for row in times), max(row["high"] for row in times)
-    assert f"{low:.2f} to {high:.2f} of the time from round to round" in page
+    assert f"{low:.2f} to {high:.2f} of an unguided step's from round to round" in page
     assert "with medians of {:.3f} to {:.3f}".format(*(f(row["value"] for row in times) for f in (min, max))) in page
     for words, rows in {
         "with them it takes {:.2f} of its time": ["prefill, batch 1, LLM part, CUDA graph / LLaVA"],

@@ -123,7 +123,7 @@ HEAD = replace(LM, guidance_layers=(1,), guidance_heads=(0,), weight=0.1)
 # How much of the attention is guided, and whether there is a place for nothing
 HEADS = {
     "no guidance": replace(LM, guided=()),
-    "all heads (the paper's)": LM,
+    "all heads": LM,
     "one head": HEAD,
     "no guidance, sink": replace(LM, guided=(), attention_sink=True),
     "one head, sink": replace(HEAD, attention_sink=True, denied=False),
@@ -196,8 +196,8 @@ ABLATIONS = {
 }
 CONCATENATION = replace(LM, architecture="concatenation")
 CONCATENATION_HEAD = replace(CONCATENATION, guidance_layers=(1,), guidance_heads=(0,), weight=0.3)
-# A step of cross-attention takes 0.37 to 0.42 of a concatenation model's with the paper's 576 visual tokens (docs/speed.md); with the
-# 64 of the scenes both take about the same.
+# With the paper's 576 visual tokens a step of cross-attention takes 0.37 to 0.42 of a concatenation model's on two CPU cores, 0.67 to
+# 0.79 on a GPU at the paper's size (docs/speed.md); with the 64 of the scenes both take about the same.
 SAME_TIME = 0.4
 CONCATENATION_MODELS = {
     "concatenation, no guidance": replace(CONCATENATION, guided=()),
@@ -218,7 +218,7 @@ LONG_MODELS = {
 AROUND_SMOLLM2 = {"text": "smollm2", "cross_attention_layers": tuple(LLM_LAYERS["smollm2"])}
 SMOLLM2_MODELS = {
     "SmolLM2, no guidance": replace(LM, guided=(), **AROUND_SMOLLM2),
-    "SmolLM2, all heads (the paper's)": replace(LM, **AROUND_SMOLLM2),
+    "SmolLM2, all heads": replace(LM, **AROUND_SMOLLM2),
     "SmolLM2, one head, denied words to the sink, weight 0.3": replace(
         SUNK, weight=0.3, guidance_layers=tuple(LLM_LAYERS["smollm2"][:1]), **AROUND_SMOLLM2
     ),

@@ -70,7 +70,7 @@ def test_what_guidance_adds_is_of_the_same_architecture_and_steps():
         assert unguided == replace(
             setting, guided=(), guidance_layers=None, guidance_heads=None, weight=1.0, denied=True
         )
-    assert report.unguided_of("cross-attention, all heads (the paper's)") == "cross-attention, no guidance"
+    assert report.unguided_of("cross-attention, all heads") == "cross-attention, no guidance"
 
 
 def test_exchanged_masks_belong_to_other_rows():
