@@ -75,9 +75,12 @@ class DataCollatorForAnyVisionLanguageModel(DataCollatorForGuidedVisionLanguageM
                 "A model of type 'paligemma' reads its prompt in both directions, which these rows do not tell it; it has no chats."
             )
         self.visual_tokens = VisualTokens(self.processor, self.config)
+        tokenizer = self.processor.tokenizer
+        if tokenizer.pad_token is None:  # as TRL does
+            tokenizer.pad_token = tokenizer.eos_token
         self.end = ""  # of answers, where the template ends turns with nothing
         if not words_after_answer(self.processor):
-            self.end = self.processor.tokenizer.eos_token or ""
+            self.end = tokenizer.eos_token or ""
             if not self.end:
                 raise ValueError(
                     "The chat template ends the assistant's turn with nothing, and the tokenizer has no `eos_token`: no answer would "
@@ -145,7 +148,22 @@ class DataCollatorForAnyVisionLanguageModel(DataCollatorForGuidedVisionLanguageM
         if outside.any():  # Gemma 3's is another one than the placeholder
             token = self.processor.tokenizer.convert_ids_to_tokens(self.config.image_token_id)
             raise ValueError(f"the token of pictures, {token}, stands among its words")
-        return Tokens(tokens.input_ids, starts, ends, pictures)
+        first = self._before(text)
+        return Tokens(
+            np.concatenate([first, tokens.input_ids]).astype(tokens.input_ids.dtype),
+            np.concatenate([np.full(len(first), -1), starts]),
+            np.concatenate([np.full(len(first), -1), ends]),
+            [(start + len(first), stop + len(first)) for start, stop in pictures],
+        )
+
+    def _before(self, text: str) -> list[int]:
+        """What the processor's tokenizer puts before a chat whose template does not begin with it (LLaVA-1.5's "<s>")."""
+        tokenizer = self.processor.tokenizer
+        if tokenizer.bos_token is None or text.startswith(tokenizer.bos_token):
+            return []
+        ids = tokenizer("a")["input_ids"]
+        words = tokenizer("a", add_special_tokens=False)["input_ids"]
+        return next((ids[:n] for n in range(len(ids)) if ids[n : n + len(words)] == words), [])
 
     def _region_cells(
         self, regions: Sequence[dict[str, Any]], images: list[PIL.Image.Image]
@@ -168,6 +186,7 @@ class DataCollatorForAnyVisionLanguageModel(DataCollatorForGuidedVisionLanguageM
             return {}
         texts = [self.processor.image_token * len(of_row) for of_row in images]
         batch = self.processor(text=texts, images=images, padding=True, return_tensors="pt")
+        self.processor.tokenizer.backend_tokenizer.no_padding()  # it would be saved with the checkpoint
         of_text = {*self.processor.tokenizer.model_input_names, "input_ids", "attention_mask", *KINDS}
         return {name: values for name, values in batch.items() if name not in of_text}
 

@@ -96,14 +96,14 @@ def write_through(folder: Path) -> None:
 def move(source: Path, folder: Path) -> None:
     """
     Moves what a complete `source` holds to `folder`, in the place of what is there of the same name. Where it brings
-    a model, weights that are there go, for `from_pretrained` could mix them up with its own, and there is no config.json
-    until the rest is in its place.
+    a model, weights and adapters that are there go, for `from_pretrained` could mix them up with its own, and there is no
+    config.json until the rest is in its place.
     """
     files = sorted(source.iterdir(), key=lambda path: path.name == CONFIG_NAME)
     if (source / CONFIG_NAME).exists():
         (folder / CONFIG_NAME).unlink(missing_ok=True)
         for path in folder.iterdir():
-            if path.is_file() and any(fnmatch(path.name, pattern) for pattern in WEIGHTS):
+            if path.is_file() and any(fnmatch(path.name, pattern) for pattern in (*WEIGHTS, "adapter_*")):
                 path.unlink()
     for path in files:
         place = folder / path.name
@@ -280,7 +280,7 @@ class CheckpointMixin:
             self.processing_class.save_pretrained(aside)
             free = shutil.disk_usage(aside).free
         except Exception as error:
-            reason = " ".join(str(error).split())
+            reason = " ".join((str(error) or repr(error)).split())
             raise ValueError(
                 f"The model could not be saved in {folder} when its training is over: {reason}"
             ) from error

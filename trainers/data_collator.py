@@ -47,6 +47,9 @@ TAG = re.compile(r"\n?<image>\n?")
 MARKED = re.compile("\ufdd0([0-9]+)\ufdd1(.*?)\ufdd2", re.DOTALL)
 
 
+# Of a message, what some chat templates write besides its content
+UNTRAINED = ("tool_calls", "tool_call_id", "reasoning_content", "reasoning", "thinking")
+
 MaskKey = tuple[int, str]
 
 
@@ -92,6 +95,11 @@ def with_placeholders(messages: list[dict[str, Any]], num_images: int) -> list[d
 
 def as_parts(n: int, message: dict[str, Any]) -> dict[str, Any]:
     """Message `n` with its content as a list of parts. Raises `ValueError` if it is no message."""
+    for name in UNTRAINED if isinstance(message, dict) else ():
+        if message.get(name):
+            raise ValueError(
+                f"its message {n} has `{name}`, which is not trained here: write it out as words, or leave it out"
+            )
     content = message.get("content") if isinstance(message, dict) else None
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
     if not isinstance(parts, (list, tuple)) or not isinstance(message.get("role"), str):
@@ -145,6 +153,8 @@ def check_region(n: int, region: dict[str, Any]) -> None:
     span = region.get("span") or [0, 0]
     if not (isinstance(span, (list, tuple)) and len(span) == 2 and all(isinstance(place, whole) for place in span)):
         raise ValueError(f"region {n}: its `span` is {shortened(span)}, not [start, end]")
+    if region.get("span") and region["text"] is None:
+        raise ValueError(f"region {n}: it has a `span`, but no `text` that stands there")
 
 
 def shortened(value: Any) -> str:
@@ -310,6 +320,8 @@ class DataCollatorForGuidedVisionLanguageModeling:
         tokenizer = self.processor.tokenizer
         if not messages:
             raise ValueError("it has no messages")
+        if row.get("tools"):
+            raise ValueError("it has `tools`, which no chat is trained with here")
         up_to = functools.cache(lambda n: self._render(messages[: n + 1]))  # the chat text up to and with message n
         text = up_to(len(messages) - 1)
         image_token = self.processor.image_token

@@ -30,7 +30,7 @@ UNUSED |= {
     "shuffle_dataset": "data sets are shuffled in every epoch; a stream shuffles itself (`shuffle` of `datasets`)",
     "truncation_mode": "rows are cut at the end",
     "completion_only_loss": "only the assistant's words are labels",
-    "pad_token": "the processor's tokenizer has one",
+    "pad_token": "the processor's tokenizer has one, or takes its `eos_token`",
     "model_init_kwargs": "load the model before",
     "use_liger_kernel": "Liger has no kernels for this model",
     "liger_kernel_config": "Liger has no kernels for this model",

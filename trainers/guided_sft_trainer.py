@@ -43,9 +43,9 @@ from .guided_sft_config import AUTO, GuidedSFTConfig, as_indices
 from .head_choice import localizing_heads
 from .hub import HubMixin
 from .region_attention import RegionAttention
-from .rows import COLUMNS, check_columns, has_transform, undecoded, with_lengths
+from .rows import COLUMNS, check_columns, check_regions, has_transform, undecoded, with_lengths
 from .stages import count_parameters
-from .turns import end_generation_with_turns, words_after_answer
+from .turns import end_generation_with_turns, set_template, words_after_answer
 
 
 logger = logging.get_logger(__name__)
@@ -77,7 +77,8 @@ class GuidedSFTTrainer(CheckpointMixin, EvaluationMixin, HubMixin, SFTTrainer):
     The changes with respect to [`trl.SFTTrainer`] are the collator, which keeps the rows' regions, and `compute_loss`,
     which adds the guidance loss; besides, checkpoints are complete ([`CheckpointMixin`]), and so is what goes to the Hub
     ([`HubMixin`]). Both losses are means over everything that one optimizer step sees, on all processes and over all
-    accumulated batches: the language modeling loss over label tokens, the guidance loss over regions (and guided layers).
+    accumulated batches: the language modeling loss over label tokens, the guidance loss over regions (and guided layers), of which
+    those that no guided layer's window reaches count as 0.
 
     Logged besides TRL's metrics: `lm_loss` and `guidance_loss` in nats, `in_mask_mass` (share of the guided heads' attention
     inside the masks), `uniform_mass` (that share for even attention), `sink_mass` (of words for what is not in the picture:
@@ -145,6 +146,12 @@ class GuidedSFTTrainer(CheckpointMixin, EvaluationMixin, HubMixin, SFTTrainer):
                     "The model comes from no checkpoint that has a processor: pass one as `processing_class`."
                 )
             processing_class = AutoProcessor.from_pretrained(model.config._name_or_path, trust_remote_code=trust)
+        set_template(processing_class, args.chat_template_path, args.eos_token)
+        if args.guidance_weight > 0 and (args.fp16 or model.dtype == torch.float16):
+            raise ValueError(
+                "Neither small shares of attention nor the gradients of their logarithms fit float16: guide a model that is loaded "
+                "with `dtype` bfloat16 or float32, and train it with `bf16=True` or without `fp16`."
+            )
         # Where a template of another VLM ends turns with nothing (LLaVA-1.5), the collator ends them as generation does.
         if model.config.model_type == "agevlm" or words_after_answer(processing_class):
             end_generation_with_turns(model.generation_config, processing_class)
@@ -192,6 +199,10 @@ class GuidedSFTTrainer(CheckpointMixin, EvaluationMixin, HubMixin, SFTTrainer):
                     check_columns(dataset)
             if train_dataset is not None:
                 train_dataset = undecoded(train_dataset)  # TRL looks at its first row
+                try:
+                    check_regions(train_dataset, args.guidance_weight, self._tells_absent)
+                except ValueError as error:  # for the recipes an error; here one may want to train so
+                    logger.warning(error)
         if isinstance(train_dataset, Dataset):  # of a stream, TRL asks for the first row
             check_not_empty(train_dataset, "data set to train on")
         for name, part in evaluated.items():
@@ -223,6 +234,9 @@ class GuidedSFTTrainer(CheckpointMixin, EvaluationMixin, HubMixin, SFTTrainer):
             raise ValueError("The data set to train on has no rows.") from None
         finally:
             args.assistant_only_loss = True
+        # TRL's loss is divided by the labels of the whole step whatever the model's own takes: Qwen2.5-VL and others say that theirs
+        # does not, and each accumulated batch would be divided once more.
+        self.model_accepts_loss_kwargs = True
         if args.guidance_heads == AUTO and args.guidance_weight > 0:
             known = heads_before(record[-1:]) if record else None  # of the run that goes on
             model = self.unwrapped_model()  # which is where it runs now
@@ -400,7 +414,7 @@ class GuidedSFTTrainer(CheckpointMixin, EvaluationMixin, HubMixin, SFTTrainer):
                 if mode == "train":
                     # DDP averages over processes: their shares have to add up to the mean over all regions
                     share = self.accelerator.num_processes * local_regions / self._num_regions.clamp(min=1)
-                loss = loss + self.args.guidance_weight * share * guidance.loss
+                loss = loss + self.args.guidance_weight * (share * guidance.loss).to(loss.device)
         self._add(mode, sums)
         return (loss, outputs) if return_outputs else loss
 
@@ -418,7 +432,7 @@ class GuidedSFTTrainer(CheckpointMixin, EvaluationMixin, HubMixin, SFTTrainer):
     def _add(self, mode: str, sums: dict[str, torch.Tensor]) -> None:
         """Adds a batch to what is logged next. Every process calls it for each of its batches."""
         zero = torch.zeros((), device=self.accelerator.device)
-        local = torch.stack([sums.get(name, zero).float() for name in SUMS])
+        local = torch.stack([sums.get(name, zero).to(zero) for name in SUMS])
         self._sums[mode] += self.accelerator.reduce(local, reduction="sum")
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -438,6 +452,11 @@ class GuidedSFTTrainer(CheckpointMixin, EvaluationMixin, HubMixin, SFTTrainer):
         if total["labels"] == 0:
             logger.warning(
                 f"All {total['skipped_rows']:.0f} rows since the last log were broken: nothing was trained."
+            )
+        if total["guided_rows"] > 0 and total["shown_regions"] == total["absent_regions"] == 0:
+            logger.warning(
+                "No words since the last log could see their regions, so that none was guided: the windows of the guided layers do "
+                "not reach them. Guide others by `guidance_layers`."
             )
         logs = {"lm_loss": total["lm_loss"] / total["labels"]} if total["labels"] > 0 else {}
         counts = {"in_mask_mass": total["shown_regions"], "uniform_mass": total["shown_regions"]}

@@ -41,6 +41,11 @@ def shares(query_masks: torch.BoolTensor) -> torch.Tensor:
     return weights / weights.sum(dim=-1, keepdim=True).clamp(min=1)
 
 
+def exactly_on(device: torch.device) -> torch.autocast:
+    """In which float32 stays so, whatever the model is trained in."""
+    return torch.autocast(device.type, enabled=False)
+
+
 def as_channels(regions: torch.Tensor) -> torch.Tensor:
     """Regions `(B, C, S)` as channels of the values, `(B, 1, S, C)` with zeros up to a multiple of 8, which kernels want."""
     return nn.functional.pad(regions.transpose(1, 2), (0, -regions.shape[1] % 8)).unsqueeze(1)
@@ -90,11 +95,13 @@ class RegionReading:
         """Takes what the attention of a layer made of the channels, some of them at a time, `(B, T, H, C)` in all."""
         num_regions = self.weights.shape[1]
         inside = torch.cat(list(parts), dim=-1)
-        overall = torch.einsum("bkt,bthc->cbhk", self.weights, inside[..., :NUM_OVERALL].float())
-        in_regions = inside[..., NUM_OVERALL : NUM_OVERALL + num_regions].float()
-        own = torch.einsum("bkt,bthk->bhk", self.weights, in_regions)
+        with exactly_on(inside.device):
+            weights = self.weights.to(inside.device)
+            overall = torch.einsum("bkt,bthc->cbhk", weights, inside[..., :NUM_OVERALL].float())
+            in_regions = inside[..., NUM_OVERALL : NUM_OVERALL + num_regions].float()
+            own = torch.einsum("bkt,bthk->bhk", weights, in_regions)
         # A layer that is computed a second time does all of this again, as its checkpoint wants, and in vain.
-        self.found.setdefault(layer, torch.cat([overall, own[None]]))
+        self.found.setdefault(layer, torch.cat([overall, own[None]]).to(self.weights.device))
 
     @property
     def masses(self) -> tuple[torch.Tensor, ...]:
@@ -154,8 +161,12 @@ class MapReading:
     def keep(self, layer: int, parts: Iterable[torch.Tensor]) -> None:
         """As [`RegionReading.keep`]. The row's tokens go before the next part comes: all of them by V would be large."""
         heads = slice(None) if self.heads[layer] is None else list(self.heads[layer])
-        of_queries = [torch.einsum("bkt,bthv->bkhv", self.weights, part[:, :, heads].float()) for part in parts]
-        self.found[layer] = torch.cat(of_queries, dim=-1)[..., : self.num_visual_tokens]
+        of_queries = []
+        for part in parts:
+            with exactly_on(part.device):
+                weights = self.weights.to(part.device)
+                of_queries.append(torch.einsum("bkt,bthv->bkhv", weights, part[:, :, heads].float()))
+        self.found[layer] = torch.cat(of_queries, dim=-1)[..., : self.num_visual_tokens].to(self.weights.device)
 
     @property
     def maps(self) -> tuple[torch.Tensor, ...]:
@@ -188,7 +199,7 @@ def with_region_channels(attention: Callable) -> Callable:
             )
         if kwargs.get("scaling") is None:
             kwargs["scaling"] = query.shape[-1] ** -0.5
-        channels = channels.to(value.dtype)
+        channels = channels.to(value)
         width, num_channels = value.shape[-1], channels.shape[-1]
         if width + num_channels <= WIDEST:
             # All three are widened alike, for the kernels; the zeros of queries and keys change no score.
@@ -212,7 +223,9 @@ def with_region_channels(attention: Callable) -> Callable:
 def register(name: str) -> str:
     """Registers one of transformers' attention functions with region channels, and returns what it is called."""
     if name not in ALL_ATTENTION_FUNCTIONS:
-        known = ", ".join(sorted(key for key in ALL_ATTENTION_FUNCTIONS if not key.startswith(PREFIX)))
+        known = ", ".join(
+            sorted(key for key in ALL_ATTENTION_FUNCTIONS if not key.startswith(PREFIX) and "flash" not in key)
+        )
         raise ValueError(
             f"The model's attention is computed by {name!r}, which is no function of transformers' attention interface: load it with "
             f"`attn_implementation` set to one of {known}."

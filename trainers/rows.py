@@ -17,6 +17,7 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
+import pyarrow as pa
 from datasets import Dataset, Features, Image, IterableDataset, List, Value
 
 
@@ -24,7 +25,7 @@ ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assi
 # Any of these columns makes the messages of a row, and any of those its pictures.
 CHATS = (("messages",), ("conversations",), ("prompt", "completion"))
 PICTURES = ("images", "image")
-COLUMNS = (*PICTURES, *(name for names in CHATS for name in names), "regions", "id")
+COLUMNS = (*PICTURES, *(name for names in CHATS for name in names), "regions", "id", "tools")
 # Tokens of an LLM's vocabulary that no text has trained, best first: one of them stands for a picture.
 PLACEHOLDERS = ("<|image|>", "<|reserved_special_token_0|>")
 SHAPES = (
@@ -113,13 +114,45 @@ def has_transform(dataset: Dataset | IterableDataset) -> bool:
 
 
 def check_columns(dataset: Dataset | IterableDataset) -> None:
-    """Raises `ValueError` if the columns are none of rows to train on."""
+    """Raises `ValueError` if the columns are none of rows to train on, `TypeError` for what is no data set."""
+    if not isinstance(dataset, (Dataset, IterableDataset)):
+        splits = f", such as its split {next(iter(dataset))!r}" if isinstance(dataset, dict) and dataset else ""
+        raise TypeError(
+            f"Rows come as a `Dataset` or an `IterableDataset` of `datasets`{splits}, not as a {type(dataset).__name__}."
+        )
     if dataset.features is None or has_transform(dataset):
         return
     columns = set(dataset.features)
     if not any(columns.issuperset(names) for names in CHATS):
         raise ValueError(
             f"The data set has the columns {sorted(columns)}, but none of a chat, such as 'messages'. A row is {SHAPES}."
+        )
+
+
+def check_regions(rows: Dataset | IterableDataset, guidance_weight: float, attention_sink: bool) -> None:
+    """Raises `ValueError` if guidance would train on rows without a single region that this model can look at."""
+    if guidance_weight == 0 or has_transform(rows):
+        return
+    num_regions = num_masks = 0
+    if "regions" in (rows.column_names or []):
+        if not isinstance(rows, Dataset):
+            return
+        for chunk in rows.data.column("regions").chunks:
+            regions = chunk.flatten() if pa.types.is_nested(chunk.type) else chunk
+            if pa.types.is_struct(regions.type):  # where no row has any, their type is null
+                num_regions += len(regions)
+                has_field = "mask" in regions.type.names  # otherwise the collator says what is missing
+                num_masks += len(regions) - (regions.field("mask").null_count if has_field else 0)
+    unguided = "train without guidance (`guidance_weight=0`, or a variant that is never guided)"
+    if num_regions == 0:
+        raise ValueError(
+            f"The guidance loss is added, but no row of the data set has a region. Make masks first, or {unguided}."
+        )
+    if num_masks == 0 and not attention_sink:
+        raise ValueError(
+            "The guidance loss is added, but every region of the data set is nowhere in its picture (its `mask` is null), where "
+            "only the words of a model with an attention sink can look. Make masks, build the model with an `attention_sink`, or "
+            f"{unguided}."
         )
 
 

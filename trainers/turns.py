@@ -13,11 +13,28 @@
 # limitations under the License.
 """Where answers end: with the token that the chat template ends the assistant's turn with."""
 
+from pathlib import Path
+
 from jinja2 import TemplateError
 from transformers import GenerationConfig, ProcessorMixin
 
 
 ANSWER = "Yes."
+
+
+def set_template(processor: ProcessorMixin, path: str | None, eos_token: str | None) -> None:
+    """
+    Gives a processor the chat template of a file and the end of text that TRL's arguments name, before anything reads them.
+
+    Raises:
+        ValueError: If the template is in no Jinja file.
+    """
+    if path is not None:
+        if not (path.endswith((".jinja", ".j2")) and Path(path).is_file()):
+            raise ValueError(f"`chat_template_path` has to be a file that ends in .jinja, but is {path!r}.")
+        processor.chat_template = Path(path).read_text(encoding="utf-8")
+    if eos_token is not None:
+        processor.tokenizer.eos_token = eos_token
 
 
 def words_after_answer(processor: ProcessorMixin) -> str:

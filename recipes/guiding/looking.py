@@ -112,7 +112,7 @@ def look(
             )
             if is_shown and picture in footprints:
                 found[-1].picture = example.images[picture]
-                found[-1].attention = torch.einsum("v,vyx->yx", on_tokens, footprints[picture]).numpy()
+                found[-1].attention = torch.einsum("v,vyx->yx", on_tokens, footprints[picture]).float().numpy()
     model.train(training)
     if broken:
         logger.warning(

@@ -37,11 +37,12 @@ from recipes.guiding.looking import Looked, draw, look, summarize, table
 from recipes.rows.appearing import appearing
 from recipes.rows.records import hashed
 from recipes.training.arguments import DataArguments
-from recipes.training.data_sets import check_regions, load_evaluation_rows, load_rows, shuffled
+from recipes.training.data_sets import load_evaluation_rows, load_rows, shuffled
 from recipes.training.record import LORA, public_name, read_record, run_record
 from recipes.training.resuming import check_same_run, clear, where_it_begins
 from trainers import GuidedSFTConfig, GuidedSFTTrainer, RegionAttention, Stage, collator_for
-from trainers.rows import PICTURES, as_row, undecoded
+from trainers.rows import PICTURES, as_row, check_regions, undecoded
+from trainers.turns import set_template
 
 
 logger = logging.get_logger(__name__)
@@ -49,9 +50,12 @@ TUNING = Stage(4, vision="none", language_model=True, guided=True)
 SCENE_SIZE = 256  # pixels of the scenes, if they are the rows
 
 
-def load_vlm(arguments: GuideArguments, dtype: torch.dtype) -> tuple[PreTrainedModel, ProcessorMixin]:
+def load_vlm(
+    arguments: GuideArguments, training: GuidedSFTConfig, dtype: torch.dtype
+) -> tuple[PreTrainedModel, ProcessorMixin]:
     """
-    The VLM and its processor. Runs no code of the checkpoint, and reads no pickles.
+    The VLM and its processor, with the chat template of the training if that names one. Runs no code of the checkpoint, and reads
+    no pickles.
 
     Raises:
         ValueError: If it cannot be loaded, or it is not known which of its tokens show what.
@@ -61,6 +65,7 @@ def load_vlm(arguments: GuideArguments, dtype: torch.dtype) -> tuple[PreTrainedM
         if is_age_vlm(name, revision):
             raise ValueError("it is an AGE-VLM, whose stages guide it: train it on with recipes/stage4.py")
         config, processor = read_other(name, revision)
+        set_template(processor, training.chat_template_path, training.eos_token)
         collator_for(config, processor)  # says what it does not know before the weights are read
         attention = {"text_config": arguments.attn_implementation}
         model = load_other(name, config, revision, dtype=dtype, attn_implementation=attention)
@@ -154,7 +159,7 @@ def guide(arguments: GuideArguments, data: DataArguments, training: GuidedSFTCon
     checkpoint = where_it_begins(training, overwrite, name, record)
     set_seed(training.seed)
     has_bf16 = arguments.use_peft and training.bf16  # frozen weights need no more
-    model, processor = load_vlm(arguments, torch.bfloat16 if has_bf16 else torch.float32)
+    model, processor = load_vlm(arguments, training, torch.bfloat16 if has_bf16 else torch.float32)
     skip_broken = training.broken_rows == "skip"
     others = load_evaluation_rows(data, TUNING, SCENE_SIZE, skip_broken)
     rows = load_rows(data, TUNING, SCENE_SIZE, skip_broken)

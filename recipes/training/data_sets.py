@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from datasets import (
     Dataset,
     DatasetDict,
@@ -45,7 +44,7 @@ from recipes.rows.tars import load_tars
 from recipes.scenes.rows import load_scenes
 from recipes.training.arguments import DataArguments, RowsArguments
 from trainers import GuidedSFTConfig, Stage
-from trainers.rows import as_row, has_transform, undecoded
+from trainers.rows import as_row, undecoded
 
 
 EVALUATION_SCENES = 200  # of `scenes`, at the most
@@ -305,30 +304,3 @@ def with_types(features: Features | None) -> Features | None:
     fields = regions.feature if isinstance(regions, List) and isinstance(regions.feature, dict) else {}
     untyped = {name: known.feature[name] for name in known.feature if fields.get(name) == Value("null")}
     return Features({**features, "regions": List({**fields, **untyped})}) if untyped else None
-
-
-def check_regions(rows: Dataset | IterableDataset, guidance_weight: float, attention_sink: bool) -> None:
-    """Raises `ValueError` if guidance would train on rows without a single region that this model can look at."""
-    if guidance_weight == 0 or has_transform(rows):
-        return
-    num_regions = num_masks = 0
-    if "regions" in (rows.column_names or []):
-        if not isinstance(rows, Dataset):
-            return
-        for chunk in rows.data.column("regions").chunks:
-            regions = chunk.flatten() if pa.types.is_nested(chunk.type) else chunk
-            if pa.types.is_struct(regions.type):  # where no row has any, their type is null
-                num_regions += len(regions)
-                has_field = "mask" in regions.type.names  # otherwise the collator says what is missing
-                num_masks += len(regions) - (regions.field("mask").null_count if has_field else 0)
-    unguided = "train without guidance (`--guidance_weight 0`, or a variant that is never guided)"
-    if num_regions == 0:
-        raise ValueError(
-            f"The guidance loss is added, but no row of the data set has a region. Make masks first, or {unguided}."
-        )
-    if num_masks == 0 and not attention_sink:
-        raise ValueError(
-            "The guidance loss is added, but every region of the data set is nowhere in its picture (its `mask` is null), where "
-            "only the words of a model with an attention sink can look. Make masks, build the model with `--attention_sink "
-            f"true`, or {unguided}."
-        )

@@ -32,7 +32,7 @@ from modeling_agevlm.conversion import loading
 from recipes.answering.checkpoint import load_checkpoint
 from recipes.training.arguments import DataArguments, ModelArguments
 from recipes.training.concatenation import CONCATENATION_TYPE, load_concatenation
-from recipes.training.data_sets import check_regions, load_evaluation_rows, load_rows, shuffled
+from recipes.training.data_sets import load_evaluation_rows, load_rows, shuffled
 from recipes.training.idle import check_options, check_parts
 from recipes.training.looks import Looks
 from recipes.training.parts import build, mend_generation_config
@@ -46,6 +46,7 @@ from recipes.training.resuming import (
 )
 from trainers import GuidedSFTConfig, GuidedSFTTrainer, Stage, apply_stage, get_stage, lora_config, parameter_table
 from trainers.checkpointing import checkpoints_of
+from trainers.rows import check_regions
 from trainers.stages import CONCATENATION, Variant
 
 

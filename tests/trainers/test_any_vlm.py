@@ -22,11 +22,12 @@ import numpy as np
 import pytest
 import torch
 import trl
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from pages import PAGES, blocks
 from peft import LoraConfig
 from testing_utils import box_mask, picture, region, row
 from tiny_vlms import CHAT_TEMPLATE, tiny_idefics3, tiny_llava
+from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
@@ -147,24 +148,149 @@ def test_others_are_refused(checkpoint: str, config: PreTrainedConfig, message: 
 
 
 # PaliGemma has no chats, Mllama no visual tokens among its words.
-@pytest.mark.parametrize("family", sorted(VLM_FAMILIES.keys() - {"PaliGemma", "Mllama"}))
-def test_every_family_is_collated_and_guided(family: str, tmp_path: Path):
-    """By its own processor's tokens, and in its own attention."""
+OF_WORDS = sorted(VLM_FAMILIES.keys() - {"PaliGemma", "Mllama"})  # whose pictures stand among their words
+
+
+def make(family: str) -> tuple[PreTrainedModel, ProcessorMixin]:
+    torch.manual_seed(0)
     model, processor = VLM_FAMILIES[family]()
     framed = f"<|vision_start|>{processor.image_token}<|vision_end|>" if "Qwen" in family else processor.image_token
     processor.chat_template = TURNS.replace("IMAGE\\n", framed)
-    run = GuidedSFTTrainer(
-        model=model,
-        args=GuidedSFTConfig(output_dir=str(tmp_path), per_device_train_batch_size=4, max_steps=1, **CPU),
-        processing_class=processor,
-        train_dataset=Dataset.from_list(rows()),
+    return model, processor
+
+
+def trainer_of(
+    parts: tuple[PreTrainedModel, ProcessorMixin], out: Path, data: Any = None, **arguments: Any
+) -> GuidedSFTTrainer:
+    arguments = {"per_device_train_batch_size": 4, "max_steps": 1, **CPU} | arguments
+    return GuidedSFTTrainer(
+        model=parts[0],
+        args=GuidedSFTConfig(output_dir=str(out), **arguments),
+        processing_class=parts[1],
+        train_dataset=Dataset.from_list(rows()) if data is None else data,
     )
+
+
+@pytest.mark.parametrize("family", OF_WORDS)
+def test_every_family_is_collated_and_guided(family: str, tmp_path: Path):
+    """By its own processor's tokens, and in its own attention."""
+    model, processor = make(family)
+    run = trainer_of((model, processor), tmp_path)
     check_processors_own(run.data_collator(rows()), processor)
     run.train()
     logs = run.state.log_history[0]
     assert logs["guided_rows"] == 3 and logs["dropped_regions"] == 0 and logs["guidance_loss"] > 0
     # Attention of weights as they are drawn is next to even.
     assert logs["in_mask_mass"] == pytest.approx(logs["uniform_mass"], rel=0.1) and 0 < logs["uniform_mass"] < 0.5
+
+
+@pytest.mark.parametrize("family", OF_WORDS)
+def test_accumulated_batches_are_one(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Of both losses, also where the model's own loss could not be told of the step's labels."""
+    gradients = []
+
+    def kept(run: GuidedSFTTrainer, model: torch.nn.Module) -> None:
+        gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+
+    monkeypatch.setattr(GuidedSFTTrainer, "_clip_grad_norm", kept)
+    for accumulated in (1, 4):
+        order = {"train_sampling_strategy": "sequential", "gradient_accumulation_steps": accumulated}
+        trainer_of(make(family), tmp_path, per_device_train_batch_size=4 // accumulated, **order).train()
+    whole, parts = gradients
+    assert whole.keys() == parts.keys()
+    for name, gradient in whole.items():
+        torch.testing.assert_close(parts[name], gradient, rtol=1e-3, atol=1e-4 * gradient.abs().max().item() + 1e-7)
+
+
+@pytest.mark.parametrize("family", ["LLaVA", "LLaVA-NeXT", "SmolVLM", "Qwen2.5-VL", "Gemma 3"])
+def test_what_the_tokenizer_puts_first_is_trained_with(family: str):
+    """As it is asked with. A chat template that begins with it by itself has it once."""
+    model, processor = make(family)
+    tokenizer = processor.tokenizer
+    first = (tokenizer.bos_token, tokenizer.bos_token_id)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"{first[0]} $A", special_tokens=[first])
+    for template in (processor.chat_template, "{{ bos_token }}" + processor.chat_template):
+        processor.chat_template = template
+        batch = collator_for(model.config, processor)(rows())
+        check_processors_own(batch, processor)
+        assert (batch["input_ids"] == first[1]).sum(dim=1).tolist() == [1] * 4
+        queries = [processor.decode(ids[query[0]]) for ids, query in zip(batch["input_ids"], batch["query_masks"])]  # noqa: B905
+        assert [query.strip() for query in queries] == ["red cup", "dog", "cup", ""]
+
+
+def test_a_tokenizer_without_padding_pads_with_its_end(tmp_path: Path):
+    model, processor = make("LLaVA")
+    processor.tokenizer.pad_token = None
+    batch = trainer_of((model, processor), tmp_path).data_collator(rows())
+    assert processor.tokenizer.pad_token == processor.tokenizer.eos_token
+    assert (batch["input_ids"][batch["attention_mask"] == 0] == processor.tokenizer.eos_token_id).all()
+    processor.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "tokenizer.json").read_text())["padding"] is None
+
+
+def test_the_template_that_is_named_says_how_answers_end(tmp_path: Path):
+    """The collator and the generation know it, as those of the processor itself."""
+    model, processor = make("LLaVA")
+    template = tmp_path / "turns.jinja"
+    template.write_text(processor.chat_template.replace("<|eot_id|>", "<|end_header_id|>"))
+    end = processor.tokenizer.convert_tokens_to_ids("<|end_header_id|>")
+    for before in (processor.chat_template, processor.chat_template.replace("<|eot_id|>", " "), None):
+        model, processor = make("LLaVA")
+        processor.chat_template = before
+        run = trainer_of((model, processor), tmp_path, chat_template_path=str(template))
+        labels = run.data_collator(rows())["labels"]
+        assert [of_row[of_row >= 0][-1].item() for of_row in labels] == [end] * 4
+        assert end in model.generation_config.eos_token_id
+    bare = make("LLaVA")
+    bare[1].chat_template = bare[1].chat_template.replace("<|eot_id|>", " ")
+    labels = trainer_of(bare, tmp_path, eos_token="<|end_header_id|>").data_collator(rows())["labels"]
+    assert [of_row[of_row >= 0][-1].item() for of_row in labels] == [end] * 4
+    with pytest.raises(
+        ValueError, match="^`chat_template_path` has to be a file that ends in .jinja, but is 'someone/model'"
+    ):
+        trainer_of(make("LLaVA"), tmp_path, chat_template_path="someone/model")
+
+
+def test_float16_is_refused(tmp_path: Path):
+    model, processor = make("LLaVA")
+    with pytest.raises(ValueError, match="fit float16: guide a model that is loaded with `dtype` bfloat16 or float32"):
+        trainer_of((model.half(), processor), tmp_path)
+    trainer_of((model, processor), tmp_path, guidance_weight=0.0)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (
+            DatasetDict({"train": Dataset.from_list([row()])}),
+            "of `datasets`, such as its split 'train', not as a DatasetDict.",
+        ),
+        ([row()], "of `datasets`, not as a list."),
+    ],
+    ids=["splits", "list"],
+)
+def test_what_is_no_data_set_is_said(data: Any, message: str, tmp_path: Path):
+    with pytest.raises(TypeError, match=re.escape(message)):
+        trainer_of(make("LLaVA"), tmp_path, data)
+
+
+def test_rows_without_regions_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    for data, warns in ((rows(), False), ([row(), row()], True)):
+        for weight in (1.0, 0.0):
+            caplog.clear()
+            trainer_of(make("LLaVA"), tmp_path, Dataset.from_list(data), guidance_weight=weight)
+            assert ("no row of the data set has a region" in caplog.text) == (warns and weight > 0)
+
+
+def test_a_window_that_reaches_no_region_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    for window, warns in ((1000, False), (2, True)):
+        model, processor = make("Gemma 3")
+        for layer in model.model.language_model.layers:
+            layer.self_attn.sliding_window = layer.self_attn.sliding_window and window
+        model.config.text_config.sliding_window = window
+        caplog.clear()
+        trainer_of((model, processor), tmp_path, guidance_layers=[0]).train()
+        assert ("none was guided" in caplog.text) == warns
 
 
 def trainer(checkpoint: str, out: Path, **arguments: Any) -> GuidedSFTTrainer:
@@ -389,6 +515,19 @@ def test_adapters_are_trained_alone(checkpoint: str, tmp_path: Path):
     assert run.state.log_history[0]["guidance_loss"] > 0
     moved = {n for n, p in run.model.named_parameters() if "lora_B" in n and p.abs().sum() > 0}
     assert any("language_model" in name or "text_model" in name for name in moved)
+
+
+def test_adapters_of_before_do_not_stay_beside_the_merged_model(checkpoint: str, tmp_path: Path):
+    """Which would be loaded with them, a second time."""
+    run = trainer(checkpoint, tmp_path, learning_rate=0.1, peft_config=LoraConfig(target_modules=["q_proj"]))
+    run.train()
+    run.save_model()
+    assert (tmp_path / "adapter_config.json").exists()
+    run.save_final_model()
+    assert not list(tmp_path.glob("adapter_*"))
+    saved = AutoModelForImageTextToText.from_pretrained(tmp_path).state_dict()
+    merged = run.unwrapped_model().state_dict()
+    assert merged.keys() == saved.keys() and all(torch.equal(saved[name], merged[name]) for name in saved)
 
 
 def test_maps_are_not_to_be_had(checkpoint: str, tmp_path: Path):

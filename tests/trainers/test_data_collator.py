@@ -718,6 +718,12 @@ BROKEN = {
     ),
     "placeholder among the words": (row("A <|image|>?"), r"the image placeholder <\|image\|> stands among its words"),
     "no messages": (row() | {"messages": None}, "its messages are of type NoneType, not a list"),
+    "tool call": (
+        row() | {"messages": [*chat("A?"), {"role": "assistant", "content": "", "tool_calls": [{"name": "look"}]}]},
+        "its message 1 has `tool_calls`, which is not trained here",
+    ),
+    "tools": (row(tools=[{"name": "look"}]), "it has `tools`, which no chat is trained with here"),
+    "span without text": (row(regions=[region(span=[0, 2], message=1)]), "region 0: it has a `span`, but no `text`"),
     "no message": (row() | {"messages": ["A?", "B."]}, "its message 0 is not {'role': "),
     "no role": (row() | {"messages": [{"content": "A?"}]}, "its message 0 is not {'role': "),
     "no content": (row() | {"messages": chat(None, "B.")}, "its message 0 is not {'role': "),

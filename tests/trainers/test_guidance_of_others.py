@@ -13,11 +13,14 @@
 # limitations under the License.
 """Regions read in the forward pass of other models of transformers, against their own eager attention in float64."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from testing_utils import assert_close
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import Gemma3ForConditionalGeneration, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
@@ -252,6 +255,20 @@ def test_layers_whose_window_does_not_reach_the_picture_do_not_count():
         losses.append(-dice.log().mean().item())
     assert whole.in_mask_mass[far] == alone.in_mask_mass[far]
     assert whole.loss.item() == pytest.approx(sum(losses) / 5, rel=1e-5)
+
+
+def test_layers_may_stand_on_several_devices():
+    with FakeTensorMode():
+        input_ids, *given, visual = (part.to("cuda:0") for part in regions())
+        reading = RegionReading(*given, visual, {0: None, 1: [2]})
+        for layer in (0, 1):
+            module = SimpleNamespace(layer_idx=layer, is_causal=True, training=False)
+            states = [torch.zeros(2, 4, LENGTH, 8, device=f"cuda:{layer}") for _ in range(3)]
+            attention = region_attention.with_region_channels(sdpa_attention_forward)
+            output, _ = attention(module, *states, None, region_reading=reading)
+            assert output.device == states[0].device
+        loss = guidance_loss_from_mass(reading.masses, given[1], reading.uniform_mass, reading.sees).loss
+        assert loss.device == input_ids.device
 
 
 @pytest.mark.parametrize(

@@ -159,6 +159,12 @@ def test_words_learn_to_look(family: str, use_peft: bool, rows: Path, tmp_path: 
     assert moved and all("language_model" in name or "text_model" in name or "lm_head" in name for name in moved)
 
 
+def test_a_training_in_bfloat16_is_measured_and_drawn(llava: Path, rows: Path, tmp_path: Path):
+    run(llava, rows, tmp_path / "out", bf16=True, max_steps=1)
+    assert json.loads((tmp_path / "out/guided.json").read_text())["regions"] == 4
+    assert (tmp_path / "out/guided.png").exists()
+
+
 def test_what_is_measured(llava: Path, rows: Path):
     """By hand from the maps: shares of what is on the picture, and where the most is."""
     model, processor = load(llava)

@@ -31,9 +31,10 @@ from modeling_agevlm import AgeVlmForConditionalGeneration
 from recipes.scenes.rows import load_scenes
 from recipes.terminal.tables import plain_table
 from recipes.training.arguments import DataArguments, ModelArguments
-from recipes.training.data_sets import check_regions, load_rows
+from recipes.training.data_sets import load_rows
 from recipes.training.stage import Augmenting, load_model
 from trainers import get_stage
+from trainers.rows import check_regions
 
 
 RECIPES = Path(__file__).parents[3] / "recipes"
@@ -146,7 +147,7 @@ def test_a_stage_guided_by_what_is_nowhere_alone_needs_a_sink(typed):
     )
     assert all(row["regions"] == [region] for row in nowhere)
     with pytest.raises(
-        ValueError, match="every region of the data set is nowhere in its picture .* `--attention_sink"
+        ValueError, match="every region of the data set is nowhere in its picture .* an `attention_sink`"
     ):
         check_regions(nowhere, 1.0, False)
     check_regions(nowhere, 1.0, True)
