@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
 from trl import SFTConfig
 
 
@@ -215,15 +216,20 @@ class GuidedSFTConfig(SFTConfig):
             self.activation_checkpointing_kwargs = {"use_reentrant": False, **self.activation_checkpointing_kwargs}
         self.check_checkpointing()
 
-    def check_checkpointing(self) -> None:
+    def check_checkpointing(self, model: nn.Module | None = None) -> None:
         """
-        Raises `ValueError` for reentrant activation checkpointing. The trainer looks again: TRL (1.16) turns it on for PEFT
-        under ZeRO-3, by the old name of the argument (https://github.com/huggingface/trl/issues/2514).
+        Raises `ValueError` for reentrant activation checkpointing. The trainer looks again, at its model too: TRL (1.16) turns it on
+        for PEFT under ZeRO-3, by the old name of the argument (https://github.com/huggingface/trl/issues/2514), and one can by hand.
         """
         both = (self.activation_checkpointing_kwargs or {}) | (self.gradient_checkpointing_kwargs or {})
-        if self.activation_checkpointing and both.get("use_reentrant"):
+        by_hand = () if model is None or self.activation_checkpointing else model.modules()
+        functions = [m._gradient_checkpointing_func for m in by_hand if getattr(m, "gradient_checkpointing", False)]
+        if (self.activation_checkpointing and both.get("use_reentrant")) or any(
+            getattr(function, "keywords", {}).get("use_reentrant") for function in functions
+        ):
             raise ValueError(
                 "Reentrant activation checkpointing silently drops the gradient of the guidance loss. Leave "
-                "`use_reentrant` out of `activation_checkpointing_kwargs`, or set it to False; with PEFT under ZeRO-3, which "
+                "`use_reentrant` out of `activation_checkpointing_kwargs` and of the model's own `gradient_checkpointing_enable`, or "
+                "set it to False; with PEFT under ZeRO-3, which "
                 "needs it, set `activation_checkpointing` to False or launch without ZeRO-3."
             )

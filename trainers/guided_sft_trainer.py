@@ -244,7 +244,7 @@ class GuidedSFTTrainer(CheckpointMixin, EvaluationMixin, HubMixin, SFTTrainer):
             logger.warning(f"Guided heads, by layer: {self.guided_heads}.")
         if record and self._region_attention is not None and args.guidance_weight > 0:
             record[-1]["guided_heads"] = {str(layer): heads for layer, heads in self.guided_heads.items()}
-        args.check_checkpointing()
+        args.check_checkpointing(self.unwrapped_model())
         self.check_best_metric()
         self._heed_preemption()
         self._num_regions: torch.Tensor | None = None

@@ -108,6 +108,10 @@ def held_out(
     if not isinstance(rows, Dataset):
         rows = undecoded(rows)
         measured = list(rows.take(number))
+        if len(measured) < number:
+            raise ValueError(
+                f"`--num_held_out` is {number}, but the stream has {len(measured)} rows: leave some of them to train."
+            )
         # Not by `skip`: workers and processes each skip a part of it, of files of their own.
         return rows.filter(functools.partial(is_other, held={identity(row) for row in measured})), measured
     if not 0 < number < len(rows):
@@ -191,7 +195,8 @@ def guide(arguments: GuideArguments, data: DataArguments, training: GuidedSFTCon
     before = measure(trainer, measured)
     if not any(one.inside is not None for one in before):
         raise ValueError(
-            "None of the rows to measure has a region that shows something: name others by `--eval_dataset_name`."
+            "None of the rows to measure has a region that shows something: draw more of them by `--num_held_out`, or name others by "
+            "`--eval_dataset_name`."
         )
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     if trainer.is_preempted:

@@ -617,6 +617,15 @@ def test_reentrant_checkpointing_is_refused(tmp_path: Path, name: str):
     assert not GuidedSFTConfig(output_dir=str(tmp_path), use_cpu=True, **{name: False}).activation_checkpointing
 
 
+def test_reentrant_checkpointing_by_hand_is_refused(tmp_path: Path):
+    model = tiny_model()
+    model.gradient_checkpointing_enable({"use_reentrant": True})
+    with pytest.raises(ValueError, match="Reentrant .* of the model's own `gradient_checkpointing_enable`"):
+        make_trainer(tmp_path, model, activation_checkpointing=False)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    make_trainer(tmp_path, model, activation_checkpointing=False)
+
+
 def test_checkpointing_is_not_reentrant_with_other_arguments(tmp_path: Path):
     trainer = make_trainer(tmp_path, activation_checkpointing_kwargs={"preserve_rng_state": False})
     trainer.train()  # by the guided maps, which a reentrant one does not take

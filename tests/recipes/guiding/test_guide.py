@@ -441,6 +441,8 @@ def test_towers_that_timm_would_fetch(vision: dict[str, Any], message: str, tmp_
 def test_rows_that_it_cannot_use(llava: Path, rows: Path, tmp_path: Path):
     with pytest.raises(ValueError, match=r"`--num_held_out` is 12, but 12 rows are to train and to be measured"):
         run(llava, rows, tmp_path / "out", {"num_held_out": 12})
+    with pytest.raises(ValueError, match=r"`--num_held_out` is 13, but the stream has 12 rows"):
+        run(llava, rows, tmp_path / "out", {"num_held_out": 13, "data": {"streaming": True}}, max_steps=1)
     lines = [json.loads(line) for line in rows.read_text().splitlines()]
     with pytest.raises(ValueError, match="`--lora_r` does nothing here"):
         run(llava, rows, tmp_path / "out", {"lora_r": 4})
