@@ -391,7 +391,7 @@ MUTANTS = [
     Mutant(
         "checkpointing is looked at once",
         "trainers/guided_sft_trainer.py",
-        {"        args.check_checkpointing()\n": ""},
+        {"        args.check_checkpointing(self.unwrapped_model())\n": ""},
         "test_lora.py",
     ),
     Mutant(
@@ -479,12 +479,11 @@ MUTANTS = [
         "regions lost where layers are computed twice",
         REGION_ATTENTION,
         {
-            "        self.found.setdefault(layer, torch.cat([overall, own[None]]))\n": (
+            "        self.found.setdefault(layer, torch.cat([overall, own[None]]).to(self.weights.device))\n": (
                 "        if layer not in self.found:\n            self.found[layer] = torch.cat([overall, own[None]])\n"
             ),
-            '        overall = torch.einsum("bkt,bthc->cbhk", self.weights, inside[..., :NUM_OVERALL].float())\n': (
-                "        if layer in self.found:\n            return\n"
-                '        overall = torch.einsum("bkt,bthc->cbhk", self.weights, inside[..., :NUM_OVERALL].float())\n'
+            "        with exactly_on(inside.device):\n": (
+                "        if layer in self.found:\n            return\n        with exactly_on(inside.device):\n"
             ),
         },
         "test_guidance_of_others.py",
@@ -535,6 +534,18 @@ MUTANTS = [
         "the same token kinds for all models but Gemma 3",
         ANY_VLM_COLLATOR,
         {'is_gemma = self.config.model_type == "gemma3"': "is_gemma = False"},
+        "test_any_vlm.py",
+    ),
+    Mutant(
+        "accumulated batches divided by what the model says",
+        TRAINER,
+        {"        self.model_accepts_loss_kwargs = True\n": ""},
+        "test_any_vlm.py",
+    ),
+    Mutant(
+        "the tokenizer's first token left out",
+        ANY_VLM_COLLATOR,
+        {"        first = self._before(text)\n": "        first: list[int] = []\n"},
         "test_any_vlm.py",
     ),
     Mutant(
