@@ -350,6 +350,14 @@ def test_findings_are_those_of_the_study():
     assert f"with CHAIR i {one['chair_i']:.2f} against {other['chair_i']:.2f}" in readme
     scores = [model["metrics"]["chair_i"] for model in (long, base)]
     assert "leave it so ({:.2f} against {:.2f})".format(*scores) in readme
+    around = settings.SMOLLM2_MODELS
+    bare, every, single = around
+    pope, chair_i = ([of_one(around, name, key) for name in (every, bare)] for key in ("pope_accuracy", "chair_i"))
+    words = "existence is {} with all heads guided and {} without, CHAIR i {} and {}"
+    assert words.format(*pope, *chair_i) in readme
+    scores = (of_one(around, single, key) for key in ("pointing_accuracy", "absence_auc", "pope_accuracy"))
+    words = "({} of its words) and tells what is absent (AUC {}), but existence stays at {}"
+    assert words.format(*scores) in readme
     for table, key, words in (
         (all_heads, "pope_accuracy", "POPE is {} with both and {} with stage 3 alone"),
         (all_heads, "in_mask_mass", "({} and {} of the attention inside the masks)"),
