@@ -83,12 +83,17 @@ def is_plain(value: Any) -> bool:
     return value is None or isinstance(value, (str, int)) or (isinstance(value, float) and math.isfinite(value))
 
 
+def every_fifth_layer(num_layers: int) -> list[int]:
+    """Where the cross-attention layers of a combined stack stand. The shortest one has its own behind the first layer."""
+    return list(range(FIRST_CROSS_ATTENTION_LAYER, num_layers, CROSS_ATTENTION_PERIOD)) or [1]
+
+
 def default_cross_attention_layers(num_self_attention_layers: int) -> list[int]:
     """Every fifth layer of the combined stack around an LLM of so many layers: 16 layers get 2, 7, 12 and 17."""
-    total = num_self_attention_layers
-    while total - len(range(FIRST_CROSS_ATTENTION_LAYER, total, CROSS_ATTENTION_PERIOD)) < num_self_attention_layers:
+    total = num_self_attention_layers + 1
+    while total - len(every_fifth_layer(total)) < num_self_attention_layers:
         total += 1
-    return list(range(FIRST_CROSS_ATTENTION_LAYER, total, CROSS_ATTENTION_PERIOD))
+    return every_fifth_layer(total)
 
 
 @auto_docstring(checkpoint="meta-llama/Llama-3.2-1B-Instruct")
@@ -149,9 +154,7 @@ class AgeVlmTextConfig(LlamaConfig):
         check_sizes(self, "hidden_size", "num_attention_heads")
         check_sizes(self, "num_hidden_layers", most=MAX_LAYERS)
         if self.cross_attention_layers is None:
-            self.cross_attention_layers = list(
-                range(FIRST_CROSS_ATTENTION_LAYER, self.num_hidden_layers, CROSS_ATTENTION_PERIOD)
-            )
+            self.cross_attention_layers = every_fifth_layer(self.num_hidden_layers)
         if self.cross_attention_intermediate_size is None:
             self.cross_attention_intermediate_size = self.intermediate_size
         if self.rope_parameters is None:
@@ -332,10 +335,12 @@ class AgeVlmConfig(PreTrainedConfig):
     projector_hidden_act: str = "gelu"
     use_visual_positions: bool = False
     training_stage: int = 0
-    tie_word_embeddings: bool = True
+    tie_word_embeddings: bool | None = None
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
+        if self.tie_word_embeddings is None:  # the head and the embeddings are the LLM's
+            self.tie_word_embeddings = self.text_config.tie_word_embeddings
         # `save_pretrained` records only the auto class of the class that is saved, and the last one registered wins.
         # A checkpoint is to load through AutoModel as well, and to be able to generate then.
         self.auto_map = {
@@ -346,6 +351,13 @@ class AgeVlmConfig(PreTrainedConfig):
 
     def validate_architecture(self):
         """Part of `@strict`-powered validation: the placeholder is a token of the LLM's vocabulary, the activation is one."""
+        for name, kind in self.sub_configs_defaults.items():
+            model_type = getattr(self, name).model_type
+            if model_type != kind.model_type:
+                raise ValueError(
+                    f"`{name}` is of model type {model_type!r} instead of {kind.model_type!r}. From an LLM and a tower a model is built by "
+                    "`from_vision_text_pretrained`."
+                )
         check_activation("projector_hidden_act", self.projector_hidden_act)
         if not 0 <= self.image_token_id < self.text_config.vocab_size:
             raise ValueError(

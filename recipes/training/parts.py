@@ -75,7 +75,7 @@ def build(
             attn_implementation=attn_implementation,
         )
     eos = model.generation_config.eos_token_id or []
-    eos = sorted({*([eos] if isinstance(eos, int) else eos), tokenizer.eos_token_id})
+    eos = sorted({*([eos] if isinstance(eos, int) else eos), tokenizer.eos_token_id} - {None})
     if tokenizer.pad_token is None or tokenizer.pad_token_id in eos:  # the end of a turn is no padding
         pad_token = next((token for token in PADDINGS if token in vocabulary), PADDINGS[-1])
         tokenizer.add_special_tokens({"pad_token": pad_token})

@@ -20,6 +20,7 @@ import timm
 import torch
 from testing_utils import VISION, tiny_config
 from torch import nn
+from transformers import LlamaConfig
 
 from modeling_agevlm import AgeVlmConfig, AgeVlmForConditionalGeneration, AgeVlmTextConfig, AgeVlmVisionConfig
 from modeling_agevlm.configuration_agevlm import TIMM_ARGUMENTS, default_cross_attention_layers
@@ -49,13 +50,26 @@ def test_the_defaults_are_the_paper():
 
 @pytest.mark.parametrize(
     ("num_layers", "expected"),
-    [(2, []), (3, [2]), (6, [2]), (7, [2, 7]), (12, [2, 7, 12]), (16, [2, 7, 12, 17])],
+    [(1, [1]), (2, [2]), (3, [2]), (6, [2]), (7, [2, 7]), (12, [2, 7, 12]), (16, [2, 7, 12, 17])],
 )
 def test_default_layers_go_around_the_llm(num_layers: int, expected: list[int]):
     layers = default_cross_attention_layers(num_layers)
     assert layers == expected
     text_config = AgeVlmTextConfig(num_hidden_layers=num_layers + len(layers), cross_attention_layers=layers)
     assert len(text_config.self_attention_layers) == num_layers
+    assert AgeVlmTextConfig(num_hidden_layers=num_layers + len(layers)).cross_attention_layers == layers
+
+
+@pytest.mark.parametrize("is_tied", [False, True])
+def test_the_head_is_tied_as_the_llm_says(is_tied: bool):
+    config = tiny_config(text_config={"tie_word_embeddings": is_tied}, tie_word_embeddings=None)
+    model = AgeVlmForConditionalGeneration(config)
+    assert config.tie_word_embeddings == (model.lm_head.weight is model.get_input_embeddings().weight) == is_tied
+
+
+def test_an_llms_own_configuration_is_refused():
+    with pytest.raises(Exception, match="`text_config` is of model type 'llama' instead of 'agevlm_text'"):
+        AgeVlmConfig(text_config=LlamaConfig(vocab_size=300), image_token_id=2)
 
 
 def test_language_model_has_llama_3_2_1b_parameters(paper_model: AgeVlmForConditionalGeneration):

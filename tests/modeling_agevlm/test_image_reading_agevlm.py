@@ -318,6 +318,7 @@ REFUSED = {
     "a file of NaN": (saved(np.full((4, 4), np.nan, dtype=np.float32), "TIFF"), "it has values that are no numbers"),
     "nothing at an address": ("http://127.0.0.1:1/x.png", "cannot be read as a picture"),
     "five channels": (np.zeros((9, 9, 5)), "is no picture. Pass"),
+    "an empty crop": (PIL.Image.new("RGB", (0, 5)), "cannot be read as a picture: it has 0 x 5 pixels"),
     "an empty array": (np.zeros((0, 9, 3)), "is no picture. Pass"),
     "a row of numbers": (np.zeros(9), "is no picture. Pass"),
     "a normalized tensor": (torch.randn(3, 9, 9), "has it been normalized already"),

@@ -257,6 +257,19 @@ def test_a_template_that_leaves_the_beginning_to_the_tokenizer(sanitize: bool):
         assert (inputs["input_ids"][0, 0] == BOS) == bool(number)
 
 
+@pytest.mark.parametrize("sanitize", [False, True])
+def test_a_prompt_ends_where_the_template_does(sanitize: bool):
+    """Also with a tokenizer that ends texts by itself: an answer goes on there."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.bos_token, ends = None, [("<|eot_id|>", tokenizer.convert_tokens_to_ids("<|eot_id|>"))]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A <|eot_id|>", special_tokens=ends)
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %} ASSISTANT:"
+    processor = AgeVlmProcessor(AgeVlmImageProcessor(), tokenizer)
+    chat = [message("user", "A cup?")]
+    inputs = processor.apply_chat_template(chat, tokenize=True, return_dict=True, sanitize_control_tokens=sanitize)
+    assert processor.decode(inputs["input_ids"][0]) == "A cup? ASSISTANT:"
+
+
 # Words
 
 

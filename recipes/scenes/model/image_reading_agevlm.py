@@ -68,6 +68,8 @@ def read_image(source: Any, input_data_format: str | None = None) -> PIL.Image.I
         return image_of_array(source, input_data_format)
     image = open_image(source)
     try:
+        if 0 in image.size:
+            raise ValueError(f"it has {image.width} x {image.height} pixels")
         image.load()
         return shown(image)
     except Exception as error:  # Pillow's plugins raise anything on damaged files

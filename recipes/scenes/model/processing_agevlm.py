@@ -274,6 +274,8 @@ class AgeVlmProcessor(ProcessorMixin):
         """
         if kwargs.get("sanitize_control_tokens"):
             conversation = self._join_words(conversation)
+        if kwargs.get("tokenize"):  # the template has written all there is, as for the tokenizer's own
+            kwargs["processor_kwargs"] = {"add_special_tokens": False, **(kwargs.get("processor_kwargs") or {})}
         return super().apply_chat_template(conversation, *args, **kwargs)
 
     def _join_words(self, messages):

@@ -311,6 +311,30 @@ def test_names_on_the_hub(hub: HubServer, parts: tuple[Path, Path], tmp_path: Pa
             assert len(processor.tokenizer) == 265
 
 
+@pytest.mark.parametrize("ends", [None, 5])
+def test_an_llm_without_an_end_of_text_ends_with_its_turns(ends: int | None, parts: tuple[Path, Path], tmp_path: Path):
+    text = save_llama(tmp_path / "llama", "smollm2", eos_token_id=ends)
+    tokenizer = AutoTokenizer.from_pretrained(text)
+    end = tokenizer.eos_token_id  # of its turns
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(text)
+    model, processor = build(PartsArguments(vision=str(parts[0]), text=str(text), image_size=64))
+    assert processor.tokenizer.eos_token is None
+    assert model.generation_config.eos_token_id == [*([] if ends is None else [ends]), end]
+
+
+@pytest.mark.parametrize("num_layers", [1, 2])
+def test_the_shortest_llms_see(num_layers: int, parts: tuple[Path, Path], tmp_path: Path):
+    text = save_llama(tmp_path / "llama", num_hidden_layers=num_layers)
+    model, processor = build(PartsArguments(vision=str(parts[0]), text=str(text), image_size=64))
+    assert len(model.config.text_config.cross_attention_layers) == 1
+    chat = [{"role": "user", "content": [{"type": "image", "image": picture()}, {"type": "text", "text": "A cup?"}]}]
+    inputs = processor.apply_chat_template(
+        chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    assert model.generate(**inputs, max_new_tokens=2).shape[1] > inputs["input_ids"].shape[1]
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_chat_is_the_llms_own(family: str, parts: tuple[Path, Path], tmp_path: Path):
     text = save_llama(tmp_path / "llama", family)
