@@ -341,13 +341,21 @@ def test_no_code_of_a_checkpoint_is_even_asked_for(llava: Path, tmp_path: Path, 
     (start / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Config: pass\n")
     monkeypatch.setattr("builtins.input", lambda *args: "y")
     with pytest.raises(ValueError, match="cannot be loaded"):
-        load_vlm(GuideArguments(model_name_or_path=str(start)), torch.float32)
+        load_vlm(
+            GuideArguments(model_name_or_path=str(start)),
+            GuidedSFTConfig(output_dir=str(tmp_path), **CPU),
+            torch.float32,
+        )
     with pytest.raises(ValueError, match="cannot be loaded"):
         load_any_vlm(str(start))
     assert not (tmp_path / "ran").exists()
     (llava / "adapter_config.json").write_text("{}")
     with pytest.raises(ValueError, match="it holds an adapter"):
-        load_vlm(GuideArguments(model_name_or_path=str(llava)), torch.float32)
+        load_vlm(
+            GuideArguments(model_name_or_path=str(llava)),
+            GuidedSFTConfig(output_dir=str(tmp_path), **CPU),
+            torch.float32,
+        )
     (llava / "adapter_config.json").unlink()
 
 
@@ -412,7 +420,11 @@ def test_models_that_cannot_be_guided(llava: Path, tmp_path: Path):
     refused["age"] = (tmp_path / "age", "it is an AGE-VLM, whose stages guide it")
     for model, message in refused.values():
         with pytest.raises(ValueError, match=message):
-            load_vlm(GuideArguments(model_name_or_path=str(model)), torch.float32)
+            load_vlm(
+                GuideArguments(model_name_or_path=str(model)),
+                GuidedSFTConfig(output_dir=str(tmp_path), **CPU),
+                torch.float32,
+            )
 
 
 @pytest.mark.parametrize(
@@ -433,7 +445,11 @@ def test_towers_that_timm_would_fetch(vision: dict[str, Any], message: str, tmp_
     config["vision_config"] |= vision
     (start / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=message):
-        load_vlm(GuideArguments(model_name_or_path=str(start)), torch.float32)
+        load_vlm(
+            GuideArguments(model_name_or_path=str(start)),
+            GuidedSFTConfig(output_dir=str(tmp_path), **CPU),
+            torch.float32,
+        )
     with pytest.raises(ValueError, match=message):
         load_any_vlm(str(start))
 

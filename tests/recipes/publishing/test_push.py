@@ -633,7 +633,7 @@ def test_the_template_asks_for_what_is_filled_in():
     environment = jinja2.Environment()
     asked = jinja2.meta.find_undeclared_variables(environment.parse(card_template()))
     filled = {"name", "license", "base_model", "parts_table", "stage", "stages_table", "commands", "log_table"}
-    assert asked == filled | {"evaluation_table", "llama_notice", "code"}
+    assert asked == filled | {"evaluation_table", "llama_notice", "code", "guidance"}
 
 
 def test_the_card_tells_what_was_measured_and_says_what_is_not_known(pushed: list[Commit]):

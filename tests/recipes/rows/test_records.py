@@ -127,7 +127,7 @@ def test_regions_that_training_stops_at_are_faults(folder: Path, regions: Any, s
 def test_chats_with_regions_are_looked_at(folder: Path, question: str, answer: str, sentence: str):
     turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
     with pytest.raises(Fault, match=sentence):
-        row_of(folder, conversations=turns, regions=region(text=None))
+        row_of(folder, conversations=turns, regions=region(text=None, span=None))
     with pytest.raises(Fault, match="no question with an answer"):
         row_of(
             folder, conversations=turns[:1] if "<" not in question else TURNS[:1], regions=region(text=None, message=0)

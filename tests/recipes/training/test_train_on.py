@@ -177,7 +177,7 @@ def test_an_evaluation_needs_rows(start: Path, tmp_path: Path):
 
 
 def test_a_guided_stage_on_rows_without_regions_says_how(start: Path, tmp_path: Path):
-    with pytest.raises(ValueError, match=r"no row of the data set has a region.*`--guidance_weight 0`"):
+    with pytest.raises(ValueError, match=r"no row of the data set has a region.*`guidance_weight=0`"):
         run(start, tmp_path, variant="age-vlm-lm")
     run(start, tmp_path, variant="age-vlm-lm", guidance_weight=0.0)
 
