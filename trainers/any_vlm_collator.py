@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
-from transformers import PreTrainedConfig, ProcessorMixin
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase, ProcessorMixin
 
 from .data_collator import DataCollatorForGuidedVisionLanguageModeling, Example, MaskKey, Tokens, mask_key
 from .rows import as_row
@@ -86,6 +86,7 @@ class DataCollatorForAnyVisionLanguageModel(DataCollatorForGuidedVisionLanguageM
                     "The chat template ends the assistant's turn with nothing, and the tokenizer has no `eos_token`: no answer would "
                     "ever end. Set one."
                 )
+        self.bos, self.before = tokenizer.bos_token or "", ids_before(tokenizer)
 
     def _render(self, messages: list[dict[str, Any]], add_generation_prompt: bool = False) -> str:
         if not self.end:
@@ -148,22 +149,13 @@ class DataCollatorForAnyVisionLanguageModel(DataCollatorForGuidedVisionLanguageM
         if outside.any():  # Gemma 3's is another one than the placeholder
             token = self.processor.tokenizer.convert_ids_to_tokens(self.config.image_token_id)
             raise ValueError(f"the token of pictures, {token}, stands among its words")
-        first = self._before(text)
+        first = [] if text.startswith(self.bos) else self.before
         return Tokens(
             np.concatenate([first, tokens.input_ids]).astype(tokens.input_ids.dtype),
             np.concatenate([np.full(len(first), -1), starts]),
             np.concatenate([np.full(len(first), -1), ends]),
             [(start + len(first), stop + len(first)) for start, stop in pictures],
         )
-
-    def _before(self, text: str) -> list[int]:
-        """What the processor's tokenizer puts before a chat whose template does not begin with it (LLaVA-1.5's "<s>")."""
-        tokenizer = self.processor.tokenizer
-        if tokenizer.bos_token is None or text.startswith(tokenizer.bos_token):
-            return []
-        ids = tokenizer("a")["input_ids"]
-        words = tokenizer("a", add_special_tokens=False)["input_ids"]
-        return next((ids[:n] for n in range(len(ids)) if ids[n : n + len(words)] == words), [])
 
     def _region_cells(
         self, regions: Sequence[dict[str, Any]], images: list[PIL.Image.Image]
@@ -214,6 +206,13 @@ class DataCollatorForAnyVisionLanguageModel(DataCollatorForGuidedVisionLanguageM
                 # `max_length` may have cut off pictures behind
                 region_masks[row, k, places] = cells[: len(places)]
         return region_masks
+
+
+def ids_before(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What a tokenizer puts before a text, which some chat templates leave to it (LLaVA-1.5's "<s>")."""
+    ids = tokenizer("a")["input_ids"]
+    words = tokenizer("a", add_special_tokens=False)["input_ids"]
+    return next((ids[:n] for n in range(len(ids)) if ids[n : n + len(words)] == words), [])
 
 
 def without_targets(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

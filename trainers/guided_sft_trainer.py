@@ -199,12 +199,10 @@ class GuidedSFTTrainer(CheckpointMixin, EvaluationMixin, HubMixin, SFTTrainer):
                     check_columns(dataset)
             if train_dataset is not None:
                 train_dataset = undecoded(train_dataset)  # TRL looks at its first row
-                try:
-                    check_regions(train_dataset, args.guidance_weight, self._tells_absent)
-                except ValueError as error:  # for the recipes an error; here one may want to train so
-                    logger.warning(error)
         if isinstance(train_dataset, Dataset):  # of a stream, TRL asks for the first row
             check_not_empty(train_dataset, "data set to train on")
+        if self._reads_rows and train_dataset is not None:
+            check_regions(train_dataset, args.guidance_weight, self._tells_absent)
         for name, part in evaluated.items():
             check_not_empty(part, f"data set {name!r} to evaluate on" if name else "data set to evaluate on")
         if args.early_stopping_patience is not None:

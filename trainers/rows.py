@@ -131,10 +131,10 @@ def check_columns(dataset: Dataset | IterableDataset) -> None:
 
 def check_regions(rows: Dataset | IterableDataset, guidance_weight: float, attention_sink: bool) -> None:
     """Raises `ValueError` if guidance would train on rows without a single region that this model can look at."""
-    if guidance_weight == 0 or has_transform(rows):
+    if guidance_weight == 0 or rows.features is None or has_transform(rows):
         return
     num_regions = num_masks = 0
-    if "regions" in (rows.column_names or []):
+    if "regions" in rows.features:
         if not isinstance(rows, Dataset):
             return
         for chunk in rows.data.column("regions").chunks:

@@ -41,7 +41,7 @@ from recipes.training.data_sets import load_evaluation_rows, load_rows, shuffled
 from recipes.training.record import LORA, public_name, read_record, run_record
 from recipes.training.resuming import check_same_run, clear, where_it_begins
 from trainers import GuidedSFTConfig, GuidedSFTTrainer, RegionAttention, Stage, collator_for
-from trainers.rows import PICTURES, as_row, check_regions, undecoded
+from trainers.rows import PICTURES, as_row, undecoded
 from trainers.turns import set_template
 
 
@@ -173,7 +173,6 @@ def guide(arguments: GuideArguments, data: DataArguments, training: GuidedSFTCon
         record[-1]["rows"] = len(rows)
         if checkpoint is not None:
             check_same_run(checkpoint, record)
-    check_regions(rows, training.guidance_weight, attention_sink=True)
     train_language_model(model)
     trainer = GuidedSFTTrainer(
         model,

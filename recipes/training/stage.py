@@ -46,7 +46,6 @@ from recipes.training.resuming import (
 )
 from trainers import GuidedSFTConfig, GuidedSFTTrainer, Stage, apply_stage, get_stage, lora_config, parameter_table
 from trainers.checkpointing import checkpoints_of
-from trainers.rows import check_regions
 from trainers.stages import CONCATENATION, Variant
 
 
@@ -203,7 +202,6 @@ def run_stage(
             check_same_run(checkpoint, record)
     eval_rows = load_evaluation_rows(data, stage, image_size, skip_broken)
     is_concatenation = arguments.variant in CONCATENATION
-    check_regions(rows, training.guidance_weight, is_concatenation or model.config.text_config.attention_sink)
     apply_stage(model, stage)
     adapters = peft_config(model, arguments, stage)
     model.config.training_stage = number

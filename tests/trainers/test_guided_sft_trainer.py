@@ -26,7 +26,7 @@ from typing import Any
 import PIL.Image
 import pytest
 import torch
-from datasets import Dataset, Features, Image, List, Value
+from datasets import Dataset, Features, Image, IterableDataset, List, Value
 from testing_utils import (
     GRADIENT_LENGTH,
     assert_close,
@@ -418,7 +418,7 @@ def test_accumulated_batches_are_one_batch(tmp_path: Path, splits: tuple[tuple[i
 # Where nothing is guided, it is TRL's trainer
 
 
-def train_with_trl(out: Path, train_dataset: Dataset, **arguments: Any) -> SFTTrainer:
+def train_with_trl(out: Path, train_dataset: Dataset | IterableDataset, **arguments: Any) -> SFTTrainer:
     collate = DataCollatorForGuidedVisionLanguageModeling(tiny_processor(), max_length=2048)
 
     def without_regions(the_rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -444,20 +444,22 @@ def train_with_trl(out: Path, train_dataset: Dataset, **arguments: Any) -> SFTTr
 @pytest.mark.parametrize("case", ["weight 0", "no regions"])
 def test_without_guidance_it_is_trls_trainer_to_the_bit(tmp_path: Path, case: str):
     """Five steps, of three rows and of the one that is left, in turns."""
-    the_rows = rows() if case == "weight 0" else [the_row | {"regions": []} for the_row in rows()]
+    train_dataset = dataset(rows())
+    if case == "no regions":  # of which only a stream may have none
+        train_dataset = dataset([the_row | {"regions": []} for the_row in rows()]).to_iterable_dataset()
     same = {"learning_rate": 1e-3, "weight_decay": 0.0, "lr_scheduler_type": "linear", "warmup_steps": 0}
     same |= {"max_steps": 5, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 3}
     model = tiny_model()
     trainer = make_trainer(
         tmp_path / "guided",
         model,
-        dataset(the_rows),
+        train_dataset,
         adam_beta2=0.999,
         guidance_weight=0.0 if case == "weight 0" else 1.0,
         **same,
     )
     trainer.train()
-    trl = train_with_trl(tmp_path / "trl", dataset(the_rows), **same)
+    trl = train_with_trl(tmp_path / "trl", train_dataset, **same)
     initial, found, expected = (parameters_of(m) for m in (tiny_model(), model, trl.model))
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], parameter) for name, parameter in expected.items())
@@ -471,7 +473,12 @@ def test_text_alone_trains(tmp_path: Path):
     model = tiny_model()
     before = parameters_of(model)
     trainer = make_trainer(
-        tmp_path, model, dataset([row(images=[]), row("A?", "B.", images=[])]), learning_rate=1e-3, warmup_steps=0
+        tmp_path,
+        model,
+        dataset([row(images=[]), row("A?", "B.", images=[])]),
+        learning_rate=1e-3,
+        warmup_steps=0,
+        guidance_weight=0.0,
     )
     trainer.train()
     after = parameters_of(model)
@@ -559,7 +566,11 @@ def test_hyperparameters_are_the_papers(tmp_path: Path):
 
 def test_schedule_of_a_run_is_the_papers(tmp_path: Path):
     trainer = make_trainer(
-        tmp_path, train_dataset=dataset([row("A?", "B.", images=[])] * 40), max_steps=-1, per_device_train_batch_size=1
+        tmp_path,
+        train_dataset=dataset([row("A?", "B.", images=[])] * 40),
+        max_steps=-1,
+        per_device_train_batch_size=1,
+        guidance_weight=0.0,
     )
     trainer.create_optimizer()
     rates = []
