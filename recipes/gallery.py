@@ -16,8 +16,8 @@ Draws what the model that comes along can do and what it cannot, beside its twin
 
     python recipes/gallery.py [--out docs/gallery]
 
-Asks both about test scenes and writes `hero.png`, the first questions about what is there and what is not to which their answers
-differ, with what the two measure up to; for each kind of question a sheet of the first `--questions`, answered right or wrong; and
+Asks both about test scenes and writes `hero.png`, the first question about two pictures, one that shows the thing and one that does
+not, to which just one of them gives two right answers, with what the two measure up to; for each kind of question a sheet of the first `--questions`, answered right or wrong; and
 `page.md`, which shows them. Nobody chooses: the questions come in the order of the test split.
 """
 
@@ -41,7 +41,7 @@ Test scenes, which training never showed, and the model that comes along beside 
 as many steps. The questions are the first {number} of each kind in the test split, as they come; below each answer is where the
 named words look, in multiples of even attention. `python recipes/gallery.py` made this page.
 
-![questions to which the answers differ, and what both measure up to](hero.png)
+![one question about two pictures, and what both measure up to](hero.png)
 
 {sheets}"""
 SHEET = """## {title}
@@ -69,7 +69,7 @@ def main() -> None:
         from recipes.drawing.attention import save_attention_sheet
         from recipes.drawing.benefit import save_benefit
         from recipes.scenes.evaluation import as_record, summarize
-        from recipes.study.results import benefit, differing, evaluate, sheet_row
+        from recipes.study.results import benefit, evaluate, sheet_row, sheet_rows
 
     disable_progress_bar()
     folders = {folder.name: folder for folder in (UNGUIDED_MODEL, TRAINED_MODEL)}
@@ -77,8 +77,7 @@ def main() -> None:
     names = list(COLUMNS.values())
     args.out.mkdir(parents=True, exist_ok=True)
     measures = benefit(judged, {name: summarize(of_model) for name, of_model in judged.items()}, COLUMNS)
-    hero = [sheet_row(judged, COLUMNS, n) for n in differing(judged)]
-    save_benefit(args.out / "hero.png", hero, names, measures)
+    save_benefit(args.out / "hero.png", sheet_rows(judged, COLUMNS, num_rows=2), names, measures)
 
     sheets = []
     first = judged[TRAINED_MODEL.name]

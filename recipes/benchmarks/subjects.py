@@ -193,6 +193,7 @@ def make_trainer(model: AgeVlmForConditionalGeneration) -> GuidedSFTTrainer:
             activation_checkpointing=False,
             use_cpu=DEVICE.type == "cpu",
             report_to="none",
+            guidance_weight=0.0,  # that of each loss is its own
         )
         rows = Dataset.from_list([row], features=Features(features))
         trainer = GuidedSFTTrainer(model, args, train_dataset=rows, processing_class=make_processor(model.config))

@@ -92,3 +92,14 @@ def zoom_table(result: dict[str, Any]) -> str:
         for way, title in WAYS.items()
     ]
     return markdown(["side of the scene", "what is read", *KINDS, "times the seconds of one pass"], rows)
+
+
+def probe_table(result: dict[str, Any]) -> str:
+    """How often a number and a side is there to be read, by checkpoint, with 95 % intervals over the scenes."""
+    kinds = {"count": "counting", "relation": "relations"}
+    columns = [(name, kind) for name in result for kind in kinds]
+    places = [entry["read"] for entry in result[columns[0][0]]["count"]]
+    rows = [
+        [place, *(with_interval(result[name][kind][n]) for name, kind in columns)] for n, place in enumerate(places)
+    ]
+    return markdown(["read from", *(f"{kinds[kind]}, {name}" for name, kind in columns)], rows)

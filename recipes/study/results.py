@@ -14,6 +14,7 @@
 """What a finished demo shows: scored questions, and a sheet of some of them."""
 
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -76,24 +77,30 @@ def benefit(
 
 
 def differing(judged: dict[str, list[Judged]]) -> list[int]:
-    """The first question about what is there and the first about what is not to which the models' answers differ."""
-    found = []
-    for truth in ("yes", "no"):
-        for n, answers in enumerate(zip(*judged.values(), strict=True)):
-            said = {says_no(j.prediction) for j in answers}
-            if answers[0].question["answer"] == truth and len(said) > 1:
-                found.append(n)
-                break
-    return found
+    """
+    The first question about two pictures, one that shows the thing and one that does not, to which just one of the models gives
+    two right answers: the picture that shows it first. None where there is no such question.
+    """
+    questions = [j.question for j in next(iter(judged.values()))]
+    for no, yes in pairwise(range(len(questions))):
+        pair = [questions[n] for n in (no, yes)]
+        if [q["answer"] for q in pair] == ["no", "yes"] and pair[0]["question"] == pair[1]["question"]:
+            right = [says_no(of[no].prediction) and not says_no(of[yes].prediction) for of in judged.values()]
+            if sum(right) == 1:
+                return [yes, no]
+    return []
 
 
 def sheet_rows(judged: dict[str, list[Judged]], names: dict[str, str], num_rows: int = 8) -> list[dict[str, Any]]:
     """
-    The questions to which the answers differ, then the first of each kind about something in the picture: nobody picked
-    them by how they look.
+    The question about two pictures that one of the models answers right, then the first of each kind about something in the
+    picture: nobody picked them by how they look.
     """
     first = next(iter(judged.values()))
-    chosen, kinds = differing(judged), ["random", "count", "relation", "adversarial"]
+    chosen, kinds = (
+        differing({variant: judged[variant] for variant in names}),
+        ["random", "count", "relation", "adversarial"],
+    )
     for n in range(num_rows - len(chosen)):
         kind = kinds[n % len(kinds)]
         chosen.append(

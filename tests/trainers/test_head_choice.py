@@ -118,8 +118,7 @@ def test_refusals(tmp_path: Path):
     model = planted(1, 2)[0]
     refused(tiny_model(), ROWS, tmp_path, "which those of an AGE-VLM only learn", guidance_heads=["auto"])
     refused(model, ROWS, tmp_path, "chooses among all layers", guidance_heads="auto", guidance_layers=[1])
-    message = "None of the first 1 rows, 0 of which have regions, has one that shows something"
-    refused(model, [row(regions=[])], tmp_path, message, guidance_heads="auto")
+    refused(model, [row(regions=[])], tmp_path, "no row of the data set has a region", guidance_heads="auto")
     args = GuidedSFTConfig(str(tmp_path), guidance_heads="auto", **CPU)
     with pytest.raises(ValueError, match="leave `data_collator` out"):
         GuidedSFTTrainer(model, args, dict, Dataset.from_list(ROWS), processing_class=planted(1, 2)[1])

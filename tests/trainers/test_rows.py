@@ -25,6 +25,7 @@ from testing_utils import picture, row
 from trainers.rows import as_row, num_characters, undecoded, with_lengths
 
 
+unguided_trainer = functools.partial(make_trainer, guidance_weight=0.0)  # no row here has a region
 QUESTION, ANSWER = "Is there a cup?", "Yes, a red cup."
 CHAT = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}]
 PARTS = [{"role": m["role"], "content": [{"type": "text", "text": m["content"]}]} for m in CHAT]
@@ -53,7 +54,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @functools.cache
 def expected_loss(folder: Path) -> float:
-    trainer = make_trainer(folder / "plain", train_dataset=Dataset.from_list([row(QUESTION, ANSWER)]))
+    trainer = unguided_trainer(folder / "plain", train_dataset=Dataset.from_list([row(QUESTION, ANSWER)]))
     trainer.train()
     return logged(trainer, "lm_loss")[0]
 
@@ -63,7 +64,7 @@ def expected_loss(folder: Path) -> float:
 def test_every_shape_trains_alike(folder: Path, shape: str, kind: str):
     rows = Dataset.from_list([SHAPES[shape]])
     rows = rows.to_iterable_dataset() if kind == "stream" else rows
-    trainer = make_trainer(folder / "out", train_dataset=rows)
+    trainer = unguided_trainer(folder / "out", train_dataset=rows)
     trainer.train()
     assert logged(trainer, "lm_loss") == [expected_loss(folder)]
 
@@ -75,7 +76,7 @@ def test_what_is_broken_stays_for_its_reader():
 
 
 def test_rows_without_pictures_train(folder: Path):
-    trainer = make_trainer(folder / "out", train_dataset=Dataset.from_list([{"messages": CHAT}]))
+    trainer = unguided_trainer(folder / "out", train_dataset=Dataset.from_list([{"messages": CHAT}]))
     trainer.train()
     assert logged(trainer, "lm_loss")[0] > 0
 
@@ -85,7 +86,7 @@ def test_a_transform_makes_rows_of_any_columns(folder: Path):
         return {"images": [[name] for name in batch["file"]], "messages": [CHAT for _ in batch["file"]]}
 
     rows = Dataset.from_dict({"file": ["0.png"]}).with_transform(transform)
-    trainer = make_trainer(folder / "out", train_dataset=rows, eval_dataset=rows)
+    trainer = unguided_trainer(folder / "out", train_dataset=rows, eval_dataset=rows)
     trainer.train()
     assert logged(trainer, "lm_loss") == [expected_loss(folder)]
     assert trainer.evaluate()["eval_lm_loss"] > 0
@@ -96,7 +97,7 @@ def test_a_transform_gets_what_it_was_written_for(folder: Path):
         return {**batch, "images": [[f"{name}.png" for name in names] for names in batch["images"]]}
 
     rows = Dataset.from_list([{"images": ["0"], "messages": CHAT}]).with_transform(transform)
-    trainer = make_trainer(folder / "out", train_dataset=rows)
+    trainer = unguided_trainer(folder / "out", train_dataset=rows)
     trainer.train()
     assert logged(trainer, "lm_loss") == [expected_loss(folder)]
 
@@ -138,7 +139,7 @@ def test_lengths_are_those_of_the_words(shape: str):
 def test_rows_are_grouped_by_length_without_a_column(folder: Path, strategy: str):
     rows = Dataset.from_list([row(QUESTION, "Yes. " * n) for n in [5, 1] * 32])
     arguments = {"train_sampling_strategy": strategy, "per_device_train_batch_size": 2, "max_steps": 4}
-    trainer = make_trainer(folder / "out", train_dataset=rows, **arguments)
+    trainer = unguided_trainer(folder / "out", train_dataset=rows, **arguments)
     trainer.train()
     assert trainer.state.global_step == 4
     if strategy == "group_by_length":
@@ -155,7 +156,7 @@ def test_lengths_that_are_not_known_are_refused(folder: Path, kind: str):
     with pytest.raises(
         ValueError, match="`train_sampling_strategy='group_by_length'` needs rows whose lengths are known"
     ):
-        make_trainer(folder / "out", train_dataset=rows, train_sampling_strategy="group_by_length")
+        unguided_trainer(folder / "out", train_dataset=rows, train_sampling_strategy="group_by_length")
 
 
 @pytest.mark.parametrize("kind", ["map-style", "stream"])
@@ -163,4 +164,4 @@ def test_a_data_set_without_rows_is_a_sentence(folder: Path, kind: str):
     rows = Dataset.from_list([SHAPES["messages"]]).select([])
     rows = IterableDataset.from_generator(lambda: iter(())) if kind == "stream" else rows
     with pytest.raises(ValueError, match="^The data set to train on has no rows.$"):
-        make_trainer(folder / "out", train_dataset=rows)
+        unguided_trainer(folder / "out", train_dataset=rows)

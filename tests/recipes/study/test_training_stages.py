@@ -81,16 +81,23 @@ def judged(truth: str, prediction: str, kind: str = "random") -> Judged:
     return Judged(question, prediction, torch.zeros(2, 1, 4), torch.tensor([[0.0], [0.25]]), torch.zeros(2, 4))
 
 
-def test_the_sheet_begins_with_answers_that_differ():
-    kinds = [("yes", "random"), ("no", "random"), ("two", "count"), ("left", "relation"), ("yes", "adversarial")]
-    truths = [*kinds * 2, ("yes", "popular"), ("no", "popular"), ("yes", "random")]
-    guided = [judged(truth, "Yes.", kind) for truth, kind in truths]
-    other = [judged(truth, "No." if n >= 10 else "Yes.", kind) for n, (truth, kind) in enumerate(truths)]
-    assert differing({"a": guided, "b": other}) == [10, 11]
-    assert differing({"a": guided, "b": guided}) == []
-    rows = sheet_rows({"a": guided, "b": other}, {"a": "with", "b": "without"}, num_rows=5)
+def test_the_sheet_begins_with_a_question_that_one_model_answers_right():
+    kinds = [("no", "random"), ("yes", "random"), ("two", "count"), ("left", "relation"), ("yes", "adversarial")]
+    truths = [*kinds * 2, ("no", "popular"), ("yes", "popular"), ("no", "popular"), ("yes", "popular")]
+    guided, other, third = (
+        [judged(truth, prediction, kind) for (truth, kind), prediction in zip(truths, said, strict=True)]
+        for said in (["No.", *["Yes."] * 9, "No.", "No.", "No.", "Yes."], ["Yes."] * 14, ["No."] * 14)
+    )
+    assert differing({"a": guided, "b": other}) == differing({"a": other, "b": guided}) == [1, 0]
+    for j in (guided[1], other[1], third[1]):
+        j.question["question"] = "Is that?"  # of another thing
+    assert differing({"a": guided, "b": other}) == [13, 12]
+    assert differing({"a": guided, "b": guided}) == differing({"a": other, "b": third}) == []
+    both = {"a": guided, "b": other, "not drawn": guided}
+    rows = sheet_rows(both, {"a": "with", "b": "without"}, num_rows=5)
     assert [row["truth"] for row in rows] == ["yes", "no", "yes", "two", "left"]
-    assert rows[0]["with"][0] == "Yes." and rows[0]["without"][0] == "No." and rows[0]["with"][2] == 0.25
+    assert rows[0]["with"][0] == "Yes." and rows[1]["with"][0] == "No." and rows[1]["without"][0] == "Yes."
+    assert rows[0]["with"][2] == 0.25
 
 
 def test_what_guidance_is_good_for(tmp_path: Path):
