@@ -33,7 +33,7 @@ from recipes import scale_plan
 from recipes.benchmarks import scale
 from recipes.benchmarks.exported import exported_table
 from recipes.benchmarks.timing import rows_table
-from recipes.grounding.tables import abstaining_tables, readout_tables, told_table, zoom_table
+from recipes.grounding.tables import abstaining_tables, probe_table, readout_tables, told_table, zoom_table
 from recipes.guiding.looking import table as before_and_after
 from recipes.scenes import TRAINED_MODEL, UNGUIDED_MODEL
 from recipes.scenes.classes import POPE_KINDS
@@ -327,6 +327,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "detection": lambda: abstaining()["detection"],
     "abstaining": lambda: abstaining()["abstaining"],
     "told": lambda: told_table(json.loads((DOCS / "told.json").read_text())),
+    "probe": lambda: probe_table(json.loads((DOCS / "probe.json").read_text())),
     "zoom": lambda: zoom_table(json.loads((DOCS / "zoom.json").read_text())),
     "speed_targets": speed_targets,
     **{path.stem: functools.partial(speed, path.stem) for path in sorted((DOCS / "speed").glob("*.json"))},

@@ -376,6 +376,31 @@ def test_findings_are_those_of_the_study():
     )
 
 
+def test_what_is_said_of_numbers_and_sides_is_what_probes_read():
+    page = " ".join(PAGES["docs/use.md"].split())
+    read = json.loads((ROOT / "docs/probe.json").read_text())
+    guided, twin = (
+        {kind: {entry["read"]: f"{entry['value']:.3f}" for entry in found} for kind, found in read[name].items()}
+        for name in ("model", "unguided_model")
+    )
+    mean, total = "visual tokens of the masks, mean", "visual tokens of the masks, sum"
+    most = {
+        (name, kind): max(value for place, value in found[kind].items() if place.startswith("behind"))
+        for name, found in (("guided", guided), ("twin", twin))
+        for kind in found
+    }
+    number = {name: (guided["count"][name], twin["count"][name]) for name in (mean, total)}
+    assert "in their sum ({}; the twin's {})".format(*number[total]) in page
+    assert "not in their mean ({}; {})".format(*number[mean]) in page
+    assert f"has the number ({most['guided', 'count']} at most; {most['twin', 'count']})" in page
+    side = guided["relation"]
+    assert f"the first cross-attention layer ({side['behind layer 2']})" in page
+    assert f"as well as it is answered ({most['guided', 'relation']})" in page
+    assert side["behind layer 4"] == side["the model's answer"] == most["guided", "relation"]
+    assert f"just as well ({twin['relation'][mean]})" in page
+    assert f"no layer has it ({most['twin', 'relation']} at most)" in page
+
+
 def test_the_layer_to_guide_is_the_papers_first_cross_attention_layer():
     first = default_cross_attention_layers(16)[0]
     page = " ".join(PAGES["docs/train.md"].split())
