@@ -365,6 +365,18 @@ def test_findings_are_those_of_the_study():
     ):
         scores = (of_one(table, name, key) for name in (next(iter(table)), "guidance in stage 3 only"))
         assert words.format(*scores) in readme
+    among = [report.of_seeds(results, setting) for setting in settings.CONCATENATION_MODELS.values()]
+    bare, every, single, _, *short = among
+    words = "with one guided head existence is {}, without guidance {} (three seeds of each; {} higher)"
+    gained = "{:.2f} ± {:.2f}".format(*map(float, report.differences(single, bare, "pope_accuracy").split(" ± ")))
+    assert words.format(of(single, "pope_accuracy"), of(bare, "pope_accuracy"), gained) in readme
+    pointing = (of(found, "pointing_accuracy") for found in (single, bare))
+    assert "point at what they mean in {} and {} of the cases".format(*pointing) in readme
+    values = (every[0]["metrics"]["pope_accuracy"], *(found[0]["metrics"]["chair_i"] for found in (every, bare)))
+    words = "With all heads it is {:.3f}, and captions get worse (CHAIR i {:.3f} against {:.3f}, one seed)"
+    assert words.format(*values) in readme
+    chance = span(result["metrics"]["pope_accuracy"] for found in short for result in found.values())
+    assert f"it is at chance either way ({chance})" in readme
     stays = {guided: [] for guided in (False, True)}
     for name, found in models.items():
         of_model = [result["metrics"].get("recolored_consistency") for result in found.values()]

@@ -335,7 +335,7 @@ def write_csv(path: Path, results: dict[str, dict[str, Any]]) -> None:
 
 def plot_curves(path: Path, models: dict[str, dict[int, dict[str, Any]]]) -> None:
     """Accuracy on existence over the steps of stage 4, and over the LM loss: better, or the same sooner?"""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.2), sharey=True)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.6), sharey=True, layout="constrained")
     for color, (name, found) in enumerate(models.items()):
         for n, result in enumerate(found.values()):
             accuracy = [point["pope_accuracy"] for point in result["curve"]]
@@ -347,8 +347,7 @@ def plot_curves(path: Path, models: dict[str, dict[int, dict[str, Any]]]) -> Non
         ax.set_xlabel(title)
     right.invert_xaxis()
     left.set_ylabel("existence, share of right answers")
-    left.legend(fontsize=8)
-    figure.tight_layout()
+    figure.legend(*left.get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=2, frameon=False)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
