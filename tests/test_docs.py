@@ -366,15 +366,17 @@ def test_findings_are_those_of_the_study():
         scores = (of_one(table, name, key) for name in (next(iter(table)), "guidance in stage 3 only"))
         assert words.format(*scores) in readme
     among = [report.of_seeds(results, setting) for setting in settings.CONCATENATION_MODELS.values()]
-    bare, every, single, _, *short = among
+    bare, every, single, auto, *short = among
     words = "with one guided head existence is {}, without guidance {} (three seeds of each; {} higher)"
     gained = "{:.2f} ± {:.2f}".format(*map(float, report.differences(single, bare, "pope_accuracy").split(" ± ")))
     assert words.format(of(single, "pope_accuracy"), of(bare, "pope_accuracy"), gained) in readme
     pointing = (of(found, "pointing_accuracy") for found in (single, bare))
     assert "point at what they mean in {} and {} of the cases".format(*pointing) in readme
     values = (every[0]["metrics"]["pope_accuracy"], *(found[0]["metrics"]["chair_i"] for found in (every, bare)))
-    words = "With all heads it is {:.3f}, and captions get worse (CHAIR i {:.3f} against {:.3f}, one seed)"
+    words = "with all heads existence is {:.3f}, and captions get worse (CHAIR i {:.3f} against {:.3f})"
     assert words.format(*values) in readme
+    values = (found[0]["metrics"]["pope_accuracy"] for found in (auto, single))
+    assert "(`auto`) it is {:.3f}, where the one chosen beforehand has {:.3f}".format(*values) in readme
     chance = span(result["metrics"]["pope_accuracy"] for found in short for result in found.values())
     assert f"it is at chance either way ({chance})" in readme
     stays = {guided: [] for guided in (False, True)}

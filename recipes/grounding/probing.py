@@ -114,8 +114,8 @@ def begun(processor: ProcessorMixin, questions: list[dict[str, Any]]) -> Any:
     chats = []
     for question in questions:
         beginning = BEGINNINGS[question["kind"]].format(question["object"])
-        said = {"role": "assistant", "content": [{"type": "text", "text": beginning}]}
-        chats.append([*one_question(question["question"], question["image"]), said])
+        answer_begun = {"role": "assistant", "content": [{"type": "text", "text": beginning}]}
+        chats.append([*one_question(question["question"], question["image"]), answer_begun])
     return processor.apply_chat_template(
         chats,
         continue_final_message=True,
