@@ -17,8 +17,9 @@ Draws what the model that comes along can do and what it cannot, beside its twin
     python recipes/gallery.py [--out docs/gallery]
 
 Asks both about test scenes and writes `hero.png`, the first question about two pictures, one that shows the thing and one that does
-not, to which just one of them gives two right answers, with what the two measure up to; for each kind of question a sheet of the first `--questions`, answered right or wrong; and
-`page.md`, which shows them. Nobody chooses: the questions come in the order of the test split.
+not, to which just one of them gives two right answers, with what the two measure up to; for each kind of question a sheet of the
+first `--questions`, answered right or wrong; and `page.md`, which shows them. Nobody chooses: the questions come in the order of
+the test split.
 """
 
 import argparse

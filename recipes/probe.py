@@ -37,10 +37,15 @@ def main() -> None:
     parser.add_argument("--num_images", type=int, default=300, help="scenes to measure on")
     parser.add_argument("--out", type=Path, default=Path("runs/probe.json"), help="JSON file to write")
     args = parser.parse_args()
+    if min(args.num_fitted, args.num_images) < 20:
+        sys.exit(
+            "error: `--num_fitted` and `--num_images` have to be 20 or more: fewer scenes lack kinds of questions."
+        )
 
     from recipes.answering.checkpoint import load_checkpoint
     from recipes.grounding.probing import probe
     from recipes.grounding.tables import probe_table
+    from recipes.training.record import public_name
 
     result = {}
     for name in map(str, args.models):
@@ -48,7 +53,7 @@ def main() -> None:
             model, processor = load_checkpoint(name)
         except ValueError as error:
             sys.exit(f"error: {error}")
-        result[Path(name).name] = probe(model, processor, args.num_fitted, args.num_images)
+        result[public_name(name)] = probe(model, processor, args.num_fitted, args.num_images)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(result, indent=2) + "\n")
     print(probe_table(result))

@@ -545,7 +545,7 @@ MUTANTS = [
     Mutant(
         "the tokenizer's first token left out",
         ANY_VLM_COLLATOR,
-        {"else self.before\n": "else []\n"},
+        {"else [self.processor.tokenizer.bos_token_id]\n": "else []\n"},
         "test_any_vlm.py",
     ),
     Mutant(

@@ -395,7 +395,7 @@ def test_what_is_said_of_numbers_and_sides_is_what_probes_read():
     read = json.loads((ROOT / "docs/probe.json").read_text())
     guided, twin = (
         {kind: {entry["read"]: f"{entry['value']:.3f}" for entry in found} for kind, found in read[name].items()}
-        for name in ("model", "unguided_model")
+        for name in ("recipes/scenes/model", "recipes/scenes/unguided_model")
     )
     mean, total = "visual tokens of the masks, mean", "visual tokens of the masks, sum"
     most = {

@@ -21,7 +21,9 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import PreTrainedConfig, ProcessorMixin
+
+from modeling_agevlm.processing_agevlm import beginning_of_text
 
 from .data_collator import DataCollatorForGuidedVisionLanguageModeling, Example, MaskKey, Tokens, mask_key
 from .rows import as_row
@@ -86,7 +88,7 @@ class DataCollatorForAnyVisionLanguageModel(DataCollatorForGuidedVisionLanguageM
                     "The chat template ends the assistant's turn with nothing, and the tokenizer has no `eos_token`: no answer would "
                     "ever end. Set one."
                 )
-        self.bos, self.before = tokenizer.bos_token or "", ids_before(tokenizer)
+        self.beginning = beginning_of_text(tokenizer)  # left to it by some chat templates (LLaVA-1.5's "<s>")
 
     def _render(self, messages: list[dict[str, Any]], add_generation_prompt: bool = False) -> str:
         if not self.end:
@@ -149,7 +151,7 @@ class DataCollatorForAnyVisionLanguageModel(DataCollatorForGuidedVisionLanguageM
         if outside.any():  # Gemma 3's is another one than the placeholder
             token = self.processor.tokenizer.convert_ids_to_tokens(self.config.image_token_id)
             raise ValueError(f"the token of pictures, {token}, stands among its words")
-        first = [] if text.startswith(self.bos) else self.before
+        first = [] if text.startswith(self.beginning) else [self.processor.tokenizer.bos_token_id]
         return Tokens(
             np.concatenate([first, tokens.input_ids]).astype(tokens.input_ids.dtype),
             np.concatenate([np.full(len(first), -1), starts]),
@@ -206,13 +208,6 @@ class DataCollatorForAnyVisionLanguageModel(DataCollatorForGuidedVisionLanguageM
                 # `max_length` may have cut off pictures behind
                 region_masks[row, k, places] = cells[: len(places)]
         return region_masks
-
-
-def ids_before(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What a tokenizer puts before a text, which some chat templates leave to it (LLaVA-1.5's "<s>")."""
-    ids = tokenizer("a")["input_ids"]
-    words = tokenizer("a", add_special_tokens=False)["input_ids"]
-    return next((ids[:n] for n in range(len(ids)) if ids[n : n + len(words)] == words), [])
 
 
 def without_targets(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

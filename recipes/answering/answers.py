@@ -33,10 +33,15 @@ def one_question(question: str, *images: PIL.Image.Image) -> Chat:
 
 
 def prompts(processor: ProcessorMixin, chats: list[Chat], **arguments: Any) -> BatchFeature:
-    """What a vision-language model takes to answer chats, padded on the left; `arguments` are more of `apply_chat_template`."""
+    """
+    What a vision-language model takes to answer chats, or to go on with the answers that end them, padded on the left;
+    `arguments` are more of `apply_chat_template`.
+    """
+    is_begun = chats[0][-1]["role"] == "assistant"
     return processor.apply_chat_template(
         chats,
-        add_generation_prompt=True,
+        add_generation_prompt=not is_begun,
+        continue_final_message=is_begun,
         tokenize=True,
         return_dict=True,
         return_tensors="pt",

@@ -13,17 +13,16 @@
 # limitations under the License.
 """What is there to be read: numbers and sides from what cross-attention reads and from each layer's state, by linear probes."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
-from recipes.answering.answers import answer, one_question
+from recipes.answering.answers import Chat, one_question, prompts
 from recipes.evaluation.rules import score_count, score_relation
 from recipes.inside.measures import with_interval
-from recipes.scenes.evaluation import BATCH_SIZE
+from recipes.scenes.evaluation import BATCH_SIZE, judge
 from recipes.scenes.questions import load_questions
 from trainers import decode_rle
 
@@ -31,7 +30,7 @@ from trainers import decode_rle
 SCORES = {"count": score_count, "relation": score_relation}
 # As far as all answers of a kind begin alike: what comes next tells the number ("There is", "There are two") or the side.
 BEGINNINGS = {"count": "There", "relation": "The {} is"}
-FIRST_SEED, MEASURED_SEED = 1, 0  # of the scenes to fit on, and of those of the evaluation
+FITTED_SEED, MEASURED_SEED = 1, 0  # of the scenes to fit on, and of those of the evaluation
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 NUM_FOLDS = 5
 
@@ -43,18 +42,17 @@ def probe(
     For each kind of question, how often a linear probe finds the answer on the test scenes of the evaluation, with its 95 %
     interval over the scenes, and at last how often the model says it. A probe is fitted on `num_fitted` other scenes. It reads
 
-    - what is always right: the commonest answer of the scenes it was fitted on;
+    - nothing, which leaves the commonest answer of the scenes that it was fitted on;
     - the visual tokens as cross-attention reads them, averaged over the cells of each thing that the question names, as
       attention does that knows the masks; and their sum, of which alone the number can be told where things are alike;
     - the state behind each layer at the last word before the answer tells the number or the side.
     """
     size = model.config.vision_config.image_size
+    numbers = ((num_fitted, FITTED_SEED), (num_measured, MEASURED_SEED))
+    questions = [load_questions("test", number, size, seed) for number, seed in numbers]
     found = {}
     for kind, score in SCORES.items():
-        fitted, measured = (
-            [q for q in load_questions("test", num, size, seed) if q["kind"] == kind]
-            for num, seed in ((num_fitted, FIRST_SEED), (num_measured, MEASURED_SEED))
-        )
+        fitted, measured = ([q for q in asked if q["kind"] == kind] for asked in questions)
         answers = sorted({q["answer"] for q in fitted})
         labels = torch.tensor([answers.index(q["answer"]) for q in fitted])
         scenes = np.array([q["scene"] for q in measured])
@@ -62,20 +60,12 @@ def probe(
         features = (read(model, processor, questions) for questions in (fitted, measured))
         for (name, of_fitted), (_, of_measured) in zip(*features, strict=True):
             guesses[name] = [answers[n] for n in classify(of_fitted, labels, of_measured)]
-        guesses["the model's answer"] = [text for batch in batches(measured) for text in said(model, processor, batch)]
+        guesses["the model's answer"] = [one.prediction for one in judge(model, processor, measured)]
         found[kind] = []
         for name, given in guesses.items():
             right = np.array([score(q["answer"], guess) for q, guess in zip(measured, given, strict=True)], float)
             found[kind].append({"read": name} | with_interval(lambda rows, of=right: float(of[rows].mean()), scenes))
     return found
-
-
-def batches(questions: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    yield from (questions[first : first + BATCH_SIZE] for first in range(0, len(questions), BATCH_SIZE))
-
-
-def said(model: PreTrainedModel, processor: ProcessorMixin, questions: list[dict[str, Any]]) -> list[str]:
-    return answer(model, processor, [q["image"] for q in questions], [q["question"] for q in questions])
 
 
 @torch.inference_mode()
@@ -89,8 +79,10 @@ def read(
     )
     parts = []
     try:
-        for batch in batches(questions):
-            states = model(**begun(processor, batch).to(model.device), output_hidden_states=True).hidden_states
+        for first in range(0, len(questions), BATCH_SIZE):
+            batch = questions[first : first + BATCH_SIZE]
+            inputs = prompts(processor, [begun(question) for question in batch]).to(model.device)
+            states = model(**inputs, output_hidden_states=True).hidden_states
             cells = torch.stack([cells_of(processor, question) for question in batch])  # (B, num_phrases, S)
             sums = cells @ visual["tokens"].cpu()
             means = sums / cells.sum(-1, keepdim=True)
@@ -109,21 +101,11 @@ def read(
     return [(name, torch.cat(part)) for name, part in zip(names, zip(*parts, strict=True), strict=True)]
 
 
-def begun(processor: ProcessorMixin, questions: list[dict[str, Any]]) -> Any:
-    """Inputs of questions and the beginnings of their answers, padded on the left."""
-    chats = []
-    for question in questions:
-        beginning = BEGINNINGS[question["kind"]].format(question["object"])
-        answer_begun = {"role": "assistant", "content": [{"type": "text", "text": beginning}]}
-        chats.append([*one_question(question["question"], question["image"]), answer_begun])
-    return processor.apply_chat_template(
-        chats,
-        continue_final_message=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-        processor_kwargs={"padding": True, "padding_side": "left"},
-    )
+def begun(question: dict[str, Any]) -> Chat:
+    """A question and the beginning of its answer."""
+    beginning = BEGINNINGS[question["kind"]].format(question["object"])
+    said = {"role": "assistant", "content": [{"type": "text", "text": beginning}]}
+    return [*one_question(question["question"], question["image"]), said]
 
 
 def cells_of(processor: ProcessorMixin, question: dict[str, Any]) -> torch.Tensor:

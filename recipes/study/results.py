@@ -76,7 +76,7 @@ def benefit(
     ]
 
 
-def differing(judged: dict[str, list[Judged]]) -> list[int]:
+def right_by_one(judged: dict[str, list[Judged]]) -> list[int]:
     """
     The first question about two pictures, one that shows the thing and one that does not, to which just one of the models gives
     two right answers: the picture that shows it first. None where there is no such question.
@@ -97,10 +97,8 @@ def sheet_rows(judged: dict[str, list[Judged]], names: dict[str, str], num_rows:
     picture: nobody picked them by how they look.
     """
     first = next(iter(judged.values()))
-    chosen, kinds = (
-        differing({variant: judged[variant] for variant in names}),
-        ["random", "count", "relation", "adversarial"],
-    )
+    chosen = right_by_one({variant: judged[variant] for variant in names})
+    kinds = ["random", "count", "relation", "adversarial"]
     for n in range(num_rows - len(chosen)):
         kind = kinds[n % len(kinds)]
         chosen.append(

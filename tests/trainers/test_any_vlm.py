@@ -277,10 +277,13 @@ def test_what_is_no_data_set_is_said(data: Any, message: str, tmp_path: Path):
 def test_guidance_needs_regions(tmp_path: Path):
     plain = [row(), row()]
     untyped = IterableDataset.from_generator(rows)  # whose regions nobody knows before they are read
-    for data in (Dataset.from_list(rows()), untyped):
+    transformed = Dataset.from_dict({"n": [0]}).with_transform(lambda batch: {"n": batch["n"]})  # nor of these
+    for data in (Dataset.from_list(rows()), untyped, transformed):
         trainer_of(make("LLaVA"), tmp_path, data, max_steps=1)
-    with pytest.raises(ValueError, match="no row of the data set has a region"):
-        trainer_of(make("LLaVA"), tmp_path, Dataset.from_list(plain))
+    without = Dataset.from_list(plain)
+    for data in (without, without.remove_columns("regions").to_iterable_dataset()):
+        with pytest.raises(ValueError, match="no row of the data set has a region"):
+            trainer_of(make("LLaVA"), tmp_path, data)
     trainer_of(make("LLaVA"), tmp_path, Dataset.from_list(plain), guidance_weight=0.0)
 
 

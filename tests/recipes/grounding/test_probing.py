@@ -75,3 +75,10 @@ def test_the_model_that_comes_along_is_probed(tmp_path: Path, monkeypatch: pytes
     sides = {entry["read"]: entry["value"] for entry in found["relation"]}
     assert sides["the model's answer"] > 0.6 and sides["commonest answer"] == 0.25
     assert "| the model's answer |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", ["num_fitted", "num_images"])
+def test_too_few_scenes_are_refused(option: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "argv", ["probe.py", f"--{option}", "19"])
+    with pytest.raises(SystemExit, match="error: `--num_fitted` and `--num_images` have to be 20 or more"):
+        recipe.main()

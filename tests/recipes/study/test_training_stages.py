@@ -22,7 +22,7 @@ import torch
 from recipes.drawing.benefit import save_benefit
 from recipes.scenes.evaluation import Judged
 from recipes.study.plans import ALL_VARIANTS, LLM_LAYERS, SCALES, VARIANTS, lineage, plan
-from recipes.study.results import benefit, differing, sheet_rows, wilson
+from recipes.study.results import benefit, right_by_one, sheet_rows, wilson
 from recipes.study.stages import rows_of, tasks_of
 
 
@@ -88,11 +88,11 @@ def test_the_sheet_begins_with_a_question_that_one_model_answers_right():
         [judged(truth, prediction, kind) for (truth, kind), prediction in zip(truths, said, strict=True)]
         for said in (["No.", *["Yes."] * 9, "No.", "No.", "No.", "Yes."], ["Yes."] * 14, ["No."] * 14)
     )
-    assert differing({"a": guided, "b": other}) == differing({"a": other, "b": guided}) == [1, 0]
+    assert right_by_one({"a": guided, "b": other}) == right_by_one({"a": other, "b": guided}) == [1, 0]
     for j in (guided[1], other[1], third[1]):
         j.question["question"] = "Is that?"  # of another thing
-    assert differing({"a": guided, "b": other}) == [13, 12]
-    assert differing({"a": guided, "b": guided}) == differing({"a": other, "b": third}) == []
+    assert right_by_one({"a": guided, "b": other}) == [13, 12]
+    assert right_by_one({"a": guided, "b": guided}) == right_by_one({"a": other, "b": third}) == []
     both = {"a": guided, "b": other, "not drawn": guided}
     rows = sheet_rows(both, {"a": "with", "b": "without"}, num_rows=5)
     assert [row["truth"] for row in rows] == ["yes", "no", "yes", "two", "left"]
