@@ -12,11 +12,13 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """
-What learning to see cost in language: the perplexity of AGE-VLMs on a text without pictures, against that of their LLM.
+What learning to see cost in language: the perplexity of VLMs on a text without pictures, against that of their LLM.
 
     python recipes/perplexity.py runs/age-vlm runs/age-vlm-lm --base meta-llama/Llama-3.2-1B-Instruct [--text FILE | scenes]
+    python recipes/perplexity.py runs/guided --base HuggingFaceTB/SmolVLM-256M-Instruct
 
-Without a picture the cross-attention layers are skipped, so a model whose LLM was frozen has exactly its LLM's perplexity.
+Without a picture an AGE-VLM skips its cross-attention layers, so one whose LLM was frozen has exactly its LLM's perplexity. The base
+of a VLM that was tuned (recipes/guide.py) is the VLM as it was before.
 All models score the same tokens, those of the base's tokenizer, each with at least half a window of text before it (where the
 text has so much), and share out the probability among the base's vocabulary only.
 
@@ -38,9 +40,9 @@ NUM_CHATS = 200  # of `--text scenes`
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="+", help="AGE-VLM checkpoints (folders or Hub ids)")
+    parser.add_argument("models", nargs="+", help="checkpoints of VLMs (folders or Hub ids)")
     parser.add_argument(
-        "--base", required=True, help="the LLM that they were built around: folder, Hub id or GGUF file"
+        "--base", required=True, help="the LLM or VLM that they were trained from: folder, Hub id or GGUF file"
     )
     parser.add_argument("--text", help="text file, or scenes; default: the one that comes along")
     parser.add_argument("--out", type=Path, help="JSON file for the scores")

@@ -355,3 +355,11 @@ def load_other(name: str, config: PreTrainedConfig, revision: str = "main", **ar
     model, report = load_model(AutoModelForImageTextToText, name, revision, config=config, **arguments)
     check_tensors("the checkpoint", missing=report["missing_keys"])
     return model
+
+
+def load_any(name: str, revision: str = "main", **arguments: Any) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """The model, in evaluation mode, and the processor of any VLM: of this project's as [`load_checkpoint`], else as [`load_other`]."""
+    if is_age_vlm(name, revision):
+        return load_checkpoint(name, revision, **arguments)
+    config, processor = read_other(name, revision)
+    return load_other(name, config, revision, **arguments), processor

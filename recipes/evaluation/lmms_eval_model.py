@@ -46,7 +46,7 @@ from modeling_agevlm.conversion import loading
 from modeling_agevlm.image_reading_agevlm import read_image
 from recipes.answering.answers import generate, prompts
 from recipes.answering.attention import look_of_phrases
-from recipes.answering.checkpoint import is_age_vlm, load_checkpoint, load_other, read_other
+from recipes.answering.checkpoint import load_any
 from recipes.answering.phrases import guess_phrases
 from recipes.evaluation.journal import Journal
 from recipes.evaluation.pictures import fingerprint, save
@@ -119,11 +119,7 @@ class ImageTextToTextModel(lmms):
         own_device = device is None or self.world_size > 1
         self.device = self.accelerator.device if own_device else torch.device(device)
         with loading(pretrained):
-            if is_age_vlm(pretrained):
-                model, self.processor = load_checkpoint(pretrained, dtype=dtype)
-            else:
-                config, self.processor = read_other(pretrained)
-                model = load_other(pretrained, config, dtype=dtype)
+            model, self.processor = load_any(pretrained, dtype=dtype)
         if self.processor.chat_template is None:
             raise ValueError(f"{pretrained} has no chat template, so there is no telling how to ask it.")
         if self.processor.tokenizer.pad_token is None:

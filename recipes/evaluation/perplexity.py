@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Perplexity on a text without pictures, of AGE-VLMs and of the LLM that they were built around."""
+"""Perplexity on a text without pictures, of VLMs and of the model that they were trained from."""
 
 import math
 from pathlib import Path
@@ -19,43 +19,38 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
+from modeling_agevlm import AgeVlmConfig
 from modeling_agevlm.conversion import loading, split_gguf
 from recipes.answering.answers import Chat
-from recipes.answering.checkpoint import load_checkpoint
+from recipes.answering.checkpoint import load_any, read_entries
 
 
+VLMS = {AgeVlmConfig.model_type, *MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES}
 TEXT = Path(__file__).parent / "perplexity_text.txt"
 
 
-def load_base(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """
-    A plain LLM and its tokenizer.
+    A VLM or a plain LLM, and its tokenizer.
 
     Raises:
         ValueError: If it cannot be loaded.
     """
     checkpoint, gguf_file = split_gguf(name)
-    with loading(name, "`--base` is the LLM that the models were built around."):
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint, gguf_file=gguf_file)
-        return AutoModelForCausalLM.from_pretrained(checkpoint, gguf_file=gguf_file).eval(), tokenizer
-
-
-def load_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """
-    An AGE-VLM and its tokenizer.
-
-    Raises:
-        ValueError: If it cannot be loaded.
-    """
-    with loading(name, "A model is a whole checkpoint of an AGE-VLM."):
-        model, processor = load_checkpoint(name)
-    return model, processor.tokenizer
+    with loading(name, "`--base` and the models are whole checkpoints of VLMs or LLMs."):
+        if gguf_file is None and read_entries(checkpoint).get("model_type") in VLMS:
+            model, processor = load_any(checkpoint)
+            return model, processor.tokenizer
+        arguments = {"gguf_file": gguf_file, "trust_remote_code": False}
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint, **arguments)
+        return AutoModelForCausalLM.from_pretrained(checkpoint, **arguments).eval(), tokenizer
 
 
 def read_documents(text: str | list[Chat], tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """
-    The documents of a text: of a file, one; of chats, each as the base LLM's tokenizer writes it.
+    The documents of a text: of a file, one; of chats, each as the base's tokenizer writes it.
 
     Raises:
         ValueError: If the tokenizer has no chat template for the chats, or the file is no text.
@@ -63,7 +58,9 @@ def read_documents(text: str | list[Chat], tokenizer: PreTrainedTokenizerBase) -
     """
     if not isinstance(text, str):
         if tokenizer.chat_template is None:
-            raise ValueError("The base LLM has no chat template, which `--text scenes` needs: pass a file of text.")
+            raise ValueError(
+                "The tokenizer of the base has no chat template, which `--text scenes` needs: pass a file of text."
+            )
         return tokenizer.apply_chat_template(text, tokenize=False)
     try:
         return [Path(text).read_text(encoding="utf-8")]
@@ -81,7 +78,7 @@ def negative_log_likelihood(
     The negative log-likelihood, in nats, of all tokens but each document's first.
 
     Args:
-        model ([`PreTrainedModel`]): A causal language model, or an [`AgeVlmForConditionalGeneration`], which sees no picture.
+        model ([`PreTrainedModel`]): A causal language model, or a VLM, which sees no picture.
         documents (`list[list[int]]`): Token ids.
         vocab_size (`int`): Probabilities are taken over the first so many tokens of the model's vocabulary.
         window (`int`, *optional*, defaults to 1024): Tokens that the model reads at a time. Windows overlap by half, and
@@ -110,13 +107,13 @@ def perplexities(
         ValueError: If a checkpoint cannot be loaded, or splits the text into other tokens than the base.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    llm, tokenizer = load_base(base)
+    first, tokenizer = load(base)
     words = read_documents(text, tokenizer)
     is_begun = tokenizer.bos_token is not None and words[0].startswith(tokenizer.bos_token)  # as most chats are
     settings = {"add_special_tokens": not is_begun, "verbose": False}  # windows are cut below
     documents = tokenizer(words, **settings)["input_ids"]
-    vocab_size = llm.config.vocab_size
-    window = min(window, llm.config.max_position_embeddings)
+    config = first.config.get_text_config()
+    vocab_size, window = config.vocab_size, min(window, config.max_position_embeddings)
     number = sum(len(tokens) - 1 for tokens in documents)
     if number < 1:
         raise ValueError(f"{text} holds no text to score.")
@@ -124,10 +121,10 @@ def perplexities(
     num_bytes = sum(len(part.encode()) for part in texts)
     scores = {}
     for name in (base, *models):
-        model, own_tokenizer = (llm, tokenizer) if name == base else load_model(name)
+        model, own_tokenizer = (first, tokenizer) if name == base else load(name)
         if own_tokenizer(words, **settings)["input_ids"] != documents:
             raise ValueError(
-                f"{name} has another tokenizer than {base}: pass the LLM that it was built around as --base."
+                f"{name} has another tokenizer than {base}: pass the model that it was trained from as --base."
             )
         # the same arithmetic for all, whatever they are stored in
         nll = negative_log_likelihood(model.to(device, torch.float32), documents, vocab_size, window) / number

@@ -14,6 +14,7 @@
 """The study's page, table and plots from its results."""
 
 import csv
+import functools
 import json
 import math
 from collections.abc import Sequence
@@ -25,7 +26,10 @@ from typing import Any
 import numpy as np
 
 from recipes.drawing import plt
+from recipes.evaluation.perplexity import perplexities
 from recipes.inside.measures import interval as bootstrap_interval
+from recipes.scenes.texts import scene_texts
+from recipes.study.plans import llm_checkpoint
 from recipes.study.settings import (
     ABLATIONS,
     BASELINE,
@@ -39,6 +43,7 @@ from recipes.study.settings import (
     SAME_TIME,
     SMOLLM2_MODELS,
     STEPS,
+    TEST_IMAGES,
     Setting,
 )
 from recipes.terminal.tables import markdown
@@ -274,7 +279,7 @@ def concatenation_sections(folder: Path, results: dict[str, dict[str, Any]]) -> 
         "The same ConvNeXt, projector and LLM as a concatenation model, trained by the same stages on the same rows, with as many steps or, "
         f"at the end, {SAME_TIME} of them, which take as long on two CPU cores with the paper's 576 visual tokens (on a GPU more of them "
         "would: [speed](../speed.md)). Its attention is a share of that on the picture, and what lies off the picture stands for the sink. "
-        "Mean and 95 % interval over the seeds.",
+        f"Mean and 95 % interval over the seeds. The LLM's own perplexity, before any stage, is {llm_perplexity():.3f}: a frozen one keeps it.",
         markdown(["", *(f"{name} ({len(found)})" for name, found in models.items())], rows),
         "![existence over steps and LM loss, by architecture](concatenation.png)",
     ]
@@ -289,6 +294,13 @@ def concatenation_sections(folder: Path, results: dict[str, dict[str, Any]]) -> 
             markdown(["", *(guided for guided, _ in pairs)], rows),
         ]
     return sections
+
+
+@functools.cache
+def llm_perplexity() -> float:
+    """Of the LLM that the models are built around, on chats about test scenes."""
+    base = llm_checkpoint("llama")
+    return perplexities(base, [], list(scene_texts("test", TEST_IMAGES)))[base]["perplexity"]
 
 
 def unguided_of(name: str) -> str:

@@ -15,7 +15,6 @@
 
 import functools
 import json
-import math
 import shutil
 import time
 from contextlib import redirect_stdout
@@ -37,7 +36,7 @@ from transformers import (
 
 from modeling_agevlm import AgeVlmForConditionalGeneration, AgeVlmProcessor
 from recipes.answering.answers import one_question, prompts
-from recipes.evaluation.perplexity import negative_log_likelihood
+from recipes.evaluation.perplexity import perplexities
 from recipes.rows.appearing import appearing
 from recipes.scenes import BACKBONES
 from recipes.scenes.classes import POPE_KINDS
@@ -213,7 +212,8 @@ def evaluate(out: Path, results: Path, setting: Setting) -> None:
     else:
         metrics = summarize(judge(model, processor, test_questions(setting, settings.TEST_IMAGES)))
         metrics["pope_accuracy"] = mean(metrics[f"pope_{kind}_accuracy"] for kind in POPE_KINDS)
-    metrics["text_perplexity"] = text_perplexity(model, processor)
+    chats = list(scene_texts("test", settings.TEST_IMAGES))
+    metrics["text_perplexity"] = perplexities(str(folder), [], chats)[str(folder)]["perplexity"]
     curve = json.loads((folder / "curve.json").read_text())
     path = result_file(results, setting)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -221,15 +221,6 @@ def evaluate(out: Path, results: Path, setting: Setting) -> None:
     result["by_picture"] = {name: " ".join(f"{n}/{of}" for n, of in counts) for name, counts in by_picture.items()}
     with appearing(path) as aside:
         aside.write_text(json.dumps(result, indent=2) + "\n")
-
-
-def text_perplexity(model: PreTrainedModel, processor: ProcessorMixin) -> float:
-    """Of chats about test scenes, without their pictures: what learning to see cost in language."""
-    texts = processor.tokenizer.apply_chat_template(list(scene_texts("test", settings.TEST_IMAGES)), tokenize=False)
-    documents = processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
-    vocabulary = len(processor.tokenizer)
-    tokens = sum(len(document) - 1 for document in documents)
-    return math.exp(negative_log_likelihood(model, documents, vocabulary) / tokens)
 
 
 # --- All of them ---

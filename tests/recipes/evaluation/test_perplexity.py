@@ -20,6 +20,8 @@ import pytest
 import torch
 from testing_utils import IMAGE_SIZE, llama_twin, tiny_model, tiny_processor, tiny_tokenizer, up_to_rounding
 from tokenizers.processors import TemplateProcessing
+from torch.nn.functional import cross_entropy
+from vlm_families import FAMILIES
 
 from modeling_agevlm.processing_agevlm import LLAMA_3_CHAT_TEMPLATE
 from recipes import perplexity as command
@@ -134,7 +136,7 @@ def test_bad_input_ends_in_one_sentence(folders: dict, tmp_path: Path, monkeypat
     assert f"{tmp_path}/empty.txt holds no text to score" in sentence(frozen, *base, "--text", tmp_path / "empty.txt")
     assert "bytes.txt is no text in UTF-8" in sentence(frozen, *base, "--text", tmp_path / "bytes.txt")
     assert "`--text` is a file or scenes" in sentence(frozen, *base, "--text", "scene")
-    assert "A model is a whole checkpoint of an AGE-VLM" in sentence(folders["llama"] + "/", *base)
+    assert "are whole checkpoints of VLMs or LLMs" in sentence(tmp_path, *base)
     assert f"{tmp_path} cannot be loaded" in sentence(frozen, "--base", tmp_path)
     tokenizer = tiny_tokenizer()
     tokenizer.add_tokens(["Alice"])
@@ -142,3 +144,26 @@ def test_bad_input_ends_in_one_sentence(folders: dict, tmp_path: Path, monkeypat
     llama_twin(tiny_model()).save_pretrained(tmp_path / "other")
     assert "has another tokenizer than" in sentence(frozen, "--base", tmp_path / "other")
     assert "has no chat template" in sentence(frozen, "--base", tmp_path / "other", "--text", "scenes")
+
+
+@pytest.mark.parametrize(
+    "family", ["LLaVA", "LLaVA-OneVision", "FastVLM", "Idefics3", "Qwen2.5-VL", "Gemma 3", "LFM2-VL"]
+)
+def test_other_vlms_are_scored_as_their_language_model(family: str, tmp_path: Path):
+    torch.manual_seed(0)
+    model, processor = FAMILIES[family]()
+    for name in ("before", "tuned"):
+        if name == "tuned":
+            model.get_output_embeddings().weight.data *= 1.1
+        model.save_pretrained(tmp_path / name)
+        processor.save_pretrained(tmp_path / name)
+    text = tmp_path / "text.txt"
+    text.write_text("Is there a cup in the image? Yes, two cups.")
+    before, tuned = perplexities(str(tmp_path / "before"), [str(tmp_path / "tuned")], str(text)).values()
+    tokens = torch.tensor([processor.tokenizer(text.read_text())["input_ids"]])
+    with torch.no_grad():
+        states = model.eval().get_decoder()(input_ids=tokens).last_hidden_state
+        loss = cross_entropy(model.get_output_embeddings()(states)[0, :-1], tokens[0, 1:]).item()
+    assert tuned["nll_per_token"] == up_to_rounding(loss) and tuned["tokens"] == tokens.shape[1] - 1
+    assert before["nll_per_token"] != up_to_rounding(loss)
+    assert tuned["change"] == pytest.approx(math.expm1(loss - before["nll_per_token"]), rel=1e-3)
