@@ -379,6 +379,13 @@ def test_findings_are_those_of_the_study():
     assert "(`auto`) it is {:.3f}, where the one chosen beforehand has {:.3f}".format(*values) in readme
     chance = span(result["metrics"]["pope_accuracy"] for found in short for result in found.values())
     assert f"it is at chance either way ({chance})" in readme
+    assert f"is {report.llm_perplexity():.2f} before an LLM learns to see" in readme
+    trained = [none, models["the same, weight 0.3"], everything]
+    words = "{} after training without guidance, {} with one head (the sink, weight 0.3), {} with all heads"
+    assert words.format(*(of(found, "text_perplexity") for found in trained)) in readme
+    words = "with visual tokens among the words it is {}, {} and {:.2f}"
+    values = (of(bare, "text_perplexity"), of(single, "text_perplexity"), every[0]["metrics"]["text_perplexity"])
+    assert words.format(*values) in readme
     stays = {guided: [] for guided in (False, True)}
     for name, found in models.items():
         of_model = [result["metrics"].get("recolored_consistency") for result in found.values()]
