@@ -137,6 +137,7 @@ def claim() -> str:
         "pointing_accuracy": "its maximum inside the mask",
         "absence_auc": "what is not there, told by the attention on nothing (AUC)",
         "lm_loss": "LM loss",
+        "text_perplexity": "perplexity of chats without their pictures",
     }
     found = [of_seeds(study(), HEADS[name]) for name in names]
     rows = [[title, *(interval_of(results, key) for results in found)] for key, title in lines.items()]

@@ -68,6 +68,7 @@ COLUMNS = {
     "absence_auc": "absence by that mass, AUC",
     "lm_loss": "LM loss",
 }
+WITH_TEXT = COLUMNS | {"text_perplexity": "perplexity of text without a picture"}  # of models that were asked
 # of every model by itself
 SEED_COLUMNS = ("pope_accuracy", "pairs_qAcc", "chair_i", "chair_recall", "lm_loss")
 # two-sided 95 % quantiles of Student's t by degrees of freedom; the last one, a little too wide, for more of them
@@ -212,7 +213,7 @@ def heads_sections(folder: Path, results: dict[str, dict[str, Any]]) -> list[str
     heads = {name: found for name, found in heads.items() if found}
     sections = []
     if heads:
-        rows = [[title, *(interval_of(found, key) for found in heads.values())] for key, title in COLUMNS.items()]
+        rows = [[title, *(interval_of(found, key) for found in heads.values())] for key, title in WITH_TEXT.items()]
         sections += [
             "## Guide one head, and give it a place for nothing",
             "Mean and 95 % interval over the seeds, whose number the titles tell. The LLM trains in stage 4.",
@@ -271,8 +272,7 @@ def concatenation_sections(folder: Path, results: dict[str, dict[str, Any]]) -> 
     }
     crossing = {name: found for name, known in names.items() if (found := of_seeds(results, HEADS[known]))}
     models = crossing | concatenation
-    columns = COLUMNS | {"text_perplexity": "perplexity of text without a picture"}
-    rows = [[title, *(interval_of(found, key) for found in models.values())] for key, title in columns.items()]
+    rows = [[title, *(interval_of(found, key) for found in models.values())] for key, title in WITH_TEXT.items()]
     plot_curves(folder / "concatenation.png", models)
     sections = [
         "## Visual tokens among the words",
@@ -287,7 +287,7 @@ def concatenation_sections(folder: Path, results: dict[str, dict[str, Any]]) -> 
     if pairs:
         rows = [
             [title, *(differences(models[guided], models[unguided], key) for guided, unguided in pairs)]
-            for key, title in columns.items()
+            for key, title in WITH_TEXT.items()
         ]
         sections += [
             "What guidance adds to the unguided model of the same architecture, steps and seed:",
