@@ -388,6 +388,12 @@ def test_findings_are_those_of_the_study():
     assert words.format(of(none, "text_perplexity"), span(values), of(everything, "text_perplexity")) in readme
     words = "with visual tokens among the words it is {}, {} and {}"
     assert words.format(*(of(found, "text_perplexity") for found in (bare, single, every))) in readme
+    ordered = [(none, everything), (bare, single), (single, every)]  # by what is said of each seed
+    assert all(
+        less[seed]["metrics"]["text_perplexity"] < more[seed]["metrics"]["text_perplexity"]
+        for less, more in ordered
+        for seed in less
+    )
     stays = {guided: [] for guided in (False, True)}
     for name, found in models.items():
         of_model = [result["metrics"].get("recolored_consistency") for result in found.values()]
