@@ -39,6 +39,7 @@ from modeling_agevlm.configuration_agevlm import default_cross_attention_layers
 from recipes.benchmarks import scale
 from recipes.benchmarks.scale import make_config, parameters
 from recipes.study import report, settings
+from recipes.study.plans import llm_checkpoint
 from trainers import get_stage
 
 
@@ -381,7 +382,8 @@ def test_findings_are_those_of_the_study():
     assert f"captions are not learned in any way (CHAIR i {unlearned})" in readme
     chance = span(result["metrics"]["pope_accuracy"] for found in short for result in found.values())
     assert f"it is at chance either way ({chance})" in readme
-    assert f"is {report.llm_perplexity():.2f} before an LLM learns to see" in readme
+    before = report.text_perplexity(llm_checkpoint("llama"), settings.TEST_IMAGES)
+    assert f"is {before:.2f} before an LLM learns to see" in readme
     heavier = models["the same, weight 0.3"]
     values = (result["metrics"]["text_perplexity"] for found in (sunk, heavier) for result in found.values())
     words = "{} after training without guidance, {} with one head (the sink, weight 0.1 or 0.3), {} with all heads"

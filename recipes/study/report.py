@@ -274,12 +274,13 @@ def concatenation_sections(folder: Path, results: dict[str, dict[str, Any]]) -> 
     models = crossing | concatenation
     rows = [[title, *(interval_of(found, key) for found in models.values())] for key, title in WITH_TEXT.items()]
     plot_curves(folder / "concatenation.png", models)
+    before = text_perplexity(llm_checkpoint("llama"), TEST_IMAGES)
     sections = [
         "## Visual tokens among the words",
         "The same ConvNeXt, projector and LLM as a concatenation model, trained by the same stages on the same rows, with as many steps or, "
         f"at the end, {SAME_TIME} of them, which take as long on two CPU cores with the paper's 576 visual tokens (on a GPU more of them "
         "would: [speed](../speed.md)). Its attention is a share of that on the picture, and what lies off the picture stands for the sink. "
-        f"Mean and 95 % interval over the seeds. The LLM's own perplexity, before any stage, is {llm_perplexity():.3f}: a frozen one keeps it.",
+        f"Mean and 95 % interval over the seeds. The LLM's own perplexity, before any stage, is {before:.3f}: a frozen one keeps it.",
         markdown(["", *(f"{name} ({len(found)})" for name, found in models.items())], rows),
         "![existence over steps and LM loss, by architecture](concatenation.png)",
     ]
@@ -297,10 +298,9 @@ def concatenation_sections(folder: Path, results: dict[str, dict[str, Any]]) -> 
 
 
 @functools.cache
-def llm_perplexity() -> float:
-    """Of the LLM that the models are built around, on chats about test scenes."""
-    base = llm_checkpoint("llama")
-    return perplexities(base, [], list(scene_texts("test", TEST_IMAGES)))[base]["perplexity"]
+def text_perplexity(checkpoint: str, num_chats: int) -> float:
+    """Of a VLM or an LLM on chats about test scenes, without their pictures: what learning to see cost in language."""
+    return perplexities(checkpoint, [], list(scene_texts("test", num_chats)))[checkpoint]["perplexity"]
 
 
 def unguided_of(name: str) -> str:

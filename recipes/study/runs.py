@@ -36,15 +36,13 @@ from transformers import (
 
 from modeling_agevlm import AgeVlmForConditionalGeneration, AgeVlmProcessor
 from recipes.answering.answers import one_question, prompts
-from recipes.evaluation.perplexity import perplexities
 from recipes.rows.appearing import appearing
 from recipes.scenes import BACKBONES
 from recipes.scenes.classes import POPE_KINDS
 from recipes.scenes.evaluation import evaluate_all, judge, language_modeling_loss, summarize
-from recipes.scenes.texts import scene_texts
 from recipes.study import settings
 from recipes.study.plans import IMAGE_SIZE, llm_checkpoint
-from recipes.study.report import report
+from recipes.study.report import report, text_perplexity
 from recipes.study.rows import dialogs, reshaped, test_questions, training_rows
 from recipes.study.settings import (
     ABLATIONS,
@@ -212,8 +210,7 @@ def evaluate(out: Path, results: Path, setting: Setting) -> None:
     else:
         metrics = summarize(judge(model, processor, test_questions(setting, settings.TEST_IMAGES)))
         metrics["pope_accuracy"] = mean(metrics[f"pope_{kind}_accuracy"] for kind in POPE_KINDS)
-    chats = list(scene_texts("test", settings.TEST_IMAGES))
-    metrics["text_perplexity"] = perplexities(str(folder), [], chats)[str(folder)]["perplexity"]
+    metrics["text_perplexity"] = text_perplexity(str(folder), settings.TEST_IMAGES)
     curve = json.loads((folder / "curve.json").read_text())
     path = result_file(results, setting)
     path.parent.mkdir(parents=True, exist_ok=True)

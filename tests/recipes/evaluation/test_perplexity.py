@@ -51,8 +51,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.mark.parametrize("text", [str(TEXT), list(scene_texts("test", 4))], ids=["file", "chats"])
 def test_only_a_trained_llm_changes(folders: dict[str, str], text: str | list):
-    base, frozen, trained = perplexities(folders["llama"], [folders["frozen"], folders["trained"]], text).values()
-    assert frozen == base and base["change"] == 0
+    models = [folders["frozen"], folders["trained"], folders["llama"] + "/"]  # the last is an LLM
+    base, frozen, trained, again = perplexities(folders["llama"], models, text).values()
+    assert frozen == again == base and base["change"] == 0
     assert trained["nll_per_token"] != base["nll_per_token"] and trained["tokens"] == base["tokens"] > 400
     assert trained["change"] == pytest.approx(trained["perplexity"] / base["perplexity"] - 1)
     assert base["perplexity"] == pytest.approx(math.exp(base["nll_per_token"]))
